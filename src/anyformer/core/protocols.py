@@ -1,0 +1,58 @@
+"""What the layers expect of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from anyformer.core.findings import Finding
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a long piece of work stands."""
+
+    done: int
+    """Units finished (optimizer steps, bytes …)."""
+    total: int
+    """Units in all."""
+    loss: float | None = None
+    """Mean training loss since the last report, nats per token."""
+    rate: float | None = None
+    """Tokens (or ``unit``) per second over the last interval."""
+    seconds_left: float | None = None
+    """Estimate from the rate so far."""
+    unit: str = "tokens"
+
+
+class View(Protocol):
+    """Shows a person what is happening. Implemented by plain lines (core/view.py) and by the terminal (ui/)."""
+
+    def stage(self, name: str, value: str, detail: str = "") -> None:
+        """One finished stage: its name, the answer first, details after."""
+
+    def status(self, text: str) -> None:
+        """What is being done right now; replaced by the next status, stage or progress."""
+
+    def progress(self, progress: Progress) -> None:
+        """Move the bar. Called often; the view decides how often to draw."""
+
+    def finding(self, finding: Finding) -> None:
+        """Show one finding."""
+
+    def line(self, text: str = "") -> None:
+        """Free text (samples, the closing lines)."""
+
+
+class Tokenizer(Protocol):
+    """Text ↔ ids. Satisfied by the house's tokenizers and by any Hugging Face one."""
+
+    def __len__(self) -> int: ...
+
+    def encode(self, text: str) -> Sequence[int]: ...
+
+    def decode(self, token_ids: Any) -> str: ...
+
+    @property
+    def eos_token_id(self) -> int | None: ...

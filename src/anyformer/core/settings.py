@@ -1,0 +1,193 @@
+"""Every setting of every verb. The fields are the flags, the keys of ``settings.yaml`` and the keywords in Python.
+
+``None`` means "derived from the model, the data or the device"; what was derived is recorded as a finding of the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from anyformer.core.errors import SettingsError
+
+Precision = Literal["auto", "32", "16", "bf16"]
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and value <= 0:
+            raise SettingsError(f"{name} is {value}; it must be greater than 0")
+
+
+def _within(owner: object, name: str, low: float, high: float) -> None:
+    value = getattr(owner, name)
+    if not low <= value < high:
+        raise SettingsError(f"{name} is {value}; it must be at least {low:g} and below {high:g}")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of one training run."""
+
+    data: str = "python-stdlib"
+    """Text to train on: a file (.txt, .md, .py, .jsonl, .csv, .tsv, .parquet), a folder, or python-stdlib."""
+    val_data: str | None = None
+    """Held-out text from a file or folder of its own, instead of a part of data."""
+    text_column: str | None = None
+    """Column that holds the text in .jsonl, .csv, .tsv and .parquet; found by name where not given."""
+    val_split: float = 0.1
+    """Share of the documents held out for validation."""
+    tokenizer: str = "auto"
+    """auto, bpe (byte-level, trained on the data), char, or a folder or tokenizer.json of your own."""
+    vocab_size: int | None = None
+    """Size of the tokenizer to train; as many entries as the model has where not given."""
+    max_length: int | None = None
+    """Tokens in one training sequence; the model's positions, at most 512, where not given."""
+    batch_size: int = 16
+    """Sequences in one forward pass."""
+    accumulate_grad_batches: int = 1
+    """Forward passes whose gradients make one optimizer step (gradient accumulation)."""
+    max_epochs: int = 3
+    """Passes over the training data."""
+    max_steps: int | None = None
+    """Optimizer steps; ends the run even if max_epochs is not reached."""
+    learning_rate: float | None = None
+    """Peak learning rate; from the number of parameters where not given (Kaplan et al. 2020, eq. D.1)."""
+    min_lr_ratio: float = 0.1
+    """The cosine schedule ends at learning_rate × this."""
+    warmup_steps: int | None = None
+    """Optimizer steps of linear warm-up; 5 % of the run, at most 2,000, where not given."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of AdamW, on matrices only."""
+    beta1: float = 0.9
+    """AdamW's decay rate of the mean gradient."""
+    beta2: float = 0.95
+    """AdamW's decay rate of the mean squared gradient (0.95: Brown et al. 2020, appendix B)."""
+    gradient_clip_val: float = 1.0
+    """Largest norm of the whole gradient; 0 turns clipping off."""
+    label_smoothing: float = 0.0
+    """Share of the target probability spread over the vocabulary, in training only."""
+    early_stopping_patience: int | None = None
+    """Evaluations without a better held-out loss before the run ends; off where not given."""
+    save_top_k: int = 3
+    """Best checkpoints to keep, beside the newest."""
+    eval_every: int | None = None
+    """Optimizer steps between evaluations; a tenth of the run, at most one epoch, where not given."""
+    log_every: int = 10
+    """Optimizer steps between rows of metrics."""
+    precision: Precision = "auto"
+    """32, 16 or bf16; auto measures what is fastest on this device and keeps 32 unless another wins."""
+    use_gpu: bool = True
+    """Use a GPU where there is one."""
+    num_workers: int = 0
+    """Processes that read batches; 0 reads in the training process (memory-mapped tokens need no more)."""
+    seed: int = 42
+    """Seed of the weights' initialisation, the order of the data, dropout and samples."""
+    prompt: str | None = None
+    """Start of the samples; the first words of the held-out text where not given."""
+    weights: str | None = None
+    """Start from these weights: a .safetensors file or a state dict."""
+    name: str | None = None
+    """Name of the run; model and data where not given. An existing name gets -2."""
+    output_dir: str = "runs"
+    """Folder that holds the runs."""
+    resume: str | None = None
+    """Continue this run (runs/NAME) from its newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            self,
+            *("vocab_size", "max_length", "batch_size", "accumulate_grad_batches", "max_epochs", "max_steps"),
+            *("learning_rate", "early_stopping_patience", "save_top_k", "eval_every", "log_every"),
+        )
+        for name in ("val_split", "label_smoothing", "beta1", "beta2"):
+            _within(self, name, 0.0, 1.0)
+        if not 0.0 <= self.min_lr_ratio <= 1.0:
+            raise SettingsError(f"min_lr_ratio is {self.min_lr_ratio}; it must be between 0 and 1")
+        for name in ("warmup_steps", "weight_decay", "gradient_clip_val", "num_workers", "seed"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise SettingsError(f"{name} is {value}; it must not be negative")
+        if self.val_split == 0.0 and self.val_data is None:
+            raise SettingsError(
+                "val_split is 0 and no val_data is given: there would be no held-out text to judge the model by",
+                fix="give --val_split 0.1 or --val_data FILE",
+            )
+        if self.max_length == 1:
+            raise SettingsError("max_length is 1; a sequence needs at least 2 tokens to predict one from another")
+        if self.name is not None and (
+            not self.name or "/" in self.name or "\\" in self.name or self.name.startswith(".")
+        ):
+            raise SettingsError(f"name {self.name!r} is not a plain folder name", fix="--output_dir sets the folder")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field with its value, as settings.yaml holds it."""
+        return asdict(self)
+
+    def changed(self) -> dict[str, Any]:
+        """Only the fields that differ from the defaults."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Settings of the demo: a small GPT on the Python standard library's sources."""
+
+    name: str = "demo"
+    """Name of the run; an existing name gets -2."""
+    output_dir: str = "runs"
+    """Folder that holds the runs."""
+    max_steps: int | None = None
+    """Optimizer steps; sized to about three minutes on two cores where not given."""
+    seed: int = 42
+    """Seed of the weights' initialisation, the order of the data and the samples."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_steps")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Settings of an evaluation of a finished run."""
+
+    data: str | None = None
+    """Text to evaluate on, all of it; the run's own held-out text where not given."""
+    text_column: str | None = None
+    """Column that holds the text; found by name where not given."""
+    batch_size: int = 16
+    """Sequences in one forward pass."""
+    use_gpu: bool = True
+    """Use a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "batch_size")
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """Settings of text generation."""
+
+    prompt: str = ""
+    """Text to continue; empty starts from the end-of-text token."""
+    max_tokens: int = 200
+    """Tokens to generate."""
+    temperature: float = 0.8
+    """Divides the logits before sampling; 0 takes the likeliest token each time."""
+    top_k: int | None = None
+    """Sample among the k likeliest tokens only."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that together hold this probability."""
+    num_samples: int = 1
+    """How many continuations to write."""
+    seed: int = 42
+    """Seed of the sampling."""
+    use_gpu: bool = True
+    """Use a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_tokens", "top_k", "num_samples")
+        if self.temperature < 0:
+            raise SettingsError(f"temperature is {self.temperature}; it must not be negative")
+        if not 0 < self.top_p <= 1:
+            raise SettingsError(f"top_p is {self.top_p}; it must be above 0 and at most 1")

@@ -1,0 +1,73 @@
+"""The view for logs, pipes and notebooks: plain lines, no bar, no cursor movement."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from anyformer.core.findings import Finding
+from anyformer.core.protocols import Progress
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds as people read them: 0:58, 12:05, 3:07:00."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+
+
+def progress_text(progress: Progress) -> str:
+    """One line of figures: step, loss, rate, time left."""
+    parts = [f"step {progress.done:,}/{progress.total:,}"]
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.rate is not None:
+        parts.append(f"{progress.rate:,.0f} {progress.unit}/s")
+    if progress.seconds_left is not None:
+        parts.append(f"{duration(progress.seconds_left)} left")
+    return "   ".join(parts)
+
+
+class PlainView:
+    """Lines on a stream (stderr by default); a progress line at most every ``every`` seconds."""
+
+    def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
+        self._stream = stream
+        self._every = every
+        self._last = 0.0
+
+    def stage(self, name: str, value: str, detail: str = "") -> None:
+        self.line(f"  {name:<10} {value}" + (f"   {detail}" if detail else ""))
+
+    def status(self, text: str) -> None:
+        """Not shown: a log keeps results, not states."""
+
+    def progress(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last >= self._every or progress.done >= progress.total:
+            self._last = now
+            self.line(f"  {progress_text(progress)}")
+
+    def finding(self, finding: Finding) -> None:
+        reason = f" — {finding.reason}" if finding.reason else ""
+        self.line(f"  {finding.mark} {finding.name}: {finding.measured}{reason}")
+
+    def line(self, text: str = "") -> None:
+        # looked up at each call: pytest and notebooks swap sys.stderr
+        print(text, file=self._stream or sys.stderr, flush=True)
+
+
+class QuietView:
+    """Shows nothing (``--quiet``)."""
+
+    def stage(self, name: str, value: str, detail: str = "") -> None: ...
+
+    def status(self, text: str) -> None: ...
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def finding(self, finding: Finding) -> None: ...
+
+    def line(self, text: str = "") -> None: ...
