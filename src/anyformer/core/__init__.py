@@ -1,1 +1,1 @@
-"""The vocabulary that all layers share: settings, findings, errors, protocols, optional imports. Imports nothing of ours."""
+"""The vocabulary all layers share: settings, findings, errors, protocols, optional imports. Imports nothing of ours."""
