@@ -1,1 +1,111 @@
+"""Point it at any PyTorch transformer: it tells you whether the model is right, trains it on real text, and ships it.
+
+Every public name is imported on first use, so that ``import anyformer`` needs neither torch nor anything else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "2.1.0"
+
+_HOMES = {
+    "anyformer.api": ("evaluate", "generate", "load_model", "train"),
+    "anyformer.training": ("TrainingCoordinator", "UniversalModelAdapter", "train_model"),
+    "anyformer.data": ("AdaptiveTokenizerDataModule",),
+    "anyformer.tokenization": ("BPETrainerConfig", "CharacterLevelTokenizer", "FastBPETrainer"),
+    "anyformer.models.callplan": ("CallPlan", "infer_call_plan"),
+    "anyformer.models.signature": ("ModelSignatureInspector",),
+    "anyformer.models.source": ("LoadedModel",),
+    "anyformer.core.findings": ("Finding",),
+    "anyformer.core.settings": ("DemoSettings", "EvaluateSettings", "GenerateSettings", "TrainSettings"),
+    "anyformer.core.errors": (
+        *("AnyformerError", "CallError", "CheckpointError", "ConstructError", "CorruptCheckpoint", "DataError"),
+        *("DataNotFound", "DependencyError", "ExportError", "Interrupted", "ParityError", "SettingsError"),
+        *("SourceError", "TokenizerError", "TrainingError", "TrustError"),
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AdaptiveTokenizerDataModule",
+    "AnyformerError",
+    "BPETrainerConfig",
+    "CallError",
+    "CallPlan",
+    "CharacterLevelTokenizer",
+    "CheckpointError",
+    "ConstructError",
+    "CorruptCheckpoint",
+    "DataError",
+    "DataNotFound",
+    "DemoSettings",
+    "DependencyError",
+    "EvaluateSettings",
+    "ExportError",
+    "FastBPETrainer",
+    "Finding",
+    "GenerateSettings",
+    "Interrupted",
+    "LoadedModel",
+    "ModelSignatureInspector",
+    "ParityError",
+    "SettingsError",
+    "SourceError",
+    "TokenizerError",
+    "TrainSettings",
+    "TrainingCoordinator",
+    "TrainingError",
+    "TrustError",
+    "UniversalModelAdapter",
+    "__version__",
+    "evaluate",
+    "generate",
+    "infer_call_plan",
+    "load_model",
+    "train",
+    "train_model",
+]
+
+if TYPE_CHECKING:
+    from anyformer.api import evaluate, generate, load_model, train
+    from anyformer.core.errors import (
+        AnyformerError,
+        CallError,
+        CheckpointError,
+        ConstructError,
+        CorruptCheckpoint,
+        DataError,
+        DataNotFound,
+        DependencyError,
+        ExportError,
+        Interrupted,
+        ParityError,
+        SettingsError,
+        SourceError,
+        TokenizerError,
+        TrainingError,
+        TrustError,
+    )
+    from anyformer.core.findings import Finding
+    from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, TrainSettings
+    from anyformer.data import AdaptiveTokenizerDataModule
+    from anyformer.models.callplan import CallPlan, infer_call_plan
+    from anyformer.models.signature import ModelSignatureInspector
+    from anyformer.models.source import LoadedModel
+    from anyformer.tokenization import BPETrainerConfig, CharacterLevelTokenizer, FastBPETrainer
+    from anyformer.training import TrainingCoordinator, UniversalModelAdapter, train_model
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'anyformer' has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value  # the next use is a plain lookup
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -20,10 +20,13 @@ class Progress:
     loss: float | None = None
     """Mean training loss since the last report, nats per token."""
     rate: float | None = None
-    """Tokens (or ``unit``) per second over the last interval."""
+    """``unit`` per second over the last interval."""
     seconds_left: float | None = None
     """Estimate from the rate so far."""
     unit: str = "tokens"
+    """What the rate counts."""
+    label: str = "step"
+    """What ``done`` counts."""
 
 
 class View(Protocol):

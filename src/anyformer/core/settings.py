@@ -48,10 +48,10 @@ class TrainSettings:
     """Sequences in one forward pass."""
     accumulate_grad_batches: int = 1
     """Forward passes whose gradients make one optimizer step (gradient accumulation)."""
-    max_epochs: int = 3
-    """Passes over the training data."""
+    max_epochs: int | None = None
+    """Passes over the training data; 3 where neither this nor max_steps is given."""
     max_steps: int | None = None
-    """Optimizer steps; ends the run even if max_epochs is not reached."""
+    """Optimizer steps; whichever of max_epochs and max_steps is reached first ends the run."""
     learning_rate: float | None = None
     """Peak learning rate; from the number of parameters where not given (Kaplan et al. 2020, eq. D.1)."""
     min_lr_ratio: float = 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TextIO
@@ -20,7 +21,7 @@ def duration(seconds: float) -> str:
 
 def progress_text(progress: Progress) -> str:
     """One line of figures: step, loss, rate, time left."""
-    parts = [f"step {progress.done:,}/{progress.total:,}"]
+    parts = [f"{progress.label} {progress.done:,}/{progress.total:,}"]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
     if progress.rate is not None:
@@ -55,8 +56,9 @@ class PlainView:
         self.line(f"  {finding.mark} {finding.name}: {finding.measured}{reason}")
 
     def line(self, text: str = "") -> None:
-        # looked up at each call: pytest and notebooks swap sys.stderr
-        print(text, file=self._stream or sys.stderr, flush=True)
+        # looked up at each call: pytest and notebooks swap sys.stderr; a reader that left (| head) must not end a run
+        with contextlib.suppress(BrokenPipeError):
+            print(text, file=self._stream or sys.stderr, flush=True)
 
 
 class QuietView:

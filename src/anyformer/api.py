@@ -1,0 +1,339 @@
+"""The verbs. Each is one page: it calls the layers in order and returns what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from anyformer.core.errors import SettingsError
+from anyformer.core.findings import Finding
+from anyformer.core.names import default_run_name
+from anyformer.core.protocols import View
+from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, Precision, TrainSettings
+from anyformer.core.view import PlainView, QuietView
+from anyformer.data.cache import build_token_cache
+from anyformer.data.corpus import open_corpus
+from anyformer.evaluation.generation import stream
+from anyformer.evaluation.scoring import score_tokens
+from anyformer.models.callplan import CallPlan, infer_call_plan
+from anyformer.models.source import LoadedModel, load_model
+from anyformer.report import write_report
+from anyformer.runs.directory import RunDirectory
+from anyformer.runs.rebuild import load_run
+from anyformer.training.coordinator import TrainResult, run_training
+from anyformer.training.effective import choose_device
+from anyformer.training.reference import as_reference
+from anyformer.training.resume import model_of, run_of
+from anyformer.training.text import resolve_dataset
+
+DEMO_MODEL = {"vocab_size": 768, "block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128}
+"""Small enough for two cores to train in three minutes past the bigram entropy of its held-out text."""
+DEMO_STEPS = 2400
+DEMO_LEARNING_RATE = 3e-3
+DEMO_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a run's model predicts a text."""
+
+    run_path: Path
+    data: str
+    """Name of the text."""
+    loss: float
+    """Mean cross-entropy, nats per token."""
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    """Targets counted."""
+    unigram_entropy: float
+    bigram_entropy: float
+    """No predictor that sees only the previous token can have a lower loss on this text."""
+    beats_bigram: bool
+    findings: list[Finding]
+
+
+def train(
+    model: str | Path | nn.Module | None = None,
+    data: str | Path | Any = None,
+    *,
+    settings: TrainSettings | None = None,
+    config: dict[str, Any] | None = None,
+    val_data: str | None = None,
+    text_column: str | None = None,
+    val_split: float | None = None,
+    tokenizer: Any = None,
+    vocab_size: int | None = None,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    accumulate_grad_batches: int | None = None,
+    max_epochs: int | None = None,
+    max_steps: int | None = None,
+    learning_rate: float | None = None,
+    min_lr_ratio: float | None = None,
+    warmup_steps: int | None = None,
+    weight_decay: float | None = None,
+    beta1: float | None = None,
+    beta2: float | None = None,
+    gradient_clip_val: float | None = None,
+    label_smoothing: float | None = None,
+    early_stopping_patience: int | None = None,
+    save_top_k: int | None = None,
+    eval_every: int | None = None,
+    log_every: int | None = None,
+    precision: Precision | None = None,
+    use_gpu: bool | None = None,
+    num_workers: int | None = None,
+    seed: int | None = None,
+    prompt: str | None = None,
+    weights: str | None = None,
+    name: str | None = None,
+    output_dir: str | None = None,
+    resume: str | None = None,
+    view: View | None = None,
+    command: str = "",
+) -> TrainResult:
+    """Train a model on text: load → plan → data → fit → evaluate → report.
+
+    model: what ``anyformer train`` takes as MODEL, or an nn.Module; may be left out with ``resume``.
+    data: a path, "python-stdlib" (the default), a list of texts or a Dataset.
+    tokenizer: "auto", "bpe", "char", a path, or a tokenizer object. config: values for the model's constructor.
+    settings: all settings at once; every other keyword is a field of TrainSettings and wins over it.
+    Raises an AnyformerError that says what happened and what to do.
+    """
+    given = {key: value for key, value in locals().items() if key in _SETTINGS and value is not None}
+    source, dataset = resolve_dataset(data, None, None) if data is not None else (None, None)
+    given.pop("data", None)
+    if source is not None:
+        given["data"] = source
+    tokenizer_object = given.pop("tokenizer") if tokenizer is not None and not isinstance(tokenizer, str) else None
+    chosen = replace(settings or TrainSettings(), **given)
+    if model is None and chosen.resume is None:
+        raise SettingsError("train needs a model", fix="anyformer.train('model.py', data='corpus.txt')")
+    if model is None or chosen.resume is not None:
+        loaded = model_of(run_of(str(chosen.resume)), model if isinstance(model, nn.Module) else None)
+    else:
+        loaded = load_model(model, config=config, weights=chosen.weights, seed=chosen.seed)
+    if chosen.name is None and isinstance(model, (str, Path)):
+        chosen = replace(chosen, name=default_run_name(str(model), chosen.data))
+    result = run_training(
+        loaded, chosen, dataset=dataset, tokenizer=tokenizer_object, view=view or PlainView(), command=command
+    )
+    return replace(result, report_path=write_report(result.run_path))
+
+
+_SETTINGS = frozenset(TrainSettings.__dataclass_fields__)
+
+
+def train_model(
+    model: str | Path | nn.Module,
+    dataset: Any = None,
+    vocab_size: int | None = None,
+    max_epochs: int = 3,
+    batch_size: int = 16,
+    learning_rate: float = 1e-4,
+    *,
+    dataset_path: str | Path | None = None,
+    config_name: str | None = None,
+    max_length: int | None = None,
+    max_steps: int | None = None,
+    val_split: float = 0.1,
+    accumulate_grad_batches: int = 1,
+    early_stopping_patience: int | None = None,
+    save_top_k: int = 3,
+    tokenizer: Any = None,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.01,
+    seed: int = 42,
+    output_dir: str | Path = "./training_output",
+    precision: Precision = "auto",
+    use_gpu: bool = True,
+    gradient_clip_val: float = 1.0,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Train with one call; returns best_model_path, final_metrics, trainer, model, tokenizer, run_path, report_path.
+
+    dataset: a Dataset, a list of texts, a path, "python-stdlib" (the default) or a name on the hub with config_name.
+    vocab_size: size of the tokenizer; from the model where not given. The rest is as in TrainSettings.
+    Raises an AnyformerError, each also a ValueError, FileNotFoundError, TypeError or RuntimeError.
+    """
+    source, data = resolve_dataset(dataset, dataset_path, config_name)
+    settings = TrainSettings(
+        data=source,
+        vocab_size=vocab_size,
+        max_epochs=max_epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        max_length=max_length,
+        max_steps=max_steps,
+        val_split=val_split,
+        accumulate_grad_batches=accumulate_grad_batches,
+        early_stopping_patience=early_stopping_patience,
+        save_top_k=save_top_k,
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        seed=seed,
+        output_dir=str(output_dir),
+        precision=precision,
+        use_gpu=use_gpu,
+        gradient_clip_val=gradient_clip_val,
+        name=name,
+    )
+    result = run_training(load_model(model, seed=seed), settings, dataset=data, tokenizer=tokenizer)
+    return as_reference(replace(result, report_path=write_report(result.run_path)))
+
+
+def demo(settings: DemoSettings | None = None, *, view: View | None = None, command: str = "") -> TrainResult:
+    """Train ``example:gpt`` on the Python standard library's sources: about three minutes on two cores."""
+    chosen = settings or DemoSettings()
+    return train(
+        "example:gpt",
+        config=DEMO_MODEL,
+        settings=TrainSettings(
+            max_steps=chosen.max_steps or DEMO_STEPS,
+            learning_rate=DEMO_LEARNING_RATE,
+            batch_size=DEMO_BATCH,
+            prompt="def ",
+            name=chosen.name,
+            output_dir=chosen.output_dir,
+            seed=chosen.seed,
+        ),
+        view=view,
+        command=command,
+    )
+
+
+def inspect(
+    model: str | Path | nn.Module, *, config: dict[str, Any] | None = None, view: View | None = None
+) -> tuple[LoadedModel, CallPlan]:
+    """Load a model and find the one way to call it, proven on the module. Raises SourceError … CallError."""
+    (view or QuietView()).status("loading the model and calling it")
+    loaded = load_model(model, config=config)
+    return loaded, infer_call_plan(loaded.module)
+
+
+def evaluate(
+    run: str | Path,
+    data: Any = None,
+    *,
+    settings: EvaluateSettings | None = None,
+    model: nn.Module | None = None,
+    view: View | None = None,
+) -> Evaluation:
+    """Loss, perplexity and bits per byte of a run's best weights on a text, beside the baselines on the same tokens.
+
+    data: a path, a list of texts or a Dataset, all of it; the run's own held-out text where neither it nor
+    ``settings.data`` is given. model: the module, for a run that began with a Python object.
+    """
+    view = view or QuietView()
+    chosen = settings or EvaluateSettings()
+    view.status("loading the run")
+    loaded = load_run(run, module=model)
+    recorded = TrainSettings(**loaded.manifest["settings"])
+    source = data if data is not None else chosen.data
+    if source is not None:
+        corpus, held_out, split = open_corpus(source, chosen.text_column), None, 1.0
+    else:
+        corpus = open_corpus(recorded.data, recorded.text_column)
+        held_out = open_corpus(recorded.val_data) if recorded.val_data is not None else None
+        split = recorded.val_split
+    cache = build_token_cache(corpus, loaded.tokenizer, val_split=split, val_corpus=held_out, view=view)
+    view.status("measuring")
+    scores = score_tokens(
+        loaded.module,
+        loaded.plan,
+        cache.val,
+        block_size=loaded.manifest["effective"]["max_length"],
+        batch_size=chosen.batch_size,
+        device=choose_device(chosen.use_gpu),
+        bytes_total=cache.meta["val"]["bytes"],
+        view=view,
+    )
+    findings = [*corpus.findings, Finding("weights", "note", loaded.checkpoint.name, reason="best by held-out loss")]
+    return Evaluation(
+        run_path=Path(run),
+        data=corpus.name if held_out is None else held_out.name,
+        loss=scores.loss,
+        perplexity=scores.perplexity,
+        bits_per_byte=scores.bits_per_byte,
+        tokens=scores.tokens,
+        unigram_entropy=scores.unigram,
+        bigram_entropy=scores.bigram,
+        beats_bigram=scores.beats_bigram,
+        findings=findings,
+    )
+
+
+def generate_text(
+    run: str | Path,
+    *,
+    settings: GenerateSettings | None = None,
+    model: nn.Module | None = None,
+    on_text: Callable[[str], None] | None = None,
+    view: View | None = None,
+) -> list[str]:
+    """The prompt and its continuation by a run's best weights, once per sample.
+
+    on_text: called with the prompt, then with each piece of text as soon as it is certain; samples are a blank line
+    apart. model: the module, for a run that began with a Python object.
+    Raises TokenizerError for a prompt that the run's tokenizer cannot write.
+    """
+    (view or QuietView()).status("loading the run")
+    chosen = settings or GenerateSettings()
+    loaded = load_run(run, module=model)
+    device = choose_device(chosen.use_gpu)
+    loaded.module.to(device)
+    prompt = list(loaded.tokenizer.encode(chosen.prompt)) or [loaded.tokenizer.eos_token_id or 0]
+    show = on_text or (lambda text: None)
+    texts: list[str] = []
+    for number in range(chosen.num_samples):
+        ids = stream(
+            loaded.module,
+            loaded.plan,
+            torch.tensor([prompt], device=device),
+            max_length=len(prompt) + chosen.max_tokens,
+            temperature=chosen.temperature,
+            top_k=chosen.top_k,
+            top_p=chosen.top_p,
+            eos_token_id=loaded.tokenizer.eos_token_id,
+            generator=torch.Generator().manual_seed(chosen.seed + number),
+        )
+        show("\n\n" + chosen.prompt if number else chosen.prompt)
+        texts.append(chosen.prompt + _spoken(ids, loaded.tokenizer, show))
+    return texts
+
+
+def _spoken(ids: Iterator[int], tokenizer: Any, show: Callable[[str], None]) -> str:
+    """Decode ids as they come, up to the end-of-text token, and show each piece once it is certain."""
+    new: list[int] = []
+    shown = ""
+    for token in ids:
+        if token == tokenizer.eos_token_id:
+            break
+        new.append(token)
+        text = str(tokenizer.decode(new))
+        # a character of several bytes may still be incomplete: its place holder is not text yet
+        if not text.endswith("\ufffd"):
+            show(text[len(shown) :])
+            shown = text
+    whole = str(tokenizer.decode(new))
+    show(whole[len(shown) :])
+    return whole
+
+
+def generate(
+    run: str | Path, prompt: str = "", *, max_tokens: int = 200, temperature: float = 0.8, seed: int = 42
+) -> str:
+    """A prompt and its continuation by a run's best weights."""
+    settings = GenerateSettings(prompt=prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    return generate_text(run, settings=settings)[0]
+
+
+def report(run: str | Path) -> Path:
+    """Write a run's report.html anew and return its path. Raises SourceError where there is no such run."""
+    return write_report(RunDirectory.open(run).path)

@@ -1,0 +1,326 @@
+"""The commands. Each collects settings, calls one function of ``api`` and shows the result.
+
+Nothing heavy is imported here: a command prints its first line, then imports ``api`` (and with it torch).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anyformer.core.errors import FAILURE, INTERRUPTED, AnyformerError, SettingsError
+from anyformer.core.names import default_run_name
+from anyformer.core.protocols import View
+from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, TrainSettings
+from anyformer.core.view import PlainView, QuietView
+
+if TYPE_CHECKING:
+    from anyformer.api import TrainResult
+
+_BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells report it
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of a command."""
+
+    target: str
+    """MODEL or RUN; empty where the command has none."""
+    settings: Any
+    """An instance of the command's settings."""
+    argv: tuple[str, ...]
+    """The whole command line after ``anyformer``, for the record."""
+    view: View
+    close_view: Callable[[], None]
+    """Takes a moving line away; called before anything goes to stdout."""
+    as_json: bool
+
+    @property
+    def command_line(self) -> str:
+        return shlex.join(["anyformer", *self.argv])
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Results go to stdout; with --json that is kept for the one object."""
+        self.close_view()
+        if not self.as_json:
+            print("\n".join(lines), flush=True)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb: what it takes and what it calls."""
+
+    summary: str
+    positional: str | None
+    settings: type | None
+    run: Callable[[Request], dict[str, Any]]
+    """Returns the object that --json prints."""
+
+
+def _width() -> int:
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def _needs(request: Request, what: str, usage: str) -> str:
+    if not request.target:
+        raise SettingsError(f"{usage.split()[1]} needs {what}", fix=usage)
+    return request.target
+
+
+def demo(request: Request) -> dict[str, Any]:
+    settings: DemoSettings = request.settings
+    request.view.line("anyformer demo · a small GPT on your Python's own standard library\n")
+    request.view.status("loading PyTorch …")
+    from anyformer import api
+
+    result = api.demo(settings, view=request.view, command=request.command_line)
+    return _trained(request, result, "anyformer train your_model.py --data your_text.txt")
+
+
+def train(request: Request) -> dict[str, Any]:
+    settings: TrainSettings = request.settings
+    if settings.resume is None:
+        model = _needs(request, "a model", "anyformer train MODEL --data FILE   (MODEL: model.py or example:gpt)")
+        request.view.line(f"anyformer train · {model} on {settings.data} → {_planned_run(model, settings)}\n")
+    else:
+        request.view.line(f"anyformer train · resuming {settings.resume}\n")
+    request.view.status("loading PyTorch …")
+    from anyformer import api
+    from anyformer.ui.results import generate_command
+
+    result = api.train(request.target or None, settings=settings, view=request.view, command=request.command_line)
+    return _trained(request, result, generate_command(result.run_path, result.samples))
+
+
+def _planned_run(model: str, settings: TrainSettings) -> str:
+    """Where the run will lie: the settings' name or model-data, with -2, -3 … where that exists."""
+    name = settings.name or default_run_name(model, settings.data)
+    free, number = name, 1
+    while (Path(settings.output_dir) / free).exists():
+        number += 1
+        free = f"{name}-{number}"
+    return str(Path(settings.output_dir) / free)
+
+
+def _trained(request: Request, result: TrainResult, following: str) -> dict[str, Any]:
+    from anyformer.ui.results import training_lines
+
+    request.show(
+        training_lines(result.run_path, result.results, result.samples, result.report_path, following, _width())
+    )
+    return {
+        "run": str(result.run_path),
+        "results": result.results,
+        "findings": [finding.to_dict() for finding in result.findings],
+        "report": str(result.report_path) if result.report_path else None,
+        "samples": result.samples,
+    }
+
+
+def inspect(request: Request) -> dict[str, Any]:
+    model = _needs(request, "a model", "anyformer inspect MODEL   (MODEL: model.py or example:gpt)")
+    request.view.status("loading PyTorch …")
+    from anyformer import api
+    from anyformer.ui.results import plan_lines
+
+    loaded, plan = api.inspect(model, view=request.view)
+    request.show(plan_lines(loaded, plan, _width()))
+    return {
+        "model": loaded.provenance.to_dict(),
+        "call_plan": plan.to_dict(),
+        "findings": [finding.to_dict() for finding in (*loaded.findings, *plan.findings)],
+    }
+
+
+def evaluate(request: Request) -> dict[str, Any]:
+    run = _needs(request, "a run", "anyformer evaluate runs/NAME")
+    settings: EvaluateSettings = request.settings
+    request.view.line(f"anyformer evaluate · {run} on {settings.data or 'its own held-out text'}\n")
+    request.view.status("loading PyTorch …")
+    from anyformer import api
+    from anyformer.ui.results import evaluation_lines
+
+    evaluation = api.evaluate(run, settings=settings, view=request.view)
+    request.show(evaluation_lines(evaluation, _width()))
+    record = asdict(evaluation)
+    findings = [finding.to_dict() for finding in evaluation.findings]
+    return {"run": str(record.pop("run_path")), **record, "findings": findings}
+
+
+def generate(request: Request) -> dict[str, Any]:
+    run = _needs(request, "a run", 'anyformer generate runs/NAME --prompt "Once "')
+    request.view.status("loading PyTorch …")
+    from anyformer import api
+
+    def write(piece: str) -> None:
+        request.close_view()
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    settings: GenerateSettings = request.settings
+    started = time.monotonic()
+    texts = api.generate_text(run, settings=settings, on_text=None if request.as_json else write, view=request.view)
+    request.show([""])  # the end of the text's last line
+    characters = sum(len(text) for text in texts)
+    request.view.line(f"{characters:,} characters in {time.monotonic() - started:.1f} s")
+    return {"run": run, "prompt": settings.prompt, "texts": texts}
+
+
+def report(request: Request) -> dict[str, Any]:
+    run = _needs(request, "a run", "anyformer report runs/NAME")
+    from anyformer import api
+
+    path = api.report(run)
+    request.show([str(path)])
+    return {"run": run, "report": str(path)}
+
+
+COMMANDS = {
+    "demo": Command("Train a small GPT on the Python standard library, in minutes.", None, DemoSettings, demo),
+    "inspect": Command("How a model is called, measured on the model itself.", "MODEL", None, inspect),
+    "train": Command("Train a model on text.", "MODEL", TrainSettings, train),
+    "evaluate": Command("Held-out loss of a run, beside its baselines.", "RUN", EvaluateSettings, evaluate),
+    "generate": Command("Text from a run.", "RUN", GenerateSettings, generate),
+    "report": Command("Write a run's report.html anew.", "RUN", None, report),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    arguments = tuple(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a sign that the terminal cannot show must not cost the result
+            stream.reconfigure(errors="replace")
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # whoever read stdout is gone (| head); the interpreter must not try to flush it again
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except AnyformerError as error:
+        record = {"type": type(error).__name__, "what": error.what, "detail": error.detail, "fix": error.fix}
+        return _failed(str(error), record, error.exit_code, arguments, as_json)
+    except KeyboardInterrupt:
+        return _failed("interrupted", {"type": "KeyboardInterrupt"}, INTERRUPTED, arguments, as_json)
+    except Exception as error:  # noqa: BLE001 - the outermost place: whatever it is, the user gets a message
+        text = AnyformerError(
+            f"unexpected {type(error).__name__}: {error}", fix="run again with --debug for the traceback"
+        )
+        record = {"type": type(error).__name__, "what": str(error)}
+        return _failed(str(text), record, FAILURE, arguments, as_json)
+    return code
+
+
+def _failed(text: str, record: dict[str, str], code: int, argv: Sequence[str], as_json: bool) -> int:
+    if "--debug" in argv:
+        import traceback
+
+        traceback.print_exc()
+    print(f"anyformer: {text}", file=sys.stderr, flush=True)
+    if as_json:
+        print(_json({"error": record}))
+    return code
+
+
+def _dispatch(argv: tuple[str, ...]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if argv[0] in ("--version", "-V"):
+        from anyformer import __version__
+
+        print(f"anyformer {__version__}")
+        return 0
+    command = COMMANDS.get(argv[0])
+    if command is None:
+        raise _unknown_command(argv[0])
+    return _run(argv, command)
+
+
+def _run(argv: tuple[str, ...], command: Command) -> int:
+    from anyformer.ui.flags import parse
+
+    name, *rest = argv
+    try:
+        parsed = parse(name, command.summary, command.positional, command.settings, rest)
+    except SystemExit as done:  # --help has printed
+        return int(done.code or 0)
+    if parsed.print_config:
+        import yaml
+
+        print(yaml.safe_dump(asdict(parsed.settings), sort_keys=False, allow_unicode=True), end="")
+        return 0
+    with _view(quiet="--quiet" in rest) as (view, close):
+        request = Request(parsed.target or "", parsed.settings, argv, view, close, as_json="--json" in rest)
+        # a model's own print() must not spoil the one object
+        with contextlib.redirect_stdout(sys.stderr) if request.as_json else contextlib.nullcontext():
+            result = command.run(request)
+    if request.as_json:
+        print(_json({"command": name, **result}))
+    return 0
+
+
+def _json(record: Any) -> str:
+    """Strict JSON: a figure that is infinite or not a number becomes null, as JSON has neither."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(record), ensure_ascii=False, default=str, allow_nan=False)
+
+
+@contextlib.contextmanager
+def _view(quiet: bool) -> Iterator[tuple[View, Callable[[], None]]]:
+    """The view that fits where stderr goes, and how to take its moving line away."""
+    if quiet:
+        yield QuietView(), lambda: None
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        from anyformer.ui.live import RichView
+
+        with RichView() as view:
+            yield view, view.close
+    else:
+        yield PlainView(), lambda: None
+
+
+def _overview() -> str:
+    width = max(len(name) for name in COMMANDS)
+    return "\n".join(
+        [
+            "usage: anyformer COMMAND [MODEL | RUN] [--SETTING VALUE ...]",
+            "",
+            "Point it at any PyTorch transformer and train it on real text.",
+            "",
+            *(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()),
+            "",
+            "anyformer COMMAND --help lists a command's settings. Start with: anyformer demo",
+        ]
+    )
+
+
+def _unknown_command(name: str) -> SettingsError:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, COMMANDS, n=1)
+    fix = f"did you mean anyformer {near[0]}?" if near else "anyformer --help says what each does"
+    if name.endswith(".py"):
+        fix = f"anyformer train {name} --data FILE"
+    return SettingsError(f"there is no command {name!r}", detail=f"commands: {', '.join(COMMANDS)}", fix=fix)

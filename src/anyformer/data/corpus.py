@@ -1,0 +1,282 @@
+"""Where text comes from: a file, a folder, a table, the Python standard library, a list or a dataset."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from anyformer.core.errors import DataError, DataNotFound
+from anyformer.core.findings import Finding
+from anyformer.data.reading import SingleText, human_bytes, is_text_file, read_text_file
+from anyformer.data.tables import TABLE_SUFFIXES, choose_column, dataset_table, open_table, table_texts
+
+PYTHON_STDLIB = "python-stdlib"
+# Not the library itself, or not on every machine: third-party packages, test suites, the editor, the 2-to-3 tool.
+_STDLIB_SKIPPED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over the documents showed: size, fingerprint, and the extremes of their hashes."""
+
+    documents: int
+    size: int
+    """Bytes of the text as UTF-8."""
+    fingerprint: str
+    """sha256 over the text (of each document its length and sha256, in order)."""
+    lowest: bytes
+    """The smallest sha256 of a document; empty for a single text."""
+    highest: bytes
+
+
+class Corpus:
+    """Documents, read anew and one by one at every iteration.
+
+    name: short name ("corpus.txt"). description: what it holds ("1,604 files, 23 MB").
+    single_text: whether it is one continuous text; its documents are then consecutive pieces of 64 KB.
+    findings: choices made in opening it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        *,
+        documents: Callable[[], Iterator[str]] | None = None,
+        text: SingleText | None = None,
+        findings: Iterable[Finding] = (),
+    ) -> None:
+        if (documents is None) == (text is None):
+            raise TypeError("a corpus has either documents or one text")
+        self.name = name
+        self.description = description
+        self.text = text
+        self.findings: tuple[Finding, ...] = tuple(findings)
+        self._documents = documents
+
+    @property
+    def single_text(self) -> bool:
+        return self.text is not None
+
+    def __iter__(self) -> Iterator[str]:
+        if self.text is not None:
+            return self.text.pieces()
+        assert self._documents is not None
+        return self._documents()
+
+    @cached_property
+    def scan(self) -> Scan:
+        """One pass over everything, made once: hashes, counts and checks the text.
+
+        Raises DataError where there is no text, or what reading raises.
+        """
+        total = hashlib.sha256()
+        count = size = 0
+        lowest = highest = b""
+        for document in self:
+            data = encode_utf8(document, self.name)
+            count += 1
+            size += len(data)
+            if self.single_text:
+                total.update(data)
+                continue
+            digest = hashlib.sha256(data).digest()
+            total.update(len(data).to_bytes(8, "big") + digest)
+            lowest = digest if not lowest else min(lowest, digest)
+            highest = max(highest, digest)
+        if size == 0:
+            raise DataError(f"{self.name} is empty: there is no text in it", fix="give a file or folder with text")
+        kind = "text" if self.single_text else "documents"
+        return Scan(count, size, f"{kind}-{total.hexdigest()}", lowest, highest)
+
+
+def encode_utf8(document: str, name: str) -> bytes:
+    """The document's bytes; DataError for half a surrogate pair, which has none."""
+    try:
+        return document.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{name} holds text that is not valid Unicode: {document[error.start]!r}",
+            detail=f"character {error.start:,} of a document that begins {document[:40]!r}",
+        ) from error
+
+
+def open_corpus(data: Any, text_column: str | None = None) -> Corpus:
+    """The corpus at a path (file, folder, "python-stdlib"), or in a list of strings, a dict of lists or a dataset.
+
+    text_column: the column with the text, for tables and datasets; found by name, then by type, where not given.
+    Raises DataNotFound where there is nothing, DataError where it is not text.
+    """
+    if isinstance(data, Corpus):
+        return data
+    if isinstance(data, str | os.PathLike):
+        return _from_path(os.fspath(data), text_column)
+    if isinstance(data, list | tuple) and all(isinstance(item, str) for item in data):
+        _no_column(text_column, "a list of texts")
+        return _from_list(data)
+    if isinstance(data, Mapping) or hasattr(data, "column_names"):
+        return _from_dataset(data, text_column)
+    kind = (
+        f"a list with a {next(type(i) for i in data if not isinstance(i, str)).__name__}"
+        if isinstance(data, list)
+        else type(data).__name__
+    )
+    raise DataError(f"data is {kind}", fix="give a path, a list of strings, a dict of lists, or a datasets.Dataset")
+
+
+def _from_path(data: str, text_column: str | None) -> Corpus:
+    if data == PYTHON_STDLIB:
+        _no_column(text_column, PYTHON_STDLIB)
+        return _python_stdlib()
+    path = Path(data).expanduser()
+    if "\0" in data or "\n" in data or not _exists(path):
+        raise _not_found(data, path)
+    if path.is_dir():
+        return _from_folder(path, text_column)
+    if not path.is_file():
+        raise DataError(f"{path} is neither a file nor a folder")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty", fix="give a file with text in it")
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return _from_tables([path], path.name, text_column)
+    _no_column(text_column, path.name)
+    text = SingleText(path=path)
+    next(text.pieces(), None)  # binary and wrong encodings show here, before anything else is done
+    return Corpus(path.name, human_bytes(text.size), text=text)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name longer than the file system takes
+        return False
+
+
+def _not_found(data: str, path: Path) -> DataNotFound:
+    if "\n" in data or len(data) > 1024:
+        return DataNotFound(
+            f"data is taken for a path, but there is no file {data[:40]!r} …", fix="for text itself give a list: [text]"
+        )
+    folder = path.parent
+    near: list[str] = []
+    if folder.is_dir():
+        near = difflib.get_close_matches(path.name, sorted(p.name for p in folder.iterdir()), n=3, cutoff=0.6)
+    detail = f"close names there: {', '.join(near)}" if near else ""
+    if not folder.is_dir():
+        detail = f"there is no folder {folder} either"
+    return DataNotFound(
+        f"no data at {data}", detail, "give a text file, a folder, .jsonl, .csv, .parquet or python-stdlib"
+    )
+
+
+def _no_column(text_column: str | None, name: str) -> None:
+    if text_column is not None:
+        raise DataError(f"{name} has no columns, so no {text_column!r}", fix="leave text_column out")
+
+
+def _from_list(texts: list[str] | tuple[str, ...]) -> Corpus:
+    if len(texts) == 1:
+        encode_utf8(texts[0], "the text")
+        text = SingleText(text=texts[0])
+        return Corpus("text", human_bytes(text.size), text=text)
+    if not texts:
+        raise DataError("the list of texts is empty")
+    return Corpus("texts", f"{len(texts):,} documents", documents=lambda: (t for t in texts if t))
+
+
+def _from_dataset(data: Any, text_column: str | None) -> Corpus:
+    name, notes = "dataset", []
+    if isinstance(data, Mapping) and "train" in data and hasattr(data["train"], "column_names"):  # a DatasetDict
+        others = ", ".join(key for key in data if key != "train") or "none"
+        notes.append(Finding("dataset part", "note", "train", "", f"other parts, unused: {others}"))
+        data = data["train"]
+    table = dataset_table(data, name)
+    column, found = choose_column(table, text_column)
+    rows = len(data[column]) if isinstance(data, Mapping) else len(data) if hasattr(data, "__len__") else None
+    description = f"{rows:,} rows" if rows is not None else "rows"
+    return Corpus(name, description, documents=lambda: table_texts(table, column), findings=[*notes, found])
+
+
+def _from_tables(paths: list[Path], name: str, text_column: str | None) -> Corpus:
+    """One table, or the parts of one in several files, each row a document."""
+    first = open_table(paths[0])
+    column, found = choose_column(first, text_column)
+
+    def documents() -> Iterator[str]:
+        for path in paths:
+            table = first if path == paths[0] else open_table(path)
+            yield from table_texts(table, column)
+
+    size = human_bytes(sum(path.stat().st_size for path in paths))
+    description = size if len(paths) == 1 else f"{len(paths):,} files, {size}"
+    return Corpus(name, description, documents=documents, findings=[*first.notes, found])
+
+
+def _from_folder(folder: Path, text_column: str | None) -> Corpus:
+    texts: list[Path] = []
+    tables: list[Path] = []
+    binary = empty = 0
+    for path in _walk(folder):
+        if path.stat().st_size == 0:
+            empty += 1
+        elif path.suffix.lower() in TABLE_SUFFIXES:
+            tables.append(path)
+        elif is_text_file(path):
+            texts.append(path)
+        else:
+            binary += 1
+    kinds = sorted({path.suffix.lower() for path in tables})
+    if not texts and len(kinds) == 1:
+        return _from_tables(tables, folder.name, text_column)
+    if not texts:
+        held = f"{binary} binary, {empty} empty files" + (
+            f", tables of several kinds: {', '.join(kinds)}" if kinds else ""
+        )
+        raise DataError(f"there is no text in the folder {folder}", f"it holds {held}", "give a folder with text files")
+    _no_column(text_column, f"the folder {folder.name} (text files)")
+    skipped = [
+        f"{count:,} {kind}" for count, kind in ((binary, "binary"), (empty, "empty"), (len(tables), "table")) if count
+    ]
+    notes = [Finding("files skipped", "note", ", ".join(skipped), "", "only UTF-8 text is read")] if skipped else []
+    return _from_files(texts, folder.name or str(folder), notes)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder in a stable order; hidden ones and what cannot be a regular file left out."""
+    for current, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(current, name)
+            if not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _python_stdlib() -> Corpus:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [
+        path
+        for path in _walk(root)
+        if path.suffix == ".py"
+        and not any(part in _STDLIB_SKIPPED or part.startswith("config-") for part in path.relative_to(root).parts)
+        and path.stat().st_size > 0
+        and is_text_file(path)
+    ]
+    if not files:
+        raise DataNotFound(f"this Python has no library sources in {root}", fix="give a file or folder of your own")
+    reason = f"*.py of this Python, without {', '.join(_STDLIB_SKIPPED[:-1])}"
+    return _from_files(files, PYTHON_STDLIB, [Finding("files", "note", f"{len(files):,}", "", reason)])
+
+
+def _from_files(files: list[Path], name: str, notes: list[Finding]) -> Corpus:
+    size = human_bytes(sum(path.stat().st_size for path in files))
+    if len(files) == 1:
+        notes = [*notes, Finding("one text", "note", files[0].name, "", "the folder's only text, read as one text")]
+        return Corpus(name, f"1 file, {size}", text=SingleText(path=files[0]), findings=notes)
+    return Corpus(name, f"{len(files):,} files, {size}", documents=lambda: map(read_text_file, files), findings=notes)

@@ -1,0 +1,156 @@
+"""Text → batches for Lightning: tokens cached once, blocks without padding, an order that can be resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from anyformer.core.errors import DataError
+from anyformer.core.protocols import View
+from anyformer.data.blocks import PackedBlocks, collate_blocks
+from anyformer.data.cache import TokenCache, build_token_cache
+from anyformer.data.corpus import open_corpus
+from anyformer.data.loader import EpochBatches, ResumableLoader
+from anyformer.data.order import EpochOrder
+
+_LEAST_BLOCKS = 2
+
+
+class AdaptiveTokenizerDataModule(pl.LightningDataModule):
+    """Batches {"input_ids", "attention_mask", "labels"}, int64 (B, T), for ``trainer.fit(model, datamodule)``.
+
+    dataset: a path, "python-stdlib", a list of strings, a datasets.Dataset, or a Corpus; val_dataset likewise, held
+    out instead of ``val_split`` of the dataset. tokenizer: any Hugging Face tokenizer. max_length: T, tokens.
+    A mid-epoch checkpoint resumes with the very next batch, whatever num_workers was or is.
+    Raises DataError for data that cannot be used, or with fewer than 2 blocks to train on.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        tokenizer: Any,
+        batch_size: int = 16,
+        max_length: int = 512,
+        val_split: float = 0.1,
+        num_workers: int = 0,
+        *,
+        val_dataset: Any = None,
+        text_column: str | None = None,
+        seed: int = 42,
+        cache_dir: str | Path | None = None,
+        view: View | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or max_length < 2 or num_workers < 0:
+            raise DataError(
+                f"batch_size {batch_size}, max_length {max_length}, num_workers {num_workers} cannot be used",
+                detail="they must be at least 1, 2 and 0",
+            )
+        self.corpus = open_corpus(dataset, text_column)
+        # a column named for one table need not be in the other's kind of file
+        self.val_corpus = _open_held_out(val_dataset, text_column)
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.val_split = val_split
+        self.num_workers = num_workers
+        self.seed = seed
+        self._cache_dir = cache_dir
+        self._view = view
+        self._cache: TokenCache | None = None
+
+    @property
+    def cache(self) -> TokenCache:
+        """The tokens; built at the first use."""
+        if self._cache is None:
+            self._cache = build_token_cache(
+                self.corpus,
+                self.tokenizer,
+                val_split=self.val_split,
+                val_corpus=self.val_corpus,
+                cache_dir=self._cache_dir,
+                view=self._view,
+            )
+        return self._cache
+
+    def prepare_data(self) -> None:
+        """Fill the token cache (Lightning calls this in one process only)."""
+        self._check(self.cache)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the token cache and check that it can be trained on."""
+        self._check(self.cache)
+
+    def _check(self, cache: TokenCache) -> None:
+        tokens = len(cache.train)
+        if len(PackedBlocks(cache.train, self.max_length)) < _LEAST_BLOCKS:
+            needed = _LEAST_BLOCKS * (self.max_length - 1) + 1
+            fits = (tokens - 1) // _LEAST_BLOCKS + 1
+            raise DataError(
+                f"{self.corpus.name} is too short to train on: {tokens:,} tokens in blocks of {self.max_length:,}",
+                detail=f"at least {_LEAST_BLOCKS} blocks, {needed:,} tokens, are needed",
+                fix="give more text" + (f", or a max_length of at most {fits:,}" if fits > 1 else ""),
+            )
+        if 0 < len(cache.val) < 2:
+            raise DataError(
+                f"the held-out text is too short: {len(cache.val)} token", fix="a larger val_split, or --val_data FILE"
+            )
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Blocks in the epoch's order; the last batch may be smaller."""
+        blocks = PackedBlocks(self.cache.train, self.max_length)
+        trainer = self.trainer
+        batches = EpochBatches(
+            EpochOrder(len(blocks), self.seed),
+            self.batch_size,
+            # "processed": Lightning's current_epoch lags behind it after a checkpoint at the end of an epoch
+            epoch=trainer.fit_loop.epoch_progress.current.processed if trainer is not None else 0,
+            rank=trainer.global_rank if trainer is not None else 0,
+            world_size=trainer.world_size if trainer is not None else 1,
+        )
+        return ResumableLoader(
+            blocks,
+            batches,
+            num_workers=self.num_workers,
+            pin_memory=self._pins(),
+            consumed=lambda: self._consumed(batches),
+        )
+
+    def _consumed(self, batches: EpochBatches) -> tuple[int, int]:
+        if self.trainer is None:
+            return batches.begun[1], len(batches)
+        # "processed" and not "ready": a batch in the middle of its step when the run stops is trained on again
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed), int(self.trainer.num_training_batches)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The held-out blocks in order; every token after the first is a target exactly once."""
+        blocks = PackedBlocks(self.cache.val, self.max_length, keep_tail=True)
+        if len(blocks) == 0:
+            return []  # val_split 0: Lightning skips validation
+        return DataLoader(
+            blocks,
+            batch_size=self.batch_size,
+            collate_fn=collate_blocks,
+            num_workers=self.num_workers,
+            pin_memory=self._pins(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _pins(self) -> bool:
+        """Pinned memory speeds the copy to a CUDA device and is of no use elsewhere."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _open_held_out(val_dataset: Any, text_column: str | None) -> Any:
+    if val_dataset is None:
+        return None
+    try:
+        return open_corpus(val_dataset, text_column)
+    except DataError:
+        if text_column is None:
+            raise
+        return open_corpus(val_dataset)

@@ -1,0 +1,129 @@
+"""Bytes → text, one piece at a time: UTF-8 only, with the offset of whatever is not."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from anyformer.core.errors import DataError
+
+CHUNK_BYTES = 64 * 1024  # a document of a single text
+_BOM = b"\xef\xbb\xbf"
+_SNIFF = 1 << 20  # bytes read to tell text from binary
+_CUT_WINDOW = 4096  # how far before the exact place a split may look for the end of a line
+
+
+class SingleText:
+    """One long text in a file or in memory, read piece by piece. Positions are bytes of its UTF-8 form."""
+
+    def __init__(self, path: Path | None = None, text: str | None = None) -> None:
+        self.path = path
+        self._bytes = text.encode("utf-8") if text is not None else b""
+        self.name = path.name if path is not None else "text"
+        with self._open() as stream:
+            head = stream.read(len(_BOM))
+            stream.seek(0, io.SEEK_END)
+            end = stream.tell()
+        self._offset = len(_BOM) if head == _BOM else 0
+        self.size = end - self._offset
+
+    def _open(self) -> BinaryIO:
+        return self.path.open("rb") if self.path is not None else io.BytesIO(self._bytes)
+
+    def pieces(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
+        """Consecutive pieces of at most 64 KB that together are bytes start … stop; lines stay whole where they fit.
+
+        Raises DataError, with the byte's offset in the file, for NUL bytes and what is not UTF-8.
+        """
+        stop = self.size if stop is None else stop
+        with self._open() as stream:
+            stream.seek(self._offset + start)
+            position, rest = start, b""
+            while position < stop:
+                block = rest + stream.read(min(CHUNK_BYTES - len(rest), stop - position - len(rest)))
+                last = position + len(block) >= stop
+                if not last and len(block) < CHUNK_BYTES:
+                    raise DataError(f"{self.name} became shorter while it was read")
+                piece = block if last else block[: _end_of_piece(block)]
+                yield decode_text(piece, self.name, self._offset + position)
+                rest = block[len(piece) :]
+                position += len(piece)
+
+    def cut(self, share: float) -> int:
+        """Where the last ``share`` of the text begins: the start of a line close by, else of a character."""
+        exact = int(self.size * (1.0 - share))
+        window = min(exact, _CUT_WINDOW, max(1, self.size // 100))
+        with self._open() as stream:
+            stream.seek(self._offset + exact - window)
+            before = stream.read(window)
+            after = stream.read(4)
+        line_end = before.rfind(b"\n")
+        if line_end >= 0:
+            return exact - window + line_end + 1
+        forward = 0
+        while forward < min(3, len(after)) and after[forward] & 0xC0 == 0x80:
+            forward += 1  # a continuation byte: the character began before
+        return exact + forward
+
+
+def _end_of_piece(block: bytes) -> int:
+    """Where to end a piece: after a line in the second half, else before a character that is not whole."""
+    line_end = block.rfind(b"\n", len(block) // 2)
+    if line_end >= 0:
+        return line_end + 1
+    for back in range(1, 5):  # a character has at most 4 bytes
+        if block[-back] & 0xC0 != 0x80:  # the first byte of the last character
+            return len(block) - back if block[-back] >= 0x80 else len(block)
+    return len(block)
+
+
+def decode_text(data: bytes, name: str, offset: int = 0) -> str:
+    """UTF-8 text; DataError with the offset of the first byte that is not, or of a NUL byte."""
+    nul = data.find(b"\0")
+    if nul >= 0:
+        fix = "save it as UTF-8 text (iconv -f UTF-16 -t UTF-8)" if _looks_utf16(data) else "give a text file"
+        raise DataError(f"{name} is not a text: NUL byte at offset {offset + nul:,}", fix=fix)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start:,}",
+            detail=error.reason,
+            fix="iconv -f LATIN1 -t UTF-8 file > new_file converts an older Western encoding",
+        ) from error
+
+
+def _looks_utf16(data: bytes) -> bool:
+    return data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[1::2].count(0) > len(data) // 4
+
+
+def read_text_file(path: Path) -> str:
+    """A whole text file, without a byte order mark. Raises DataError as ``decode_text``."""
+    data = path.read_bytes()
+    skip = len(_BOM) if data.startswith(_BOM) else 0
+    return decode_text(data[skip:], str(path), skip)
+
+
+def is_text_file(path: Path) -> bool:
+    """Whether the first megabyte is UTF-8 without NUL bytes."""
+    with path.open("rb") as stream:
+        head = stream.read(_SNIFF)
+        whole = len(head) < _SNIFF
+    if b"\0" in head:
+        return False
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return not whole and error.start >= len(head) - 3 and error.reason == "unexpected end of data"
+    return True
+
+
+def human_bytes(size: int) -> str:
+    """1.1 MB, 23 MB, 812 bytes: decimal units, two digits."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= scale:
+            value = size / scale
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
+    return f"{size} bytes"

@@ -1,0 +1,39 @@
+"""Where in the user's own code an error arose: file, line, text."""
+
+from __future__ import annotations
+
+import linecache
+import sysconfig
+import traceback
+from pathlib import Path
+
+import torch
+
+_HOUSE = Path(__file__).resolve().parent.parent
+_EXAMPLE = _HOUSE / "models" / "example_gpt.py"
+_LIBRARIES = tuple(
+    str(Path(p).resolve())
+    for p in (Path(torch.__file__).parent, sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), _HOUSE)
+)
+
+
+def blame(error: BaseException) -> str:
+    """The last frame in the user's code with its line, then the error: ``model.py:41: self.x = y`` / ``ValueError: …``.
+
+    Frames of torch, of installed packages, of the standard library and of anyformer are passed over; where no other is
+    left, the error alone is returned.
+    """
+    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
+    if not frames:
+        return message
+    last = frames[-1]
+    text = last.line or linecache.getline(last.filename, last.lineno or 0).strip()
+    return f"{Path(last.filename).name}:{last.lineno}: {text}\n{message}"
+
+
+def _is_users(filename: str) -> bool:
+    if filename.startswith("<"):
+        return False
+    path = Path(filename).resolve()
+    return path == _EXAMPLE or not str(path).startswith(_LIBRARIES)

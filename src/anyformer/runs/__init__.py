@@ -1,0 +1,8 @@
+"""What a run remembers: its directory and manifest, durable checkpoints, metrics, and the way back to a trained module.
+
+directory    RunDirectory: the folder, run.json, settings.yaml, the model's source, samples
+checkpoints  DirectoryCheckpointIO, verify_checkpoint, list_checkpoints, newest_good
+metrics      CsvMetrics, Lightning's logger to metrics/metrics.csv
+rebuild      load_run: the trained module, its call plan and tokenizer from a run's folder
+environment  versions and machine facts
+"""

@@ -1,0 +1,271 @@
+"""Checkpoints as directories whose every byte is hashed.
+
+    checkpoints/step-00001200/
+      model.safetensors   the user's module, names as in its own state_dict
+      state.pt            everything else: optimizer, schedule, loops, callbacks, RNG
+      MANIFEST.json       step, and size and SHA-256 of each file; written last
+
+A flipped bit loads without an error in torch.load and in safetensors alike, so hashes are compared before anything is
+loaded. ``state.pt`` is read with ``weights_only=True``, always: a checkpoint is data, it never runs code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
+from torch import Tensor
+
+from anyformer.core.errors import CheckpointError, CorruptCheckpoint
+from anyformer.runs.files import is_disk_full, sha256, sync_file, sync_folder, write_atomically
+from anyformer.runs.tensors import plain, read_tensors, write_tensors
+
+FORMAT = 1
+MODEL = "model.safetensors"
+STATE = "state.pt"
+MANIFEST = "MANIFEST.json"
+PREFIX = "model."  # the adapter holds the user's module under this name
+_NAME = re.compile(r"step-(\d+)(?:-v(\d+))?")
+
+
+class DirectoryCheckpointIO(CheckpointIO):
+    """Lightning's way to the disk: one directory per checkpoint, verified before it is loaded."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write Lightning's checkpoint as the directory ``path``: complete and on the disk, or not there at all.
+
+        Raises CheckpointError where the disk is full or cannot be written, or where the state holds an object that
+        cannot be loaded without running code.
+        """
+        target = Path(path)
+        state = plain({key: value for key, value in checkpoint.items() if key != "state_dict"})
+        temporary = None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+            _write(temporary, checkpoint.get("state_dict", {}), state, int(checkpoint.get("global_step", 0)))
+            _put_in_place(temporary, target)
+        except CheckpointError:
+            _discard(temporary)
+            raise
+        except (OSError, RuntimeError) as error:  # safetensors' and torch's native writers raise RuntimeErrors
+            _discard(temporary)
+            raise _cannot_save(target, checkpoint, error) from error
+        except BaseException:  # Ctrl-C: nothing half-written stays
+            _discard(temporary)
+            raise
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Verify the directory, then return the dictionary that Lightning saved (tensors on ``map_location`` or CPU).
+
+        ``weights_only`` is Lightning's argument; this reader is always that strict. Raises CorruptCheckpoint.
+        """
+        folder = Path(path)
+        verify_checkpoint(folder)
+        device = "cpu" if map_location is None else map_location
+        try:
+            state = torch.load(folder / STATE, map_location=device, weights_only=True)
+            weights, prefix = read_tensors(folder / MODEL)
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise CheckpointError(f"the checkpoint {folder} cannot be loaded", detail=str(error)) from error
+        state_dict = {prefix + name: tensor for name, tensor in weights.items()}
+        if isinstance(device, (str, torch.device)) and torch.device(device).type != "cpu":
+            state_dict = {name: tensor.to(device) for name, tensor in state_dict.items()}
+        state_dict |= state.pop("other_state", {})
+        return {**state, "state_dict": state_dict}
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint's directory; anything that is not one is left alone (CheckpointError)."""
+        folder = Path(path)
+        if not folder.exists():
+            return
+        if folder.is_symlink() or not (folder / MANIFEST).is_file():
+            raise CheckpointError(f"{folder} is not a checkpoint; it is left as it is")
+        shutil.rmtree(folder)
+
+
+def verify_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """Compare size and SHA-256 of every file with MANIFEST.json and return the manifest.
+
+    Raises CorruptCheckpoint, naming the file and what differs; CheckpointError where there is no such directory.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint {folder}")
+    manifest = _read_manifest(folder)
+    for name, expected in manifest["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise CorruptCheckpoint(f"the checkpoint {folder.name} is damaged: {name} is missing", detail=str(folder))
+        size = file.stat().st_size
+        if size != expected["size"]:
+            what = f"the checkpoint {folder.name} is damaged: {name} has {size:,} bytes, not {expected['size']:,}"
+            raise CorruptCheckpoint(what, detail=str(folder))
+        found = sha256(file)
+        if found != expected["sha256"]:
+            raise CorruptCheckpoint(
+                f"the checkpoint {folder.name} is damaged: {name} does not match its hash",
+                detail=f"{file}\nsha256 is {found}\nit was   {expected['sha256']}",
+            )
+    return manifest
+
+
+def list_checkpoints(run_path: str | Path) -> list[Path]:
+    """Directories of a run's checkpoints, newest first by step; unfinished and damaged ones are not among them."""
+    folder = Path(run_path) / "checkpoints"
+    if not folder.is_dir():
+        return []
+    found = [
+        ((int(match[1]), int(match[2] or 0)), entry)
+        for entry in folder.iterdir()
+        if (match := _NAME.fullmatch(entry.name)) and entry.is_dir()
+    ]
+    return [entry for _, entry in sorted(found, reverse=True)]
+
+
+def newest_good(run_path: str | Path, on_bad: Callable[[Path, CorruptCheckpoint], None] | None = None) -> Path:
+    """The newest checkpoint whose bytes are those that were saved.
+
+    A damaged one is renamed to NAME.damaged and reported to ``on_bad(its new path, the error)``.
+    Raises CheckpointError where there are no checkpoints, CorruptCheckpoint where all are damaged.
+    """
+    candidates = list_checkpoints(run_path)
+    if not candidates:
+        raise CheckpointError(f"{run_path} has no checkpoint", fix="it stopped before its first one; start anew")
+    bad: list[CorruptCheckpoint] = []
+    for candidate in candidates:
+        try:
+            verify_checkpoint(candidate)
+        except CorruptCheckpoint as error:
+            bad.append(error)
+            aside = _set_aside(candidate)
+            if on_bad is not None:
+                on_bad(aside, error)
+        else:
+            return candidate
+    raise CorruptCheckpoint(
+        f"none of the {len(bad)} checkpoints of {run_path} is intact",
+        detail="\n".join(error.what for error in bad),
+        fix="restore the run's folder from a backup, or start the run anew",
+    )
+
+
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """The module's state dict out of a checkpoint, verified: names as the module has them, tied ones included."""
+    folder = Path(folder)
+    verify_checkpoint(folder)
+    weights, prefix = read_tensors(folder / MODEL)
+    other = torch.load(folder / STATE, map_location="cpu", weights_only=True).get("other_state", {})
+    own = {name.removeprefix(prefix): value for name, value in other.items() if name.startswith(prefix)}
+    return weights | own
+
+
+def _write(folder: Path, state_dict: dict[str, Any], state: dict[str, Any], step: int) -> None:
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in state_dict) else ""
+    weights = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+    left = write_tensors(folder / MODEL, weights, prefix=prefix)
+    # what the file of tensors cannot hold (extra state, rare dtypes), and the adapter's own state
+    other = {prefix + name: weights[name] for name in left}
+    other |= {name: value for name, value in state_dict.items() if not name.startswith(prefix)}
+    # through Python's stream: torch's own says "unexpected pos" for a full disk, this one keeps the OSError as context
+    with (folder / STATE).open("wb") as stream:
+        torch.save({**state, "other_state": plain(other, "state_dict")}, stream)
+    files = {}
+    for name in (MODEL, STATE):
+        sync_file(folder / name)
+        files[name] = {"sha256": sha256(folder / name), "size": (folder / name).stat().st_size}
+    manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": files}
+    manifest["sha256"] = _digest(manifest)
+    write_atomically(folder / MANIFEST, _text(manifest))
+
+
+def _text(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=2) + "\n").encode()
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    # the manifest is hashed too: a flipped bit in its step must not go unseen
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST
+    what = f"the checkpoint {folder.name} is damaged: {MANIFEST}"
+    if not file.is_file():
+        raise CorruptCheckpoint(f"{what} is missing (it is written last)", detail=str(folder))
+    try:
+        raw = file.read_bytes()
+        manifest = json.loads(raw)
+        intact = manifest["sha256"] == _digest(manifest) and raw == _text(manifest)
+        intact = intact and set(manifest["files"]) == {MODEL, STATE}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(f"{what} is not readable", detail=f"{file}: {error}") from error
+    if not intact:
+        raise CorruptCheckpoint(f"{what} does not match its hash", detail=str(file))
+    if manifest["format"] > FORMAT:
+        raise CheckpointError(f"{file} has format {manifest['format']}; this version reads up to {FORMAT}")
+    return dict(manifest)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    temporary.chmod(0o755)  # mkdtemp gives 0700
+    aside = None
+    if target.exists():  # the same step saved again
+        if not (target / MANIFEST).is_file():
+            raise CheckpointError(f"{target} exists and is not a checkpoint; it is left as it is")
+        aside = target.with_name(f".{target.name}.{temporary.name[-12:-4]}.old")
+        target.rename(aside)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if aside is not None:
+            aside.rename(target)
+        raise
+    sync_folder(target.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.damaged" + (f"-{number}" if number > 1 else ""))).exists():
+        number += 1
+    with contextlib.suppress(OSError):  # a run on a read-only disk can still be evaluated
+        folder.rename(aside)
+        return aside
+    return folder
+
+
+def _discard(temporary: Path | None) -> None:
+    if temporary is not None:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _cannot_save(target: Path, checkpoint: dict[str, Any], error: Exception) -> CheckpointError:
+    tensors = [value for value in checkpoint.get("state_dict", {}).values() if isinstance(value, Tensor)]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
+    kept = list_checkpoints(target.parent.parent)
+    untouched = "earlier checkpoints are untouched" + (f" (newest: {kept[0].name})" if kept else "")
+    try:
+        free = f"{shutil.disk_usage(target.parent).free / 1e6:,.1f} MB"
+    except OSError:
+        free = "unknown"
+    detail = f"in {target.parent}; the weights alone take {size:,.1f} MB, free: {free}\n{untouched}"
+    if is_disk_full(error):
+        what = f"no space left to save the checkpoint {target.name}"
+        return CheckpointError(what, detail, "free some space and resume, or keep fewer with --save_top_k 1")
+    return CheckpointError(
+        f"the checkpoint {target.name} could not be written", f"{detail}\n{error}", "see whether the folder is writable"
+    )

@@ -1,0 +1,132 @@
+"""Metrics of a run as one CSV file that is always complete up to the last finished step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import warnings
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from anyformer.runs.files import write_atomically
+from anyformer.runs.table import COLUMNS, FILE, cell, line, read_metrics
+
+_PENDING = 10_000  # rows kept in memory while the disk is full
+
+
+class CsvMetrics(Logger):
+    """Lightning's logger to ``metrics/metrics.csv``: one row per step, appended when the step changes.
+
+    run_path: the run's folder.
+    resume_from: optimizer step of the checkpoint a run continues from; rows beyond it are dropped.
+    A disk that is full stops no training: one warning, and the rows are written once there is space again.
+    """
+
+    def __init__(self, run_path: str | Path, resume_from: int | None = None) -> None:
+        super().__init__()
+        self.path = Path(run_path) / FILE
+        self._run_path = Path(run_path)
+        self._row: dict[str, str] = {}
+        self._pending: list[str] = []
+        self._warned = False
+        self._seconds_before = 0.0
+        if resume_from is not None:
+            self._drop_rows_beyond(resume_from)
+        self._started = time.monotonic()
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._run_path.name
+
+    @property
+    def version(self) -> str:
+        """Empty: a run's folder is its version."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self._run_path)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the manifest and settings.yaml hold them (the signature is Lightning's)."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Fill the row of ``step`` (optimizer steps); keys that are no columns are ignored."""
+        known = {key: float(value) for key, value in metrics.items() if key in COLUMNS and key != "step"}
+        if step is None or not known.keys() - {"epoch"}:
+            return
+        if self._row and int(self._row["step"]) != step:
+            self._finish_row()
+        self._row["step"] = str(step)
+        if "seconds" not in known and "seconds" not in self._row:
+            known["seconds"] = round(self._seconds_before + time.monotonic() - self._started, 3)
+        for key, value in known.items():
+            self._row[key] = str(int(value)) if key == "epoch" and value.is_integer() else repr(value)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what is logged so far."""
+        self._finish_row()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the last row."""
+        self._finish_row()
+
+    def _finish_row(self) -> None:
+        if self._row:
+            self._pending = [*self._pending[-_PENDING:], line([self._row.get(name, "") for name in COLUMNS])]
+            self._row = {}
+        if self._pending:
+            try:
+                self._append("".join(self._pending))
+                self._pending = []
+            except OSError as error:
+                self._warn(error)
+
+    def _append(self, text: str) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as stream:
+            size = stream.tell()
+            if size == 0:
+                text = line(COLUMNS) + text
+            elif not self._ends_with_newline():
+                text = "\n" + text  # the process was killed in the middle of a row
+            try:
+                stream.write(text.encode())
+                stream.flush()
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, size)  # half a row would be read as a wrong number
+                raise
+
+    def _ends_with_newline(self) -> bool:
+        with self.path.open("rb") as stream:
+            stream.seek(-1, os.SEEK_END)
+            return stream.read(1) == b"\n"
+
+    def _drop_rows_beyond(self, step: int) -> None:
+        rows = [row for row in read_metrics(self.path) if (row["step"] or 0) <= step]
+        if not self.path.is_file():
+            return
+        if rows and rows[-1]["seconds"] is not None:
+            self._seconds_before = rows[-1]["seconds"]
+        text = line(COLUMNS) + "".join(line([cell(name, row[name]) for name in COLUMNS]) for row in rows)
+        try:
+            write_atomically(self.path, text.encode())
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"metrics are not being written to {self.path}: {error}; training goes on", stacklevel=3)

@@ -1,0 +1,110 @@
+"""A state dict in one safetensors file, tied weights stored once; and state made of plain types only."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anyformer.core.errors import CheckpointError
+
+# what the safetensors format has a code for; anything else travels in state.pt
+_DTYPES = frozenset(
+    getattr(torch, name)
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64", "bool"),
+        *("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64"),
+    )
+    if hasattr(torch, name)
+)
+
+
+def write_tensors(path: Path, state_dict: dict[str, Any], *, prefix: str) -> list[str]:
+    """Write the tensors of a module's state dict to ``path`` and return the names that the format cannot hold.
+
+    Names that are one and the same memory (tied weights) are stored once; the others are aliases in the metadata, as
+    is ``prefix``, which the names had before. Raises RuntimeError or OSError where the file cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    left: list[str] = []
+    seen: dict[tuple[Any, ...], str] = {}
+    storages: set[int] = set()
+    for name, value in state_dict.items():
+        if not isinstance(value, Tensor) or value.dtype not in _DTYPES or value.layout != torch.strided:
+            left.append(name)
+            continue
+        tensor = value.detach()
+        storage = tensor.untyped_storage().data_ptr()
+        key = (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, str(tensor.device))
+        if tensor.numel() and key in seen:
+            aliases[name] = seen[key]
+            continue
+        seen[key] = name
+        on_cpu = tensor.cpu().contiguous()
+        # different views of one storage (a slice, a transpose): copies, the format knows no views
+        overlaps = storage in storages or on_cpu.untyped_storage().nbytes() != on_cpu.numel() * on_cpu.element_size()
+        tensors[name] = on_cpu.clone() if overlaps else on_cpu
+        storages.add(storage)
+    metadata = {"format": "pt", "prefix": prefix, "aliases": json.dumps(aliases)}
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # derives from Exception alone
+        raise RuntimeError(str(error)) from error
+    return left
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """What ``write_tensors`` wrote: the tensors on the CPU, aliases being the same tensor again, and the prefix."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise RuntimeError(f"{path.name}: {error}") from error
+    for alias, name in json.loads(metadata.get("aliases", "{}")).items():
+        tensors[alias] = tensors[name]
+    return tensors, metadata.get("prefix", "")
+
+
+def plain(value: Any, where: str = "") -> Any:
+    """``value`` with plain types only, so that ``torch.load(weights_only=True)`` reads it back.
+
+    Paths become str, enums their values, NumPy scalars Python's, NumPy arrays tensors, dataclasses and mappings dicts.
+    Raises CheckpointError, naming the place, for any other object: it could not be loaded without running code.
+    """
+    if isinstance(value, enum.Enum):
+        return plain(value.value, where)
+    if value is None or type(value) in (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return {plain(key, where): plain(item, f"{where}/{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = [plain(item, f"{where}/{index}") for index, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items) if isinstance(value, tuple) else set(items)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (int, float, str)):  # subclasses that add only behaviour
+        base = int if isinstance(value, int) else float if isinstance(value, float) else str
+        return base(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value), where)
+    raise CheckpointError(
+        f"the training state holds a {type(value).__qualname__} at {where.strip('/') or 'the top'}",
+        detail="a checkpoint holds tensors and plain values only, so that loading one never runs code",
+        fix="give state_dict() of that object plain values, or leave it out of save_hyperparameters()",
+    )

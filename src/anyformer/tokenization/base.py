@@ -1,0 +1,236 @@
+"""The house's tokenizer: a Hugging Face fast tokenizer whose ``encode`` also answers by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex, overload
+
+import tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from anyformer.core.errors import TokenizerError
+
+SPECIAL_TOKENS: tuple[str, ...] = ("<pad>", "<unk>", "<s>", "</s>")
+
+# Which role a special token plays, by the names in common use (Llama and T5; BERT; GPT-2; ChatML).
+_ROLES: dict[str, tuple[str, ...]] = {
+    "pad_token": ("<pad>", "[PAD]", "<|pad|>"),
+    "unk_token": ("<unk>", "[UNK]", "<|unk|>"),
+    "bos_token": ("<s>", "<bos>", "[BOS]", "[CLS]", "<|startoftext|>", "<|begin_of_text|>", "<|im_start|>"),
+    "eos_token": ("</s>", "<eos>", "[EOS]", "[SEP]", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>"),
+}
+
+
+class EncodedIds(list[int]):
+    """Token ids as a plain list, which also answers ``["input_ids"]`` and ``["attention_mask"]`` (1 = keep)."""
+
+    def __init__(self, ids: Sequence[int] = (), attention_mask: Sequence[int] | None = None) -> None:
+        super().__init__(ids)
+        self.attention_mask = list(attention_mask) if attention_mask is not None else [1] * len(self)
+
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> int: ...
+    @overload
+    def __getitem__(self, key: slice | str) -> list[int]: ...
+    def __getitem__(self, key: SupportsIndex | slice | str) -> int | list[int]:
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        if key == "input_ids":
+            return list(self)
+        if key == "attention_mask":
+            return list(self.attention_mask)
+        raise KeyError(f"{key!r}: an encoded text has 'input_ids' and 'attention_mask'")
+
+
+class TextTokenizer(PreTrainedTokenizerFast):
+    """A ``transformers`` fast tokenizer with ``save("x.json")`` and an ``encode`` that answers by name.
+
+    Of itself it adds no special tokens. A folder it saves loads in ``transformers.AutoTokenizer``.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (transformers declares it so)
+
+    def encode(
+        self,
+        text: str | list[str],
+        text_pair: str | list[str] | None = None,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        pad_to_multiple_of: int | None = None,
+        split_special_tokens: bool | None = None,
+    ) -> Any:
+        """Ids of one text: an ``EncodedIds``, or with ``return_tensors`` what transformers gives, (1, T).
+
+        The arguments mean what they mean in transformers. Raises TokenizerError for text that is not valid
+        Unicode or has characters for which a tokenizer without ``<unk>`` and bytes has no id.
+        """
+        encoded = self(
+            text,
+            text_pair=text_pair,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            stride=stride,
+            padding_side=padding_side,
+            return_tensors=return_tensors,
+            pad_to_multiple_of=pad_to_multiple_of,
+            split_special_tokens=split_special_tokens,
+            return_attention_mask=True,
+        )
+        if return_tensors is not None:
+            return encoded["input_ids"]
+        return EncodedIds(encoded["input_ids"], encoded["attention_mask"])
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        # every way of encoding in transformers ends here; the keywords are transformers' own
+        texts = [text] if isinstance(text, str) else text
+        self.check_texts(texts)
+        try:
+            return super()._encode_plus(text, text_pair=text_pair, **kwargs)
+        except TypeError:
+            _check_unicode(texts)
+            raise
+
+    def check_texts(self, texts: Any) -> None:
+        """TokenizerError where a text has a character without an id (only without ``<unk>`` and bytes)."""
+        alphabet = self._closed_alphabet()
+        if alphabet is None:
+            return
+        for text in texts:
+            if isinstance(text, str) and (unknown := set(text) - alphabet):
+                shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in sorted(unknown)[:5])
+                raise TokenizerError(
+                    f"the character tokenizer has no id for {shown}" + (" …" if len(unknown) > 5 else ""),
+                    detail=f"it knows {len(alphabet)} characters and has no <unk> and no bytes to fall back on",
+                    fix="leave these characters out, or use a vocabulary with room for <unk>",
+                )
+
+    def _closed_alphabet(self) -> frozenset[str] | None:
+        """The only characters that can be encoded; None where every character can."""
+        if "_alphabet" not in self.__dict__:
+            backend = self.backend_tokenizer
+            model = backend.model
+            closed = (
+                isinstance(model, BPE)
+                and model.unk_token is None
+                and not model.byte_fallback
+                and backend.pre_tokenizer is None
+            )
+            self.__dict__["_alphabet"] = frozenset("".join(backend.get_vocab())) if closed else None
+        alphabet: frozenset[str] | None = self.__dict__["_alphabet"]
+        return alphabet
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the one-file form (tokenizer.json of the ``tokenizers`` library) to ``path``."""
+        target = Path(path)
+        if target.is_dir():
+            raise TokenizerError(f"{target} is a folder", fix="give a file name, or use save_pretrained(folder)")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _without_padding(self.backend_tokenizer).save(str(target))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """Write tokenizer.json and tokenizer_config.json into a folder, as transformers does."""
+        _without_padding(self.backend_tokenizer)
+        files: tuple[str, ...] = super().save_pretrained(save_directory, *args, **kwargs)
+        # transformers notes the class's name and looks it up among its own when loading
+        config_file = Path(save_directory) / "tokenizer_config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return files
+
+
+def special_roles(tokens: Sequence[str]) -> dict[str, str]:
+    """The role of each special token ({"eos_token": "</s>", …}), by the names in common use, first match first."""
+    roles: dict[str, str] = {}
+    for role, names in _ROLES.items():
+        for name in names:
+            if name in tokens:
+                roles[role] = name
+                break
+    return roles
+
+
+def check_special_tokens(tokens: Sequence[str]) -> list[str]:
+    """The special tokens as a list; TokenizerError for an empty one, a double, or not a list of strings."""
+    if isinstance(tokens, str) or not all(isinstance(token, str) for token in tokens):
+        raise TokenizerError(f"special_tokens is {tokens!r}; it must be a list of strings")
+    for token in tokens:
+        if not token or not token.isascii():
+            raise TokenizerError(f"special token {token!r} must be non-empty ASCII text")
+        if tokens.count(token) > 1:
+            raise TokenizerError(f"special token {token!r} is given twice")
+    return list(tokens)
+
+
+def wrap_backend(backend: tokenizers.Tokenizer, special_tokens: Sequence[str]) -> TextTokenizer:
+    """A house tokenizer around a ``tokenizers`` one; roles of the special tokens by their names."""
+    return TextTokenizer(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend, **init_fields(special_tokens)
+    )
+
+
+def init_fields(special_tokens: Sequence[str]) -> dict[str, Any]:
+    """What transformers' constructor is told beside the backend: roles, other special tokens, no clean-up."""
+    roles = special_roles(special_tokens)
+    others = [token for token in special_tokens if token not in roles.values()]
+    fields: dict[str, Any] = {**roles, "clean_up_tokenization_spaces": False}
+    return {**fields, "extra_special_tokens": others} if others else fields
+
+
+def id_count(tokenizer: Any) -> int:
+    """One more than the largest id the tokenizer gives: the embedding rows it needs (holes in the ids count)."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
+
+
+def encode_texts(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Ids of each text, without special tokens, padding or truncation; house, Hugging Face or any ``encode``.
+
+    Fast path: the backend's ``encode_batch_fast`` (parallel, no offsets). Raises TokenizerError as ``encode`` does.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if isinstance(backend, tokenizers.Tokenizer):
+        if isinstance(tokenizer, TextTokenizer):
+            tokenizer.check_texts(texts)
+        _without_padding(backend)
+        try:
+            return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError:
+            _check_unicode(texts)
+            raise
+    if callable(tokenizer):
+        encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return encoded
+    return [list(tokenizer.encode(text)) for text in texts]
+
+
+def _without_padding(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The backend with truncation and padding off: transformers leaves those of the last call switched on."""
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _check_unicode(texts: Any) -> None:
+    """TokenizerError where a text cannot be written as UTF-8 (a lone surrogate)."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"the text is not valid Unicode: {text[error.start]!r} at character {error.start:,}",
+                detail="half of a surrogate pair stands alone; it has no UTF-8 form",
+                fix='text.encode("utf-8", "replace").decode("utf-8") replaces it',
+            ) from error
+        except AttributeError:
+            return  # not a string: the TypeError of the library says it

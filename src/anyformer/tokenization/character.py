@@ -1,0 +1,118 @@
+"""One id per character, for any vocabulary size; bytes for the rest where they fit."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models
+
+from anyformer.core.errors import TokenizerError
+from anyformer.core.findings import Finding
+from anyformer.tokenization.base import SPECIAL_TOKENS, TextTokenizer, check_special_tokens, init_fields, special_roles
+
+BYTES = 256
+_BYTE_TOKENS = [f"<0x{value:02X}>" for value in range(BYTES)]  # the spelling that tokenizers' ByteFallback reads
+
+
+class CharacterLevelTokenizer(TextTokenizer):
+    """Characters as tokens: special tokens first, then 256 bytes where they fit, then characters.
+
+    With ``texts`` the characters are theirs, most frequent first (ties by code point), and the tokenizer may be
+    smaller than asked; without, they are filled up in code point order, printable ASCII first. From 256 + special
+    tokens up, every string survives encode and decode; below, unknown characters become ``<unk>``, or raise
+    TokenizerError where there is none. ``findings`` says which.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        special_tokens: Sequence[str] = SPECIAL_TOKENS,
+        texts: Iterable[str] | None = None,
+    ) -> None:
+        specials = check_special_tokens(special_tokens)
+        if vocab_size <= len(specials):
+            raise TokenizerError(
+                f"vocab_size is {vocab_size}; {len(specials)} special tokens leave no room for characters",
+                fix="a larger vocabulary, or fewer special_tokens",
+            )
+        with_bytes = vocab_size >= BYTES + len(specials)
+        reserved = specials + (_BYTE_TOKENS if with_bytes else [])
+        room = vocab_size - len(reserved)
+        known = list(islice(_code_points(), room)) if texts is None else count_characters(texts)
+        characters = known[:room]
+        vocab = {token: number for number, token in enumerate([*reserved, *characters])}
+        roles = special_roles(specials)
+        backend = Tokenizer(
+            models.BPE(vocab=vocab, merges=[], byte_fallback=with_bytes, unk_token=roles.get("unk_token"))
+        )
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+        if specials:
+            backend.add_special_tokens(specials)
+        super().__init__(tokenizer_object=backend, **init_fields(specials))  # type: ignore[no-untyped-call]
+        self.findings = _findings(vocab_size, len(vocab), with_bytes, len(known) - len(characters), roles)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> TextTokenizer:
+        """The saved tokenizer, as a plain house tokenizer (its characters are in the file)."""
+        loaded: TextTokenizer = TextTokenizer.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return loaded
+
+
+def count_characters(texts: Iterable[str]) -> list[str]:
+    """The distinct characters of the texts, most frequent first, ties by code point."""
+    if isinstance(texts, str):
+        raise TokenizerError("texts is one string", fix="give a list of strings: [text]")
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    surrogates = [c for c in counts if "\ud800" <= c <= "\udfff"]
+    if surrogates:
+        raise TokenizerError(f"the text is not valid Unicode: it holds {surrogates[0]!r}, half of a surrogate pair")
+    if not counts:
+        raise TokenizerError("there is no text to take characters from", fix="give at least one non-empty text")
+    return sorted(counts, key=lambda c: (-counts[c], c))
+
+
+def _code_points() -> Iterator[str]:
+    """All characters: printable ASCII, tab and newline, then those Unicode assigns, then the rest."""
+    ascii_first = [*map(chr, range(0x20, 0x7F)), "\n", "\t", "\r"]
+    yield from ascii_first
+    rest = []
+    for character in map(chr, range(sys.maxunicode + 1)):
+        category = unicodedata.category(character)
+        if category in ("Cc", "Cn", "Co"):
+            rest.append(character)
+        elif category != "Cs" and not " " <= character <= "~":  # surrogates (Cs) are no characters
+            yield character
+    yield from (character for character in rest if character not in "\n\t\r")
+
+
+def _findings(asked: int, got: int, with_bytes: bool, left_out: int, roles: dict[str, str]) -> list[Finding]:
+    found = []
+    if got < asked:
+        found.append(
+            Finding(
+                "tokenizer size", "note", f"asked {asked:,}, the text gave {got:,}", f"{asked:,}", "all its characters"
+            )
+        )
+    if with_bytes:
+        found.append(Finding("unknown characters", "ok", "written as their UTF-8 bytes", "every string round-trips"))
+    elif "unk_token" in roles:
+        reason = "256 bytes and the special tokens do not fit"
+        measured = f"become {roles['unk_token']}" + (
+            f"; {left_out:,} characters of the text among them" if left_out else ""
+        )
+        found.append(
+            Finding("unknown characters", "warn" if left_out else "note", measured, "every string round-trips", reason)
+        )
+    else:
+        reason = "neither bytes nor <unk> fit"
+        found.append(
+            Finding("unknown characters", "note", "are refused with an error", "every string round-trips", reason)
+        )
+    return found

@@ -1,0 +1,234 @@
+"""The Lightning module around a user's model: one forward, one loss, one optimizer.
+
+Legend: B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.errors import CallError, SettingsError
+from anyformer.evaluation.generation import generate
+from anyformer.models.callplan import CallPlan, call_logits, infer_call_plan
+from anyformer.models.objectives import causal_lm_loss, causal_lm_total
+from anyformer.training.nonfinite import gradient_error, loss_error
+from anyformer.training.optim import adamw, warmup_cosine_schedule
+
+
+class UniversalModelAdapter(pl.LightningModule):
+    """Trains any module whose call plan is known, in any ``pl.Trainer``.
+
+    model: the user's module, used as it is. call_plan: how to call it; inferred by running it where not given.
+    vocab_size: number of token ids V; the width of the model's logits where not given.
+    learning_rate, warmup_steps, weight_decay: AdamW's peak rate, optimizer steps of linear warm-up, decay of matrices.
+    total_steps: length of the cosine in optimizer steps; the trainer's plan where not given.
+    Logs ``train_loss``, ``val_loss`` (nats per token) and ``val_perplexity``. Batches hold input_ids, labels
+    (unshifted, −100 ignored) and attention_mask, int64 (B, T).
+    Raises CallError where the model's future leaks into its past, SettingsError where V does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        learning_rate: float = 1e-4,
+        vocab_size: int | None = None,
+        warmup_steps: int = 0,
+        weight_decay: float = 0.01,
+        *,
+        config: Any = None,
+        tokenizer: Any = None,
+        call_plan: CallPlan | None = None,
+        label_smoothing: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        min_lr_ratio: float = 0.1,
+        total_steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.call_plan = call_plan or infer_call_plan(model)
+        require_causal(self.call_plan)
+        self.vocab_size = vocab_size or self.call_plan.vocab_size
+        if self.vocab_size > self.call_plan.vocab_size:
+            raise SettingsError(
+                f"vocab_size is {self.vocab_size:,}, but the model's logits cover {self.call_plan.vocab_size:,} ids",
+                fix="use a tokenizer of at most that size, or build the model with a larger vocabulary",
+            )
+        self.config = config
+        self.tokenizer = tokenizer
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
+        self.weight_decay = weight_decay
+        self.label_smoothing = label_smoothing
+        self.betas = betas
+        self.min_lr_ratio = min_lr_ratio
+        self.total_steps = total_steps
+        self.last_train_loss = math.nan
+        """Mean training loss of the last log interval, nats per token."""
+        self._loss_sum: Tensor | None = None
+        self._losses = 0
+        self._grad_norm: Tensor | None = None
+        self._val_sum = 0.0
+        self._val_count = 0
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> dict[str, Tensor | None]:
+        """Logits (B, T, V), and the mean next-token loss where labels (B, T, unshifted) are given."""
+        logits = call_logits(self.model, self.call_plan, input_ids, attention_mask)
+        loss = None if labels is None else causal_lm_loss(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_length: int = 100,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        eos_token_id: int | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Continue input_ids (B, T) to at most max_length tokens in all; returns ids (B, ≤ max_length)."""
+        generator = None
+        if seed is not None:
+            generator = torch.Generator(device=input_ids.device).manual_seed(seed)
+        return generate(
+            self.model,
+            self.call_plan,
+            input_ids,
+            max_length=max_length,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            eos_token_id=eos_token_id,
+            generator=generator,
+        )
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean next-token loss of one batch, with label smoothing."""
+        input_ids, labels = batch["input_ids"], batch["labels"]
+        logits = call_logits(self.model, self.call_plan, input_ids, batch.get("attention_mask"))
+        loss = causal_lm_loss(logits, labels, label_smoothing=self.label_smoothing)
+        # reading a value stalls a GPU; there the check waits for the log interval
+        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+            raise loss_error(self.model, self.call_plan, input_ids, loss.item(), self.global_step + 1)
+        detached = loss.detach().float()
+        self._loss_sum = detached if self._loss_sum is None else self._loss_sum + detached
+        self._losses += 1
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says, and keep the norm that was measured on the way."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        if gradient_clip_val:
+            self._grad_norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        else:
+            self._grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._grad_norm.device.type == "cpu" and not math.isfinite(self._grad_norm.item()):
+            raise gradient_error(self.model, self.global_step + 1)
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log the means since the last row, once per log interval: one read from the device, not one per step."""
+        step = self.global_step
+        interval = log_interval(self.trainer)
+        if self.trainer.fit_loop._should_accumulate() or not interval or (step % interval and step > 1):
+            return
+        if self._loss_sum is None:
+            return
+        self.last_train_loss = float(self._loss_sum) / self._losses
+        self._loss_sum, self._losses = None, 0
+        if not math.isfinite(self.last_train_loss):
+            raise loss_error(self.model, self.call_plan, batch["input_ids"], self.last_train_loss, step)
+        self.log("train_loss", self.last_train_loss)
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        if self._grad_norm is not None:
+            self.log("grad_norm", float(self._grad_norm))
+        self.log("step", float(step))  # rows count finished optimizer steps
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums of one evaluation."""
+        self._val_sum, self._val_count = 0.0, 0
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add one batch to the evaluation: summed over tokens, so that a short batch weighs what it should."""
+        logits = call_logits(self.model, self.call_plan, batch["input_ids"], batch.get("attention_mask"))
+        total, count = causal_lm_total(logits, batch["labels"])
+        self._val_sum += float(total)
+        self._val_count += int(count)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val_loss (mean nats per token) and val_perplexity = exp(val_loss)."""
+        sums = torch.tensor([self._val_sum, float(self._val_count)], dtype=torch.float64, device=self.device)
+        total, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        if not count:
+            raise SettingsError("no held-out token is a target; the validation batches hold only ignored labels")
+        loss = total / count
+        self.log("val_loss", loss)
+        self.log("val_perplexity", math.exp(min(loss, 700.0)))  # exp overflows a float64 above 709
+        self.log("step", float(self.global_step))
+
+    def configure_optimizers(self) -> Any:
+        """([AdamW], [the warm-up + cosine schedule, stepped per optimizer step])."""
+        # the fp16 scaler cannot clip gradients that a fused optimizer unscales inside its own kernel
+        fused = self._trainer is None or self.trainer.precision != "16-mixed"
+        optimizer = adamw(
+            self.model,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            betas=self.betas,
+            fused=fused,
+        )
+        schedule = warmup_cosine_schedule(
+            optimizer,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.total_steps or self._planned_steps(),
+            min_lr_ratio=self.min_lr_ratio,
+        )
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def _planned_steps(self) -> int | None:
+        """Optimizer steps that the attached trainer will take; None where it does not know."""
+        if self._trainer is None:
+            return None
+        trainer = self.trainer
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if datamodule is not None:
+            # asking the trainer would build its loader before a resumed position is restored (Lightning #20550)
+            batches = len(datamodule.train_dataloader())
+            per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+            epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+            bounds = [per_epoch * epochs if epochs else None, trainer.max_steps if trainer.max_steps > 0 else None]
+            return min((bound for bound in bounds if bound is not None), default=None)
+        steps = trainer.estimated_stepping_batches
+        return int(steps) if math.isfinite(steps) else None
+
+
+def log_interval(trainer: pl.Trainer) -> int:
+    """Optimizer steps between rows of metrics; 0 where the trainer logs none."""
+    return int(getattr(trainer, "log_every_n_steps", 0))
+
+
+def require_causal(plan: CallPlan) -> None:
+    """CallError where the model was measured to see the future: trained to predict it, it would only copy."""
+    if plan.causal:
+        return
+    leak = next((finding for finding in plan.findings if finding.name == "causality"), None)
+    raise CallError(
+        "the model sees the future, so next-token training would teach it to copy",
+        leak.measured if leak else "changing a later token changes the logits before it",
+        "give its attention a causal mask (is_causal=True in scaled_dot_product_attention)\n"
+        "an encoder is meant to look both ways; training one (masked language modelling) is not built yet",
+    )

@@ -1,0 +1,258 @@
+"""What happens around the steps of a run: progress, samples, checkpoints, stopping in order."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from anyformer.core.protocols import Progress, View
+from anyformer.training.adapter import UniversalModelAdapter, log_interval
+
+
+class ShowProgress(pl.Callback):
+    """Moves the view's bar: step, loss, tokens per second, time left. Reads nothing from the device.
+
+    The rate counts training only, over the last ``window`` seconds; evaluation and samples in between are left out of
+    the rate and counted in the time left as they have been so far.
+    """
+
+    def __init__(self, view: View, total_steps: int, every: float = 0.2, window: float = 5.0) -> None:
+        self.view = view
+        self.total_steps = total_steps
+        self.tokens = 0
+        self.train_seconds = 0.0
+        self._every = every
+        self._window = window
+        self._shown = 0.0
+        self._resumed_step = 0
+        self._began = 0.0
+        self._last = 0.0
+        self._mark = (0.0, 0)
+        self._rate: float | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Mean over the whole run, evaluation left out; None before the second step."""
+        return self.tokens / self.train_seconds if self.train_seconds > 0 else None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._resumed_step = trainer.global_step
+        self._began = self._last = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._last = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        self.train_seconds += now - self._last
+        self.tokens += batch["input_ids"].numel()
+        seconds, tokens = self.train_seconds - self._mark[0], self.tokens - self._mark[1]
+        if self._rate is None or seconds >= self._window:
+            self._rate = tokens / max(seconds, 1e-9)
+            self._mark = (self.train_seconds, self.tokens)
+        if now - self._shown < self._every and trainer.global_step < self.total_steps:
+            return
+        self._shown = now
+        done = trainer.global_step
+        mine = done - self._resumed_step
+        left = (now - self._began) / mine * (self.total_steps - done) if mine else None
+        loss = pl_module.last_train_loss if isinstance(pl_module, UniversalModelAdapter) else None
+        self.view.progress(
+            Progress(done, self.total_steps, None if loss is None or loss != loss else loss, self._rate, left)
+        )
+
+
+class LogThroughput(pl.Callback):
+    """Adds tokens_per_second to the metrics of each log interval."""
+
+    def __init__(self, progress: ShowProgress) -> None:
+        self._progress = progress
+        self._mark = (0.0, 0)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.fit_loop._should_accumulate() or trainer.global_step % max(1, log_interval(trainer)):
+            return
+        seconds = self._progress.train_seconds - self._mark[0]
+        if seconds > 0:
+            pl_module.log("tokens_per_second", (self._progress.tokens - self._mark[1]) / seconds)
+        self._mark = (self._progress.train_seconds, self._progress.tokens)
+
+
+class EndAt(pl.Callback):
+    """Ends the run at a step, with an evaluation there, whether or not the step falls on the evaluation interval."""
+
+    def __init__(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step >= self.total_steps:
+            trainer.should_stop = True  # Lightning evaluates before it leaves
+
+
+class SampleText(pl.Callback):
+    """Writes samples at the start, the middle and the end of the run."""
+
+    def __init__(self, total_steps: int, write: Callable[[int], None]) -> None:
+        self._moments = {total_steps // 2}
+        self._write = write
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._write(0)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step in self._moments:
+            self._moments.discard(trainer.global_step)
+            self._write(trainer.global_step)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """The best ``save_top_k`` by val_loss and always the newest, each a folder ``step-00001200``."""
+
+    FILE_EXTENSION = ""
+
+    def __init__(self, folder: Path, save_top_k: int) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="step-{step:08d}",
+            monitor="val_loss",
+            mode="min",
+            save_top_k=save_top_k,
+            auto_insert_metric_name=False,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+        self._newest: str | None = None
+
+    def path_of(self, step: int) -> str:
+        """Where the checkpoint of a step lies."""
+        return str(Path(str(self.dirpath)) / f"step-{step:08d}")
+
+    def save_now(self, trainer: pl.Trainer) -> Path:
+        """Save the state as it is, if this step is not saved yet; the newest before it goes unless it is a best one."""
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_checkpoint(trainer, self.path_of(trainer.global_step))
+        self._replace_newest(trainer)
+        return Path(self.path_of(trainer.global_step))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step:  # resumed: its checkpoint is the newest
+            self._newest = self.path_of(trainer.global_step)
+            self._last_global_step_saved = trainer.global_step
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.save_now(trainer)
+
+    def _replace_newest(self, trainer: pl.Trainer) -> None:
+        newest = self.path_of(trainer.global_step)
+        if self._newest not in (None, newest) and self._newest not in self.best_k_models:
+            self._remove_checkpoint(trainer, str(self._newest))
+        self._newest = newest
+
+    def _should_remove_checkpoint(self, trainer: pl.Trainer, previous: str, current: str) -> bool:
+        # a checkpoint that left the best k is still the newest one until the next is written
+        return previous != self._newest and super()._should_remove_checkpoint(trainer, previous, current)
+
+
+class KeepRandomState(pl.Callback):
+    """Saves the random number generators with each checkpoint; a resumed run goes on with the same dropout masks."""
+
+    def __init__(self) -> None:
+        self._restore: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        version, internal, gauss = random.getstate()
+        kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+        state: dict[str, Any] = {
+            "torch": torch.get_rng_state(),
+            "python": [version, list(internal), gauss],
+            "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        }
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state_all()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restore = state_dict
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._restore is None:
+            return
+        state, self._restore = self._restore, None
+        torch.set_rng_state(state["torch"])
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
+        kind, keys, position, has_gauss, cached = state["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class StopRequested(Exception):
+    """Leaves Lightning's loop after the step that a signal interrupted was finished and saved."""
+
+
+class StopOnSignal(pl.Callback):
+    """Ctrl-C finishes the step, saves, and leaves; a second Ctrl-C leaves at once."""
+
+    def __init__(self, checkpoint: RunCheckpoint, view: View) -> None:
+        self.saved: Path | None = None
+        self._checkpoint = checkpoint
+        self._view = view
+        self._asked = False
+        self._previous: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            signal.signal(signal.SIGINT, self._previous)
+            raise StopRequested
+        self._asked = True
+        self._view.status("stopping after this step (Ctrl-C again: at once, without saving)")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._asked and not trainer.fit_loop._should_accumulate():
+            self.saved = self._checkpoint.save_now(trainer)
+            raise StopRequested
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._give_back()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None

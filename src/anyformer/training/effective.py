@@ -1,0 +1,122 @@
+"""What a run really uses where a setting was left to be derived, each with its reason."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from anyformer.core.errors import SettingsError
+from anyformer.core.findings import Finding
+from anyformer.core.settings import TrainSettings
+from anyformer.models.callplan import CallPlan
+from anyformer.training.optim import suggested_learning_rate
+
+LONGEST_DEFAULT = 512
+"""Tokens per sequence at most, where not set: what a 12 GB device trains a 124 M model with at batch size 16."""
+DEFAULT_EPOCHS = 3
+EVALUATIONS = 10
+"""Evaluations per run where eval_every is not set."""
+EVAL_TOKENS = 65_536
+"""Held-out tokens per evaluation during training: a standard error near 0.01 nats at 3 nats of spread."""
+LOG_ROWS = 20
+"""A run shorter than this many log intervals logs more often, so that its curve has points."""
+
+
+@dataclass(frozen=True)
+class Effective:
+    """The values of one run after everything was derived."""
+
+    device: str
+    precision: str
+    max_length: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    learning_rate: float
+    eval_every: int
+    eval_blocks: int
+    log_every: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the manifest stores it."""
+        return asdict(self)
+
+
+def choose_device(use_gpu: bool) -> torch.device:
+    """CUDA, then Apple's GPU, then the CPU."""
+    if use_gpu and torch.cuda.is_available():
+        return torch.device("cuda")
+    if use_gpu and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def choose_max_length(setting: int | None, plan: CallPlan) -> tuple[int, list[Finding]]:
+    """Tokens per training sequence. Raises SettingsError for more than the model has positions."""
+    limit = plan.max_positions
+    if setting is not None:
+        if limit is not None and setting > limit:
+            raise SettingsError(
+                f"max_length is {setting:,}, but the model takes sequences of up to {limit:,} tokens",
+                fix=f"--max_length {limit}, or build the model with more positions",
+            )
+        return setting, []
+    if limit is None:
+        reason = "the model shows no limit"
+        return LONGEST_DEFAULT, [Finding("max_length", "note", f"{LONGEST_DEFAULT:,} tokens", reason=reason)]
+    length = min(limit, LONGEST_DEFAULT)
+    if length == limit:
+        return length, [Finding("max_length", "note", f"{length:,} tokens", reason="all positions of the model")]
+    reason = f"the model has {limit:,} positions; --max_length {limit} trains them all, with more memory"
+    return length, [Finding("max_length", "note", f"{length:,} tokens", reason=reason)]
+
+
+def derive(
+    settings: TrainSettings,
+    module: nn.Module,
+    plan: CallPlan,
+    *,
+    batches_per_epoch: int,
+    val_blocks: int,
+    max_length: int,
+    precision: str,
+    device: torch.device,
+) -> tuple[Effective, list[Finding]]:
+    """Lengths of the run and of its phases, and the learning rate, from the settings and the data at hand."""
+    findings: list[Finding] = []
+    steps_per_epoch = math.ceil(batches_per_epoch / settings.accumulate_grad_batches)
+    epochs = settings.max_epochs or (None if settings.max_steps else DEFAULT_EPOCHS)
+    bounds = [steps_per_epoch * epochs if epochs else None, settings.max_steps]
+    total = min(bound for bound in bounds if bound is not None)
+
+    learning_rate = settings.learning_rate
+    if learning_rate is None:
+        learning_rate = suggested_learning_rate(module, plan.embedding_rows)
+        reason = "from the number of parameters (Kaplan et al. 2020, eq. D.1)"
+        findings.append(Finding("learning rate", "note", f"{learning_rate:.2g}", reason=reason))
+    warmup = settings.warmup_steps
+    if warmup is None:
+        warmup = min(2000, math.ceil(0.05 * total))
+        findings.append(Finding("warm-up", "note", f"{warmup:,} steps", reason="5 % of the run, at most 2,000"))
+    eval_every = settings.eval_every or max(1, min(steps_per_epoch, math.ceil(total / EVALUATIONS)))
+    eval_blocks = min(val_blocks, max(1, EVAL_TOKENS // max_length))
+    if eval_blocks < val_blocks:
+        share = f"{eval_blocks:,} of {val_blocks:,} held-out sequences, spread over the text"
+        findings.append(Finding("evaluation", "note", share, reason="during training; the final figures use all of it"))
+    effective = Effective(
+        device=device.type,
+        precision=precision,
+        max_length=max_length,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=warmup,
+        learning_rate=learning_rate,
+        eval_every=min(eval_every, total),
+        eval_blocks=eval_blocks,
+        log_every=max(1, min(settings.log_every, total // LOG_ROWS)),
+    )
+    return effective, findings

@@ -1,0 +1,107 @@
+"""Lightning's trainer as a run needs it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EarlyStopping
+
+from anyformer.core.protocols import View
+from anyformer.core.settings import TrainSettings
+from anyformer.runs.checkpoints import DirectoryCheckpointIO
+from anyformer.runs.directory import RunDirectory
+from anyformer.runs.metrics import CsvMetrics
+from anyformer.training.callbacks import (
+    EndAt,
+    KeepRandomState,
+    LogThroughput,
+    RunCheckpoint,
+    SampleText,
+    ShowProgress,
+    StopOnSignal,
+)
+from anyformer.training.effective import Effective
+from anyformer.training.precision import LIGHTNING_NAMES
+from anyformer.training.samples import SampleWriter
+
+ACCELERATORS = {"cuda": "gpu", "mps": "mps", "cpu": "cpu"}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A trainer and the callbacks that are asked afterwards."""
+
+    trainer: pl.Trainer
+    checkpoint: RunCheckpoint
+    progress: ShowProgress
+    stop: StopOnSignal
+
+
+def build_trainer(
+    run: RunDirectory,
+    settings: TrainSettings,
+    effective: Effective,
+    writer: SampleWriter | None,
+    view: View,
+    *,
+    resume_from: Path | None,
+) -> Fit:
+    """The trainer of one run on one device; ``resume_from`` is the checkpoint it will go on from."""
+    checkpoint = RunCheckpoint(run.checkpoints.resolve(), settings.save_top_k)
+    progress = ShowProgress(view, effective.total_steps)
+    stop = StopOnSignal(checkpoint, view)
+    callbacks: list[pl.Callback] = [progress, LogThroughput(progress), EndAt(effective.total_steps), KeepRandomState()]
+    if writer is not None:
+        callbacks.append(SampleText(effective.total_steps, writer))
+    if settings.early_stopping_patience is not None:
+        callbacks.append(EarlyStopping("val_loss", patience=settings.early_stopping_patience, mode="min"))
+    callbacks += [checkpoint, stop]  # last: what the others changed in a step is saved with it
+    trainer = pl.Trainer(
+        accelerator=ACCELERATORS[effective.device],
+        devices=1,
+        precision=LIGHTNING_NAMES[effective.precision],  # type: ignore[arg-type]
+        logger=[CsvMetrics(run.path, resume_from=_step_of(resume_from))],
+        callbacks=callbacks,
+        plugins=[DirectoryCheckpointIO()],
+        max_epochs=-1,
+        max_steps=effective.total_steps,
+        accumulate_grad_batches=settings.accumulate_grad_batches,
+        gradient_clip_val=settings.gradient_clip_val or None,
+        val_check_interval=effective.eval_every * settings.accumulate_grad_batches,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=effective.log_every,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # our own sampler shards; Lightning's would shuffle
+        default_root_dir=str(run.path),
+    )
+    return Fit(trainer, checkpoint, progress, stop)
+
+
+def _step_of(checkpoint: Path | None) -> int | None:
+    return int(checkpoint.name.partition("-")[2]) if checkpoint is not None else None
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's advice on workers, devices and intervals: the view says what a user needs."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"pytorch_lightning\..*")
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning_fabric\..*")
+            warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

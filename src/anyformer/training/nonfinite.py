@@ -1,0 +1,75 @@
+"""Which parameter went wrong first, when a loss or a gradient is no longer a finite number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.errors import TrainingError
+from anyformer.models.callplan import CallPlan, call_logits
+
+
+def first_nonfinite(module: nn.Module, *, gradients: bool) -> str | None:
+    """Name of the first parameter, in the module's order, whose value (or gradient) is not finite."""
+    for name, parameter in module.named_parameters():
+        tensor = parameter.grad if gradients else parameter
+        if tensor is not None and not torch.isfinite(tensor).all():
+            return name
+    return None
+
+
+def first_nonfinite_output(module: nn.Module, plan: CallPlan, input_ids: Tensor) -> str | None:
+    """Name of the first submodule whose output is not finite in a forward pass on input_ids (B, T)."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append(name)
+
+        return hook
+
+    handles = [sub.register_forward_hook(watch(name)) for name, sub in module.named_modules() if name]
+    try:
+        with torch.no_grad():
+            call_logits(module, plan, input_ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def loss_error(module: nn.Module, plan: CallPlan, input_ids: Tensor, loss: float, step: int) -> TrainingError:
+    """The message for a loss that is not finite at optimizer step ``step`` (1-based)."""
+    parameter = first_nonfinite(module, gradients=False)
+    if parameter is not None:
+        where = f"the first parameter that is not finite: {parameter}"
+    else:
+        output = first_nonfinite_output(module, plan, input_ids)
+        where = (
+            f"all parameters are finite; the first output that is not: {output}"
+            if output
+            else "all parameters and module outputs are finite; the loss itself overflows"
+        )
+    return _error(f"the loss is {loss:g} at step {step:,}", where)
+
+
+def gradient_error(module: nn.Module, step: int) -> TrainingError:
+    """The message for a gradient that is not finite at optimizer step ``step`` (1-based)."""
+    parameter = first_nonfinite(module, gradients=True)
+    where = (
+        f"the first parameter whose gradient is not finite: {parameter}"
+        if parameter
+        else "each parameter's gradient is finite, their norm is not"
+    )
+    return _error(f"the gradient is not finite at step {step:,}", where)
+
+
+def _error(what: str, where: str) -> TrainingError:
+    return TrainingError(
+        what,
+        f"{where}\nthe weights were not updated with it",
+        "try a lower --learning_rate or more --warmup_steps; if it stays, the named part of the model is at fault",
+    )

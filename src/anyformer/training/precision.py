@@ -1,0 +1,82 @@
+"""Which number format trains fastest on this device: measured on the model itself, not read off a flag."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.findings import Finding
+from anyformer.core.settings import Precision
+from anyformer.models.callplan import CallPlan, call_logits
+from anyformer.models.objectives import causal_lm_loss
+from anyformer.models.probes import untouched
+
+MIN_SPEEDUP = 1.1
+"""A lower precision must win by this much: less is within the noise of a shared machine."""
+PROBE_TOKENS = 2048
+"""Tokens per measured step: large enough for matrix products to dominate, small enough to take about a second."""
+
+LIGHTNING_NAMES: dict[str, str] = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+def choose_precision(
+    setting: Precision, module: nn.Module, plan: CallPlan, input_ids: Tensor, device: torch.device
+) -> tuple[str, Finding]:
+    """The precision to train in ("32", "16", "bf16") and why.
+
+    input_ids: a batch (B, T) on any device. The module is left as it was, on the device it was on.
+    """
+    if setting == "16" and device.type == "cpu":
+        return "32", Finding("precision", "note", "32", "16", "float16 is for GPUs; on a CPU this runs in float32")
+    if setting != "auto":
+        return setting, Finding("precision", "note", setting, reason="as set")
+    rows = max(1, PROBE_TOKENS // input_ids.shape[1])
+    ids = input_ids[:rows].to(device)
+    lower = "bf16" if device.type == "cpu" or torch.cuda.is_bf16_supported() else "16"
+    home = next((parameter.device for parameter in module.parameters()), device)
+    with untouched(module):
+        module.to(device)
+        try:
+            full, _ = _step_seconds(module, plan, ids, None)
+            low, finite = _step_seconds(module, plan, ids, torch.bfloat16 if lower == "bf16" else torch.float16)
+        except RuntimeError as error:
+            why = f"{lower} was tried and this model cannot run in it: {_first_line(error)}"
+            return "32", Finding("precision", "note", "32", reason=why)
+        finally:
+            module.zero_grad(set_to_none=True)
+            module.to(home)
+    measured = f"a step takes {full * 1e3:.0f} ms in float32, {low * 1e3:.0f} ms in {lower} autocast"
+    if finite and full / low >= MIN_SPEEDUP:
+        return lower, Finding("precision", "ok", lower, reason=f"{full / low:.1f} × faster here ({measured})")
+    slower = low / full
+    why = f"{lower} is {slower:.1f} × slower here" if slower > 1 else f"{lower} gains less than {MIN_SPEEDUP} ×"
+    if not finite:
+        why = f"the loss in {lower} is not finite"
+    return "32", Finding("precision", "ok", "32", reason=f"{why} ({measured})")
+
+
+def _step_seconds(module: nn.Module, plan: CallPlan, ids: Tensor, dtype: torch.dtype | None) -> tuple[float, bool]:
+    """Shorter of two timed forward + backward passes after one warm-up; and whether the loss was finite."""
+    times: list[float] = []
+    finite = True
+    for _ in range(3):
+        _synchronize(ids.device)
+        begin = time.perf_counter()
+        with torch.autocast(ids.device.type, dtype=dtype or torch.float32, enabled=dtype is not None):
+            loss = causal_lm_loss(call_logits(module, plan, ids), ids)
+        loss.backward()  # type: ignore[no-untyped-call]
+        _synchronize(ids.device)
+        times.append(time.perf_counter() - begin)
+        finite = finite and bool(torch.isfinite(loss))
+    return min(times[1:]), finite
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

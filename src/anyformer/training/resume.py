@@ -1,0 +1,99 @@
+"""Going on where a run stopped: which run, which checkpoint, and whether it is still the same run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from anyformer.core.errors import AnyformerError, DataError, SettingsError, SourceError
+from anyformer.core.findings import Finding
+from anyformer.core.protocols import View
+from anyformer.core.settings import TrainSettings
+from anyformer.models.source import LoadedModel, load_model
+from anyformer.runs.checkpoints import newest_good, verify_checkpoint
+from anyformer.runs.directory import RunDirectory
+from anyformer.runs.rebuild import stored_model
+from anyformer.training.text import Text
+
+UNCHANGEABLE = ("batch_size", "accumulate_grad_batches", "seed", "data", "val_data", "val_split", "text_column")
+"""Settings that define which sample comes next; another value would make it another run."""
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A run and the verified checkpoint to go on from."""
+
+    run: RunDirectory
+    checkpoint: Path
+    findings: tuple[Finding, ...]
+
+
+def run_of(path: str | Path) -> RunDirectory:
+    """The run that a path names: its folder, or a checkpoint in it."""
+    folder = Path(path).expanduser()
+    if folder.parent.name == "checkpoints":
+        folder = folder.parent.parent
+    return RunDirectory.open(folder)
+
+
+def settings_of(run: RunDirectory) -> TrainSettings:
+    """The settings a run was started with. Raises SourceError where settings.yaml is missing or cannot be used."""
+    file = run.path / "settings.yaml"
+    try:
+        return TrainSettings(**yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, TypeError) as error:
+        raise SourceError(f"{file} cannot be read", str(error), "start the run anew") from error
+
+
+def model_of(run: RunDirectory, module: nn.Module | None) -> LoadedModel:
+    """The run's model with its first weights' structure, from its own copy of the source; or the module given."""
+    return load_model(module) if module is not None else stored_model(run)
+
+
+def resume_point(settings: TrainSettings, max_length: int, view: View) -> ResumePoint:
+    """The run and its newest good checkpoint (or the one named), damaged ones set aside and said aloud.
+
+    Raises SettingsError where a setting differs that decides which sample comes next, CheckpointError where there is
+    no checkpoint, CorruptCheckpoint where none is intact.
+    """
+    named = Path(str(settings.resume)).expanduser()
+    run = run_of(named)
+    before: dict[str, Any] = run.manifest.get("settings", {})
+    for name in UNCHANGEABLE:
+        if name in before and before[name] != getattr(settings, name):
+            raise SettingsError(
+                f"{name} is {getattr(settings, name)}, but the run {run.path} was started with {before[name]}",
+                "a resumed run goes on with the sample that comes next; this setting decides which one that is",
+                f"leave it as it was, or start another run: --name {run.path.name}",
+            )
+    length = run.manifest.get("effective", {}).get("max_length", max_length)
+    if length != max_length:
+        raise SettingsError(f"max_length is {max_length}, but the run {run.path} was started with {length}")
+    findings: list[Finding] = []
+
+    def report(path: Path, error: AnyformerError) -> None:
+        findings.append(Finding("checkpoint", "warn", error.what, reason=f"set aside as {path.name}"))
+        view.finding(findings[-1])
+
+    if named.parent.name == "checkpoints":
+        verify_checkpoint(named)
+        checkpoint = named
+    else:
+        checkpoint = newest_good(run.path, report)
+    view.stage("resume", str(run.path), f"from {checkpoint.name}, verified")
+    return ResumePoint(run, checkpoint, tuple(findings))
+
+
+def same_data(run: RunDirectory, text: Text) -> None:
+    """DataError where the text is no longer the one that the run began with."""
+    before = run.manifest.get("data", {}).get("fingerprint")
+    if before is not None and text.fingerprint is not None and before != text.fingerprint:
+        raise DataError(
+            f"{text.name} has changed since the run {run.path} began",
+            "its samples could not be continued where they stopped",
+            "bring back the text as it was, or start another run with --weights of this one",
+        )

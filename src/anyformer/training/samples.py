@@ -1,0 +1,74 @@
+"""What the model writes: the same prompts at three moments of training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from anyformer.evaluation.generation import generate
+from anyformer.models.callplan import CallPlan
+from anyformer.runs.directory import RunDirectory
+
+SAMPLES = 3
+NEW_TOKENS = 80
+TEMPERATURE = 0.8
+SECONDS = 20.0
+"""Time allowed per moment; a large model on a slow device writes fewer samples rather than hold up its training."""
+PROMPT_TOKENS = 6
+
+
+def choose_prompts(setting: str | None, held_out: Any, tokenizer: Any, max_length: int) -> list[str]:
+    """The user's prompt, or the first tokens of three places spread over the held-out tokens."""
+    if setting is not None:
+        return [setting] * SAMPLES
+    length = min(PROMPT_TOKENS, max(1, max_length // 4))
+    if held_out is None or len(held_out) < length:
+        return [""] * SAMPLES
+    places = [(len(held_out) - length) * i // SAMPLES for i in range(SAMPLES)]
+    return [tokenizer.decode([int(token) for token in held_out[place : place + length]]) for place in places]
+
+
+class SampleWriter:
+    """Writes one sample per prompt and keeps the last moment's."""
+
+    def __init__(
+        self, run: RunDirectory, module: nn.Module, plan: CallPlan, tokenizer: Any, prompts: Sequence[str], seed: int
+    ) -> None:
+        self.latest: list[dict[str, str]] = []
+        self._run = run
+        self._module = module
+        self._plan = plan
+        self._tokenizer = tokenizer
+        self._prompts = prompts
+        self._seed = seed
+
+    def __call__(self, step: int) -> None:
+        """Sample after ``step`` optimizer steps, store and keep the texts (without the prompt)."""
+        self.latest = []
+        begin = time.monotonic()
+        for number, prompt in enumerate(self._prompts):
+            if number and time.monotonic() - begin > SECONDS:
+                return
+            text = self._continue(prompt, self._seed + number)
+            self._run.append_sample(step, prompt, text)
+            self.latest.append({"prompt": prompt, "text": text})
+
+    def _continue(self, prompt: str, seed: int) -> str:
+        ids = list(self._tokenizer.encode(prompt)) or [self._tokenizer.eos_token_id or 0]
+        device = next((parameter.device for parameter in self._module.parameters()), torch.device("cpu"))
+        input_ids = torch.tensor([ids], device=device)
+        out = generate(
+            self._module,
+            self._plan,
+            input_ids,
+            max_length=len(ids) + NEW_TOKENS,
+            temperature=TEMPERATURE,
+            eos_token_id=self._tokenizer.eos_token_id,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        new = [int(token) for token in out[0, len(ids) :] if int(token) != self._tokenizer.eos_token_id]
+        return str(self._tokenizer.decode(new))

@@ -1,0 +1,206 @@
+"""The text of a run: tokenizer, token cache, loaders, and the facts about them that the manifest keeps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from anyformer.core.errors import SettingsError
+from anyformer.core.findings import Finding
+from anyformer.core.protocols import View
+from anyformer.core.settings import TrainSettings
+from anyformer.data.cache import Tokens
+from anyformer.data.corpus import PYTHON_STDLIB, open_corpus
+from anyformer.data.hub import load_hub_dataset
+from anyformer.data.module import AdaptiveTokenizerDataModule, open_held_out
+from anyformer.data.split import train_texts
+from anyformer.models.callplan import CallPlan
+from anyformer.tokenization.choose import check_fit, choose_tokenizer
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokenized text with its loaders."""
+
+    name: str
+    description: str
+    tokenizer: Any
+    """None only where a foreign datamodule came without one."""
+    tokenizer_seconds: float
+    datamodule: pl.LightningDataModule
+    train_batches: int
+    val_blocks: int
+    held_out: Tokens | None
+    """All held-out tokens, 1-D; None for a foreign datamodule."""
+    held_out_bytes: int
+    fingerprint: str | None
+    splits: dict[str, dict[str, int]]
+    """"train" and "val": documents, bytes, tokens."""
+    findings: tuple[Finding, ...]
+
+    def first_ids(self) -> Tensor:
+        """Ids of the first training batch, (B, T)."""
+        ids: Tensor = next(iter(self.datamodule.train_dataloader()))["input_ids"]
+        return ids
+
+
+def resolve_dataset(dataset: Any, dataset_path: str | Path | None, config_name: str | None) -> tuple[str, Any]:
+    """(the ``data`` setting, the object to read instead of it or None) for the reference's three dataset arguments.
+
+    Raises SettingsError where both a dataset and a path are given, DataNotFound where a hub dataset cannot be had.
+    """
+    if dataset is not None and dataset_path is not None:
+        raise SettingsError("dataset and dataset_path are both given", fix="give one of them")
+    if dataset_path is not None:
+        return str(dataset_path), None
+    if dataset is None:
+        return PYTHON_STDLIB, None
+    if isinstance(dataset, Path):
+        return str(dataset), None
+    if isinstance(dataset, str):
+        if config_name is None or dataset == PYTHON_STDLIB or Path(dataset).expanduser().exists():
+            return dataset, None
+        return f"{dataset}/{config_name}", load_hub_dataset(dataset, config_name)
+    return f"<{type(dataset).__name__}>", dataset
+
+
+def prepare_text(
+    settings: TrainSettings,
+    plan: CallPlan,
+    max_length: int,
+    *,
+    dataset: Any = None,
+    tokenizer: Any = None,
+    datamodule: pl.LightningDataModule | None = None,
+    view: View,
+) -> Text:
+    """Open the data, choose or train the tokenizer, fill the token cache.
+
+    dataset: read instead of ``settings.data``. tokenizer: used as it is, if it fits the model.
+    Raises DataError, TokenizerError.
+    """
+    if datamodule is not None:
+        return _foreign(datamodule, tokenizer, view)
+    limit = min(plan.vocab_size, plan.embedding_rows or plan.vocab_size)
+    if settings.vocab_size is not None and settings.vocab_size > limit:
+        raise SettingsError(
+            f"vocab_size is {settings.vocab_size:,}, but the model takes {limit:,} ids",
+            fix=f"--vocab_size {limit} or less, or a model with a larger vocabulary",
+        )
+    view.status("reading the data")
+    corpus = open_corpus(dataset if dataset is not None else settings.data, settings.text_column)
+    held_out = open_held_out(settings.val_data, settings.text_column) if settings.val_data is not None else None
+    begin = time.monotonic()
+    if tokenizer is None:
+        view.status("preparing the tokenizer")
+        tokenizer, notes = choose_tokenizer(
+            settings.tokenizer,
+            settings.vocab_size or limit,
+            lambda: train_texts(corpus, settings.val_split, held_out),
+        )
+    else:
+        notes = check_fit(tokenizer, limit)
+    seconds = time.monotonic() - begin
+    module = AdaptiveTokenizerDataModule(
+        corpus,
+        tokenizer,
+        settings.batch_size,
+        max_length,
+        settings.val_split,
+        settings.num_workers,
+        val_dataset=held_out,
+        seed=settings.seed,
+        view=view,
+    )
+    module.setup()
+    text = _described(module, corpus.name, corpus.description, tokenizer, seconds, [*corpus.findings, *notes])
+    _show(text, view)
+    return text
+
+
+def _described(
+    module: AdaptiveTokenizerDataModule,
+    name: str,
+    description: str,
+    tokenizer: Any,
+    seconds: float,
+    findings: list[Finding],
+) -> Text:
+    cache = module.cache
+    return Text(
+        name=name,
+        description=description,
+        tokenizer=tokenizer,
+        tokenizer_seconds=seconds,
+        datamodule=module,
+        train_batches=len(module.train_dataloader()),
+        val_blocks=module.val_blocks,
+        held_out=cache.val,
+        held_out_bytes=cache.meta["val"]["bytes"],
+        fingerprint=cache.meta["fingerprint"],
+        splits={side: dict(cache.meta[side]) for side in ("train", "val")},
+        findings=(*findings, *cache.findings),
+    )
+
+
+def _foreign(datamodule: pl.LightningDataModule, tokenizer: Any, view: View) -> Text:
+    """A datamodule given by the caller: ours with its cache, any other as batches only."""
+    if isinstance(datamodule, AdaptiveTokenizerDataModule):
+        datamodule.setup()
+        corpus = datamodule.corpus
+        tokenizer = datamodule.tokenizer
+        text = _described(datamodule, corpus.name, corpus.description, tokenizer, 0.0, list(corpus.findings))
+        _show(text, view)
+        return text
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    name = type(datamodule).__name__
+    return Text(
+        name=name,
+        description="batches from a datamodule of the caller",
+        tokenizer=tokenizer,
+        tokenizer_seconds=0.0,
+        datamodule=datamodule,
+        train_batches=len(datamodule.train_dataloader()),
+        val_blocks=len(datamodule.val_dataloader()),
+        held_out=None,
+        held_out_bytes=0,
+        fingerprint=None,
+        splits={},
+        findings=(Finding("data", "note", name, reason="baselines need the tokens, which only its batches hold"),),
+    )
+
+
+def _show(text: Text, view: View) -> None:
+    train, val = text.splits["train"], text.splits["val"]
+    tokens = f"{(train['tokens'] + val['tokens']) / 1e6:,.1f} M tokens"
+    held_out = f"held out: {val['documents']:,} of {train['documents'] + val['documents']:,} documents it never sees"
+    view.stage("data", text.name, f"{text.description} → {tokens} · {held_out}")
+    kind = "characters" if "Character" in type(text.tokenizer).__name__ else "tokenizer"
+    choice = next((finding for finding in text.findings if finding.name == "tokenizer"), None)
+    measured = choice.measured if choice else f"{len(text.tokenizer):,} entries, {kind} as given"
+    view.stage("tokenizer", measured, f"ready in {text.tokenizer_seconds:.1f} s")
+
+
+def text_facts(text: Text) -> dict[str, Any]:
+    """ "data" and "tokenizer" as the manifest holds them."""
+    choice = next((finding.measured for finding in text.findings if finding.name == "tokenizer"), "given")
+    kind = "bpe" if "BPE" in choice else "char" if choice.startswith("characters") else "file"
+    return {
+        "data": {
+            "name": text.name,
+            "description": text.description,
+            "fingerprint": text.fingerprint,
+            **text.splits,
+        },
+        "tokenizer": {
+            "kind": kind,
+            "size": len(text.tokenizer) if text.tokenizer is not None else None,
+            "seconds": text.tokenizer_seconds,
+        },
+    }

@@ -1,0 +1,266 @@
+"""The token cache: the tokens of the text, written whole or not at all, found again only for the same input."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import anyformer.data.cache as cache_module
+from anyformer.core.errors import TrainingError
+from anyformer.core.protocols import Progress
+from anyformer.core.view import QuietView
+from anyformer.data import build_token_cache, open_corpus
+from anyformer.tokenization import BPETrainerConfig, CharacterLevelTokenizer, FastBPETrainer, TextTokenizer
+
+DOCUMENTS = [f"The {n}th document says é, 世界 and {n * n}.\n" for n in range(200)]
+
+
+@pytest.fixture(scope="module")
+def bpe() -> TextTokenizer:
+    return FastBPETrainer(BPETrainerConfig(vocab_size=400)).train_on_dataset(DOCUMENTS)
+
+
+def test_documents_and_their_ends(tmp_path: Path, bpe: TextTokenizer) -> None:
+    cache = build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
+    assert cache.train.dtype == cache.val.dtype == np.uint16
+    found = []
+    for side in (cache.train, cache.val):
+        *documents, rest = bpe.decode(side.tolist()).split("</s>")
+        assert rest == ""
+        found.append(documents)
+    assert sorted(found[0] + found[1]) == sorted(DOCUMENTS)
+    assert [d for d in DOCUMENTS if d in found[1]] == found[1]  # in order
+    for side, documents, tokens in (("train", found[0], cache.train), ("val", found[1], cache.val)):
+        assert cache.meta[side] == {
+            "documents": len(documents),
+            "bytes": sum(len(d.encode()) for d in documents),
+            "tokens": len(tokens),
+        }
+    # the ids of each document are those the tokenizer gives it alone
+    expected = [i for d in found[0] for i in [*bpe.encode(d), bpe.eos_token_id]]
+    assert cache.train.tolist() == expected
+    assert json.loads((cache.path / "meta.json").read_text())["fingerprint"] == cache.meta["fingerprint"]
+    assert cache.path.name == cache.meta["fingerprint"][:16]
+    assert cache.meta["path"] == str(cache.path)
+
+
+def test_a_single_text_has_no_marks_inside(tmp_path: Path, bpe: TextTokenizer) -> None:
+    text = "".join(DOCUMENTS) * 40
+    cache = build_token_cache(open_corpus([text]), bpe, cache_dir=tmp_path)
+    assert bpe.decode(cache.train.tolist()) + bpe.decode(cache.val.tolist()) == text
+    assert cache.meta["train"]["documents"] == -(-cache.meta["train"]["bytes"] // 65_536)
+
+
+def test_a_document_longer_than_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "_BATCH_CHARACTERS", 100)
+    documents = ["x" * 1234 + "\n" + "é\n" * 333, "y" * 100, "z" * 101]
+    tokenizer = CharacterLevelTokenizer(400, texts=documents)
+    cache = build_token_cache(open_corpus(documents), tokenizer, val_split=0.0, cache_dir=tmp_path)
+    assert tokenizer.decode(cache.train.tolist()) == "</s>".join([*documents, ""])
+    assert cache.meta["train"]["documents"] == 3
+    assert len(cache.val) == 0
+
+
+def test_found_again_only_for_the_same_input(
+    tmp_path: Path, bpe: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
+    bpe("a b c d", truncation=True, max_length=2, padding="max_length")  # must not change the key, nor later ids
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "_encode", lambda *_: pytest.fail("encoded again"))
+        again = build_token_cache(open_corpus(list(DOCUMENTS)), bpe, cache_dir=tmp_path)
+        assert again.path == first.path
+    other = FastBPETrainer(BPETrainerConfig(vocab_size=399)).train_on_dataset(DOCUMENTS)
+    paths = {
+        first.path,
+        build_token_cache(open_corpus([*DOCUMENTS, "x"]), bpe, cache_dir=tmp_path).path,
+        build_token_cache(open_corpus(DOCUMENTS[::-1]), bpe, cache_dir=tmp_path).path,
+        build_token_cache(open_corpus(DOCUMENTS), other, cache_dir=tmp_path).path,
+        build_token_cache(open_corpus(DOCUMENTS), bpe, val_split=0.2, cache_dir=tmp_path).path,
+        build_token_cache(open_corpus(DOCUMENTS), bpe, val_corpus=open_corpus(["x"]), cache_dir=tmp_path).path,
+    }
+    assert len(paths) == 6
+
+
+def test_truncation_left_on_by_a_call_does_not_cut_the_text(tmp_path: Path, bpe: TextTokenizer) -> None:
+    bpe("a b c d", truncation=True, max_length=2, padding="max_length")
+    cache = build_token_cache(open_corpus(DOCUMENTS), bpe, val_split=0.0, cache_dir=tmp_path)
+    assert cache.meta["train"]["tokens"] > 10 * len(DOCUMENTS)
+
+
+def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
+    tokenizer = CharacterLevelTokenizer(70_000)
+    text = "a\U0001f600" * 50
+    cache = build_token_cache(open_corpus([text]), tokenizer, val_split=0.0, cache_dir=tmp_path)
+    assert cache.train.dtype == np.uint32
+    assert tokenizer.decode(cache.train.tolist()) == text
+
+
+def test_any_hugging_face_tokenizer(tmp_path: Path, bpe: TextTokenizer) -> None:
+    from transformers import AutoTokenizer
+
+    bpe.save_pretrained(tmp_path / "tok")
+    foreign = AutoTokenizer.from_pretrained(tmp_path / "tok")
+    ours = build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path / "a")
+    theirs = build_token_cache(open_corpus(DOCUMENTS), foreign, cache_dir=tmp_path / "b")
+    assert np.array_equal(ours.train, theirs.train)
+
+
+@pytest.mark.parametrize("damage", ["no meta", "cut meta", "short", "long", "other", "empty folder", "file"])
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, bpe: TextTokenizer, damage: str) -> None:
+    first = build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
+    expected, folder = first.train.tolist(), first.path
+    meta = folder / "meta.json"
+    if damage == "no meta":
+        meta.unlink()
+    elif damage == "cut meta":
+        meta.write_text(meta.read_text()[:-20])
+    elif damage == "short":
+        os.truncate(folder / "train.bin", 100)
+    elif damage == "long":
+        with (folder / "val.bin").open("ab") as stream:
+            stream.write(b"xx")
+    elif damage == "other":
+        meta.write_text(meta.read_text().replace(first.meta["fingerprint"], "0" * 64))
+    else:
+        for file in folder.iterdir():
+            file.unlink()
+        if damage == "file":
+            folder.rmdir()
+            folder.write_text("in the way")
+    again = build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
+    assert again.train.tolist() == expected
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]  # nothing is left lying about
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_nothing_half_written_stays(
+    tmp_path: Path, bpe: TextTokenizer, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    encode, calls = cache_module.encode_texts, []
+
+    def fails(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 2:
+            raise failure
+        return encode(*arguments)
+
+    monkeypatch.setattr(cache_module, "encode_texts", fails)
+    monkeypatch.setattr(cache_module, "_BATCH_CHARACTERS", 1000)
+    expected = TrainingError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(expected) as caught:
+        build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    if expected is TrainingError:
+        assert str(tmp_path) in str(caught.value)
+        assert "ANYFORMER_CACHE" in str(caught.value)
+
+
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    code = f"""
+import resource
+from anyformer.data import build_token_cache, open_corpus
+from anyformer.tokenization import CharacterLevelTokenizer
+corpus = open_corpus(["some text " * 9999])
+tokenizer = CharacterLevelTokenizer(300, texts=corpus)
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+build_token_cache(corpus, tokenizer, cache_dir={str(tmp_path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "TrainingError: the disk is full" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, bpe: TextTokenizer) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="ANYFORMER_CACHE"):
+        build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path / "file" / "cache")
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from anyformer.data import build_token_cache, open_corpus
+from anyformer.tokenization import CharacterLevelTokenizer
+corpus = open_corpus([f"document {{n}}" for n in range(3000)])
+tokenizer = CharacterLevelTokenizer(300, texts=corpus)
+print("ready", flush=True); sys.stdin.readline()
+for split in (0.1, 0.2, 0.3, 0.4, 0.5):
+    cache = build_token_cache(corpus, tokenizer, val_split=split, cache_dir={str(tmp_path)!r})
+    print(len(cache.train), int(cache.train.astype("int64").sum()), flush=True)
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs[0] == outputs[1]
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_race_lost(tmp_path: Path, bpe: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process finishes while this one encodes: its files are used, ours are removed."""
+    encode = cache_module._encode
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.setattr(cache_module, "_encode", encode)
+        build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
+        return encode(*arguments)
+
+    monkeypatch.setattr(cache_module, "_encode", slow)
+    cache = build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
+    assert cache.meta["train"]["tokens"] == len(cache.train)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_progress_in_bytes(tmp_path: Path, bpe: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Progress] = []
+
+    class Watcher(QuietView):
+        def progress(self, progress: Progress) -> None:
+            seen.append(progress)
+
+    monkeypatch.setattr(cache_module, "_BATCH_CHARACTERS", 1000)
+    build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path, view=Watcher())
+    total = sum(len(d.encode()) for d in DOCUMENTS)
+    assert [p.done for p in seen] == sorted(p.done for p in seen)
+    assert (seen[-1].done, seen[-1].total, seen[-1].unit) == (total, total, "bytes")
+    assert len(seen) > 5
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from anyformer.data import build_token_cache, open_corpus
+from anyformer.tokenization import CharacterLevelTokenizer
+small, large, cache = sys.argv[1:]
+tokenizer = CharacterLevelTokenizer(300, texts=open_corpus(small))
+peaks = []
+for path in (small, large):
+    build_token_cache(open_corpus(path), tokenizer, cache_dir=cache)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peaks[1] - peaks[0])
+"""
+    line = "some ordinary words in a line of text\n"
+    for name, size in (("small", 4_000_000), ("large", 40_000_000)):
+        (tmp_path / f"{name}.txt").write_text(line * (size // len(line)))
+    arguments = [str(tmp_path / "small.txt"), str(tmp_path / "large.txt"), str(tmp_path / "cache")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20  # MB, for 36 MB more text and 72 MB more of tokens

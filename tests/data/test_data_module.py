@@ -1,0 +1,118 @@
+"""The data module in a plain trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from anyformer.core.errors import DataError, DataNotFound
+from anyformer.data import AdaptiveTokenizerDataModule
+from anyformer.tokenization import CharacterLevelTokenizer, TextTokenizer
+
+TEXT = "".join(f"line {n} of the text\n" for n in range(200))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return CharacterLevelTokenizer(300, texts=[TEXT])
+
+
+def module(
+    tokenizer: TextTokenizer, tmp_path: Path, data: Any = (TEXT,), **options: Any
+) -> AdaptiveTokenizerDataModule:
+    return AdaptiveTokenizerDataModule(data, tokenizer, cache_dir=tmp_path, **{"max_length": 16, **options})
+
+
+class Counter(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.train_shapes: list[tuple[int, ...]] = []
+        self.val_targets = 0
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        assert set(batch) == {"input_ids", "attention_mask", "labels"}
+        self.train_shapes.append(tuple(batch["input_ids"].shape))
+        return self.weight.sum()
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        self.val_targets += int((batch["labels"][:, 1:] != -100).sum())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_plain_trainer(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    data = module(tokenizer, tmp_path, batch_size=10)
+    counter = Counter()
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(counter, data)
+    train_tokens, val_tokens = data.cache.meta["train"]["tokens"], data.cache.meta["val"]["tokens"]
+    assert sum(rows for rows, _ in counter.train_shapes) == (train_tokens - 1) // 15
+    assert set(counter.train_shapes) == {(10, 16), ((train_tokens - 1) // 15 % 10, 16)}
+    assert counter.val_targets == val_tokens - 1
+    assert train_tokens + val_tokens == len(TEXT)
+
+
+def test_seed_decides_the_order(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    def first(seed: int) -> list[int]:
+        batch = next(iter(module(tokenizer, tmp_path, seed=seed).train_dataloader()))
+        ids: list[int] = batch["input_ids"].flatten().tolist()
+        return ids
+
+    assert first(1) == first(1)
+    assert first(1) != first(2)
+
+
+def test_processes_share_an_epoch(tokenizer: TextTokenizer) -> None:
+    from anyformer.data.loader import EpochBatches
+    from anyformer.data.order import EpochOrder
+
+    order = EpochOrder(103, 0)
+    parts = [list(EpochBatches(order, 5, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert [len(p) for p in parts] == [10, 10] == [len(EpochBatches(order, 5, rank=1, world_size=2))] * 2
+    together = [i for pair in zip(*parts, strict=True) for batch in pair for i in batch]
+    assert together == order.indices(0, 0, 100).tolist()
+
+
+def test_held_out_text_of_its_own(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    held = tmp_path / "held.txt"
+    held.write_text("held out text of its own\n" * 4)
+    data = module(tokenizer, tmp_path / "c", val_dataset=held)
+    assert tokenizer.decode(data.cache.val.tolist()) == held.read_text()
+    assert data.cache.meta["train"]["tokens"] == len(TEXT)
+    with pytest.raises(DataNotFound):
+        module(tokenizer, tmp_path, val_dataset=tmp_path / "nothing.txt")
+
+
+def test_too_short(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    data = module(tokenizer, tmp_path, ["x" * 100], max_length=64)
+    with pytest.raises(DataError) as caught:
+        data.prepare_data()
+    message = str(caught.value)
+    assert "90 tokens in blocks of 64" in message
+    assert "127 tokens" in message  # 2 · 63 + 1
+    assert "max_length of at most 45" in message
+    module(tokenizer, tmp_path, ["x" * 100], max_length=45).prepare_data()
+    with pytest.raises(DataError, match="too short"):
+        module(tokenizer, tmp_path, ["x" * 100], max_length=46).prepare_data()
+
+
+def test_without_held_out_text(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    data = module(tokenizer, tmp_path, val_split=0.0)
+    data.setup()
+    assert data.val_dataloader() == []
+
+
+def test_settings_that_cannot_be(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    for options in ({"batch_size": 0}, {"max_length": 1}, {"num_workers": -1}):
+        with pytest.raises(DataError, match="cannot be used"):
+            module(tokenizer, tmp_path, **options)

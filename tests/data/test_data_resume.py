@@ -1,0 +1,169 @@
+"""Stopping mid-epoch and going on gives the very sequence of an uninterrupted run."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from anyformer.data import AdaptiveTokenizerDataModule
+from anyformer.tokenization import CharacterLevelTokenizer
+
+BLOCK, BATCH = 8, 4
+TEXT = "".join(chr(0x4E00 + n) for n in range(7 * 45 + 1))  # every character occurs once: a block names itself
+logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+
+
+class Recorder(pl.LightningModule):
+    """Notes the first id of every block it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[tuple[int, ...]] = []
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        self.seen.append(tuple(batch["input_ids"][:, 0].tolist()))
+        return (self.weight - 1).square().sum()
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        assert batch["input_ids"].shape[1] == BLOCK
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Stopped(Exception):
+    pass
+
+
+class SaveAt(pl.Callback):
+    """Saves in a hook at a given number of trained batches, then kills the run."""
+
+    def __init__(self, batches: int, path: Path, hook: str) -> None:
+        self.batches, self.path = batches, path
+        setattr(self, hook, self._save)
+
+    def _save(self, trainer: pl.Trainer, module: Recorder, *args: Any) -> None:
+        if len(module.seen) == self.batches and not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path)
+            raise Stopped
+
+
+def run(
+    folder: Path,
+    *,
+    workers: int = 0,
+    callbacks: list[pl.Callback] | None = None,
+    resume: Path | None = None,
+    **trainer: Any,
+) -> Recorder:
+    module = Recorder()
+    tokenizer = CharacterLevelTokenizer(600, special_tokens=[], texts=[TEXT])
+    data = AdaptiveTokenizerDataModule(
+        [TEXT], tokenizer, batch_size=BATCH, max_length=BLOCK, num_workers=workers, cache_dir=folder / "cache"
+    )
+    options: dict[str, Any] = {"max_epochs": 2, "num_sanity_val_steps": 0, **trainer}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer_ = pl.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=callbacks or [],
+            **options,
+        )
+        try:
+            trainer_.fit(module, data, ckpt_path=resume, weights_only=False)
+        except Stopped:
+            pass
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder: Path) -> list[tuple[int, ...]]:
+    return run(folder).seen
+
+
+def test_an_epoch_sees_every_block_once_and_the_next_in_another_order(uninterrupted: list[tuple[int, ...]]) -> None:
+    per_epoch = len(uninterrupted) // 2
+    first = [i for batch in uninterrupted[:per_epoch] for i in batch]
+    second = [i for batch in uninterrupted[per_epoch:] for i in batch]
+    assert len(set(first)) == len(first) == 40  # (7·45+1 characters, a tenth held out) in strides of 7
+    assert set(first) == set(second)
+    assert first != second
+
+
+def test_workers_do_not_change_the_sequence(folder: Path, uninterrupted: list[tuple[int, ...]]) -> None:
+    assert run(folder, workers=2).seen == uninterrupted
+
+
+@pytest.mark.parametrize(
+    ("hook", "batches", "before", "after"),
+    [
+        ("on_train_batch_end", 1, 0, 0),
+        ("on_train_batch_end", 4, 2, 2),
+        ("on_train_batch_end", 7, 0, 2),
+        ("on_train_batch_end", 10, 0, 0),  # the last batch of the first epoch
+        ("on_train_batch_end", 13, 2, 0),  # in the second epoch
+        ("on_validation_end", 5, 0, 0),
+        ("on_validation_end", 10, 0, 0),
+        ("on_train_epoch_end", 10, 0, 0),
+    ],
+)
+def test_resumed_sequence_equals_uninterrupted(
+    folder: Path,
+    tmp_path: Path,
+    uninterrupted: list[tuple[int, ...]],
+    hook: str,
+    batches: int,
+    before: int,
+    after: int,
+) -> None:
+    options: dict[str, Any] = {"val_check_interval": 5} if batches == 5 else {}
+    checkpoint = tmp_path / "stop.ckpt"
+    stopped = run(folder, workers=before, callbacks=[SaveAt(batches, checkpoint, hook)], **options)
+    assert checkpoint.exists()
+    assert len(stopped.seen) == batches
+    resumed = run(folder, workers=after, resume=checkpoint, **options)
+    assert stopped.seen + resumed.seen == uninterrupted
+
+
+def test_stopped_twice(folder: Path, tmp_path: Path, uninterrupted: list[tuple[int, ...]]) -> None:
+    one, two = tmp_path / "1.ckpt", tmp_path / "2.ckpt"
+    a = run(folder, callbacks=[SaveAt(3, one, "on_train_batch_end")])
+    b = run(folder, callbacks=[SaveAt(2, two, "on_train_batch_end")], resume=one)
+    c = run(folder, resume=two)
+    assert a.seen + b.seen + c.seen == uninterrupted
+
+
+def test_accumulation_and_limits(folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"accumulate_grad_batches": 2, "limit_train_batches": 6}
+    whole = run(folder, **options)
+    assert len(whole.seen) == 12
+    checkpoint = tmp_path / "stop.ckpt"
+    for batches in (4, 6, 8):
+        stopped = run(folder, callbacks=[SaveAt(batches, checkpoint, "on_train_batch_end")], **options)
+        assert stopped.seen + run(folder, resume=checkpoint, **options).seen == whole.seen
+
+
+def test_stopped_inside_a_step_trains_that_batch_again(
+    folder: Path, tmp_path: Path, uninterrupted: list[tuple[int, ...]]
+) -> None:
+    checkpoint = tmp_path / "stop.ckpt"
+    saver = SaveAt(4, checkpoint, "on_before_zero_grad")  # within the step, before the optimizer has moved
+    stopped = run(folder, callbacks=[saver])
+    resumed = run(folder, resume=checkpoint)
+    assert stopped.seen[:3] + resumed.seen == uninterrupted
