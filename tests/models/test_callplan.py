@@ -248,6 +248,16 @@ def test_hugging_face_outputs():
         assert torch.equal(call_logits(module, plan, IDS), module(input_ids=IDS).logits)
 
 
+def test_attention_weights_beside_the_logits_are_no_logits():
+    class WithAttention(Core):
+        def forward(self, ids):
+            return torch.ones(ids.shape[0], ids.shape[1], ids.shape[1]), self.logits(ids)
+
+    plan = infer_call_plan(WithAttention(rows=V, width=30))
+    assert (plan.logits_path, plan.vocab_size) == ((1,), 30)
+    assert finding(plan, "logits").verdict == "ok"
+
+
 def test_several_places_that_nothing_tells_apart_are_a_warning():
     class Ambiguous(Core):
         def forward(self, ids):
@@ -376,7 +386,11 @@ def test_masks_of_other_meanings_are_not_used():
         def forward(self, ids, mask=None):
             return self.logits(ids) if mask is None else self.logits(ids) + mask.view(ids.shape[1], ids.shape[1])
 
-    for cls in (Inverted, Ignored, Square):
+    class Scaling(Core):
+        def forward(self, ids, mask=None):
+            return self.logits(ids, mask) * (1 if mask is None else 1 + mask.float().mean())
+
+    for cls in (Inverted, Ignored, Square, Scaling):
         module = cls()
         plan = infer_call_plan(module)
         assert plan.mask_arg is None, cls
@@ -490,12 +504,12 @@ def test_a_named_length_that_does_not_limit_is_not_believed():
     class Loose(Core):
         def __init__(self):
             super().__init__(positions=1500)
-            self.block_size = 50
+            self.block_size = 100
 
     class Endless(nn.Module):
         def __init__(self):
             super().__init__()
-            self.config = SimpleNamespace(block_size=50)
+            self.config = SimpleNamespace(block_size=100)
             self.net = nn.Sequential(nn.Embedding(V, D), nn.Linear(D, V))
 
         def forward(self, x):

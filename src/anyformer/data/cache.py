@@ -206,7 +206,9 @@ def _encode(pieces: Iterator[Piece], tokenizer: Any, folder: Path, total: int, v
                 done += text_bytes
             if view is not None:
                 rate = done / max(1e-9, time.monotonic() - start)
-                view.progress(Progress(done, total, rate=rate, seconds_left=(total - done) / rate, unit="bytes"))
+                view.progress(
+                    Progress(done, total, rate=rate, seconds_left=(total - done) / rate, unit="bytes", label="byte")
+                )
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())

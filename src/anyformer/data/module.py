@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from anyformer.core.errors import DataError
 from anyformer.core.protocols import View
@@ -24,6 +24,7 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
 
     dataset: a path, "python-stdlib", a list of strings, a datasets.Dataset, or a Corpus; val_dataset likewise, held
     out instead of ``val_split`` of the dataset. tokenizer: any Hugging Face tokenizer. max_length: T, tokens.
+    val_limit: evaluate on this many held-out blocks, spread evenly over the text; on all where not given.
     A mid-epoch checkpoint resumes with the very next batch, whatever num_workers was or is.
     Raises DataError for data that cannot be used, or with fewer than 2 blocks to train on.
     """
@@ -41,6 +42,7 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
         text_column: str | None = None,
         seed: int = 42,
         cache_dir: str | Path | None = None,
+        val_limit: int | None = None,
         view: View | None = None,
     ) -> None:
         super().__init__()
@@ -51,13 +53,14 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
             )
         self.corpus = open_corpus(dataset, text_column)
         # a column named for one table need not be in the other's kind of file
-        self.val_corpus = _open_held_out(val_dataset, text_column)
+        self.val_corpus = open_held_out(val_dataset, text_column)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.max_length = max_length
         self.val_split = val_split
         self.num_workers = num_workers
         self.seed = seed
+        self.val_limit = val_limit
         self._cache_dir = cache_dir
         self._view = view
         self._cache: TokenCache | None = None
@@ -127,10 +130,14 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
         return int(progress.processed), int(self.trainer.num_training_batches)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The held-out blocks in order; every token after the first is a target exactly once."""
-        blocks = PackedBlocks(self.cache.val, self.max_length, keep_tail=True)
-        if len(blocks) == 0:
+        """The held-out blocks in order; every token after the first is a target exactly once (without val_limit)."""
+        blocks: Dataset[Any] = PackedBlocks(self.cache.val, self.max_length, keep_tail=True)
+        count = self.val_blocks
+        if count == 0:
             return []  # val_split 0: Lightning skips validation
+        if self.val_limit is not None and self.val_limit < count:
+            # the first blocks alone would be the first documents alone
+            blocks = Subset(blocks, [count * i // self.val_limit for i in range(self.val_limit)])
         return DataLoader(
             blocks,
             batch_size=self.batch_size,
@@ -140,12 +147,17 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
+    @property
+    def val_blocks(self) -> int:
+        """Held-out blocks in all."""
+        return len(PackedBlocks(self.cache.val, self.max_length, keep_tail=True))
+
     def _pins(self) -> bool:
         """Pinned memory speeds the copy to a CUDA device and is of no use elsewhere."""
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
-def _open_held_out(val_dataset: Any, text_column: str | None) -> Any:
+def open_held_out(val_dataset: Any, text_column: str | None) -> Any:
     if val_dataset is None:
         return None
     try:

@@ -11,7 +11,7 @@ from torch import nn
 
 from anyformer.core.errors import CheckpointError, ConstructError, DependencyError, SourceError
 from anyformer.models.callplan import CallPlan
-from anyformer.models.source import Provenance, load_model
+from anyformer.models.source import LoadedModel, Provenance, load_model
 from anyformer.runs.checkpoints import list_checkpoints, read_weights
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.files import sha256
@@ -55,7 +55,7 @@ def load_run(
     run = RunDirectory.open(path)
     provenance, plan = _recorded(run)
     folder = _choose_checkpoint(run, checkpoint)
-    built = module if module is not None else _build(run, provenance)
+    built = module if module is not None else stored_model(run, provenance).module
     _fill(built, read_weights(folder), folder)
     tokenizer = load_tokenizer(run.tokenizer)
     return LoadedRun(built.eval(), plan, tokenizer, run.manifest, provenance, folder)
@@ -90,7 +90,11 @@ def _choose_checkpoint(run: RunDirectory, wanted: str) -> Path:
     return found[0]
 
 
-def _build(run: RunDirectory, provenance: Provenance) -> nn.Module:
+def stored_model(run: RunDirectory, provenance: Provenance) -> LoadedModel:
+    """The run's model, built anew from the run's own copy of its source, without trained weights.
+
+    Raises SourceError where the source is not known, incomplete or edited since.
+    """
     if not provenance.files:
         raise SourceError(
             f"{run.path.name} was trained from a Python object ({provenance.class_name}) whose source is not known",
@@ -102,7 +106,7 @@ def _build(run: RunDirectory, provenance: Provenance) -> nn.Module:
         with contextlib.suppress(SourceError, ConstructError, DependencyError):
             loaded = load_model(provenance.location, config=provenance.config)
             if loaded.provenance.files == provenance.files:
-                return loaded.module
+                return loaded
     for name, expected in provenance.files.items():
         copy = run.path / "model" / name
         if not copy.is_file():
@@ -115,7 +119,7 @@ def _build(run: RunDirectory, provenance: Provenance) -> nn.Module:
             )
     main = next(iter(provenance.files))
     source = f"{run.path / 'model' / main}:{provenance.class_name}"
-    return load_model(source, config=provenance.config).module
+    return load_model(source, config=provenance.config)
 
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

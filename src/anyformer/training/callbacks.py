@@ -70,7 +70,7 @@ class ShowProgress(pl.Callback):
         self._shown = now
         done = trainer.global_step
         mine = done - self._resumed_step
-        left = (now - self._began) / mine * (self.total_steps - done) if mine else None
+        left = (now - self._began) / mine * (self.total_steps - done) if mine > 2 else None  # the first steps are slow
         loss = pl_module.last_train_loss if isinstance(pl_module, UniversalModelAdapter) else None
         self.view.progress(
             Progress(done, self.total_steps, None if loss is None or loss != loss else loss, self._rate, left)

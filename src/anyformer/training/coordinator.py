@@ -94,6 +94,7 @@ def run_training(
             precision=precision,
             device=device,
         )
+        text.limit_evaluation(effective.eval_blocks)
         findings = [*loaded.findings, *plan.findings, *notes, *text.findings, why, *derived]
         if resumed is not None:
             run, findings = resumed.run, [*findings, *resumed.findings]
@@ -219,7 +220,7 @@ def _judge(
         findings.append(Finding("weights", "note", f"of step {best_step:,}", reason=reason))
     results: dict[str, Any] = {
         "steps": last,
-        "best_checkpoint": str(best.relative_to(run.path)) if best else None,
+        "best_checkpoint": f"{run.checkpoints.name}/{best.name}" if best else None,
         "tokens_per_second": fit.progress.tokens_per_second,
         "train_seconds": fit.progress.train_seconds,
         "stopped_early": last < effective.total_steps,

@@ -60,7 +60,8 @@ def build_trainer(
     if writer is not None:
         callbacks.append(SampleText(effective.total_steps, writer))
     if settings.early_stopping_patience is not None:
-        callbacks.append(EarlyStopping("val_loss", patience=settings.early_stopping_patience, mode="min"))
+        patience = settings.early_stopping_patience
+        callbacks.append(EarlyStopping("val_loss", patience=patience, mode="min", check_on_train_epoch_end=False))
     callbacks += [checkpoint, stop]  # last: what the others changed in a step is saved with it
     trainer = pl.Trainer(
         accelerator=ACCELERATORS[effective.device],

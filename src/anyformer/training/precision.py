@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -17,6 +18,9 @@ MIN_SPEEDUP = 1.1
 """A lower precision must win by this much: less is within the noise of a shared machine."""
 PROBE_TOKENS = 2048
 """Tokens per measured step: large enough for matrix products to dominate, small enough to take about a second."""
+ROUNDS = 6
+SECONDS = 3.0
+"""The measurement ends after six rounds or, from the second on, three seconds."""
 
 LIGHTNING_NAMES: dict[str, str] = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
@@ -39,8 +43,7 @@ def choose_precision(
     with untouched(module):
         module.to(device)
         try:
-            full, _ = _step_seconds(module, plan, ids, None)
-            low, finite = _step_seconds(module, plan, ids, torch.bfloat16 if lower == "bf16" else torch.float16)
+            full, low, finite = _compare(module, plan, ids, torch.bfloat16 if lower == "bf16" else torch.float16)
         except RuntimeError as error:
             why = f"{lower} was tried and this model cannot run in it: {_first_line(error)}"
             return "32", Finding("precision", "note", "32", reason=why)
@@ -57,20 +60,32 @@ def choose_precision(
     return "32", Finding("precision", "ok", "32", reason=f"{why} ({measured})")
 
 
-def _step_seconds(module: nn.Module, plan: CallPlan, ids: Tensor, dtype: torch.dtype | None) -> tuple[float, bool]:
-    """Shorter of two timed forward + backward passes after one warm-up; and whether the loss was finite."""
-    times: list[float] = []
-    finite = True
-    for _ in range(3):
-        _synchronize(ids.device)
-        begin = time.perf_counter()
-        with torch.autocast(ids.device.type, dtype=dtype or torch.float32, enabled=dtype is not None):
-            loss = causal_lm_loss(call_logits(module, plan, ids), ids)
-        loss.backward()  # type: ignore[no-untyped-call]
-        _synchronize(ids.device)
-        times.append(time.perf_counter() - begin)
-        finite = finite and bool(torch.isfinite(loss))
-    return min(times[1:]), finite
+def _compare(module: nn.Module, plan: CallPlan, ids: Tensor, dtype: torch.dtype) -> tuple[float, float, bool]:
+    """Seconds per step in float32 and under autocast to ``dtype``, and whether the latter's loss was finite.
+
+    The two alternate and the shortest of each counts, so that another process slows both or neither.
+    """
+    full, low, finite = math.inf, math.inf, True
+    begin = time.perf_counter()
+    for number in range(ROUNDS):
+        seconds, _ = _step(module, plan, ids, None)
+        lower_seconds, is_finite = _step(module, plan, ids, dtype)
+        if number:  # the first round warms caches and kernels up
+            full, low = min(full, seconds), min(low, lower_seconds)
+        finite = finite and is_finite
+        if number and time.perf_counter() - begin > SECONDS:
+            break
+    return full, low, finite
+
+
+def _step(module: nn.Module, plan: CallPlan, ids: Tensor, dtype: torch.dtype | None) -> tuple[float, bool]:
+    _synchronize(ids.device)
+    begin = time.perf_counter()
+    with torch.autocast(ids.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        loss = causal_lm_loss(call_logits(module, plan, ids), ids)
+    loss.backward()  # type: ignore[no-untyped-call]
+    _synchronize(ids.device)
+    return time.perf_counter() - begin, bool(torch.isfinite(loss))
 
 
 def _synchronize(device: torch.device) -> None:

@@ -13,7 +13,7 @@ from anyformer.core.errors import AnyformerError, DataError, SettingsError, Sour
 from anyformer.core.findings import Finding
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
-from anyformer.models.source import LoadedModel, load_model
+from anyformer.models.source import LoadedModel, Provenance, load_model
 from anyformer.runs.checkpoints import newest_good, verify_checkpoint
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.rebuild import stored_model
@@ -51,7 +51,9 @@ def settings_of(run: RunDirectory) -> TrainSettings:
 
 def model_of(run: RunDirectory, module: nn.Module | None) -> LoadedModel:
     """The run's model with its first weights' structure, from its own copy of the source; or the module given."""
-    return load_model(module) if module is not None else stored_model(run)
+    if module is not None:
+        return load_model(module)
+    return stored_model(run, Provenance.from_dict(run.manifest["model"]))
 
 
 def resume_point(settings: TrainSettings, max_length: int, view: View) -> ResumePoint:

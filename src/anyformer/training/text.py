@@ -48,6 +48,11 @@ class Text:
         ids: Tensor = next(iter(self.datamodule.train_dataloader()))["input_ids"]
         return ids
 
+    def limit_evaluation(self, blocks: int) -> None:
+        """Evaluate on this many held-out blocks during training; a foreign datamodule decides for itself."""
+        if isinstance(self.datamodule, AdaptiveTokenizerDataModule):
+            self.datamodule.val_limit = blocks
+
 
 def resolve_dataset(dataset: Any, dataset_path: str | Path | None, config_name: str | None) -> tuple[str, Any]:
     """(the ``data`` setting, the object to read instead of it or None) for the reference's three dataset arguments.
