@@ -165,7 +165,7 @@ def test_folder_without_text(tmp_path: Path) -> None:
         open_corpus(tmp_path)
 
 
-def test_things_that_are_no_data(tmp_path: Path) -> None:
+def test_things_that_are_no_data() -> None:
     things: list[tuple[Any, str]] = [
         (5, "data is int"),
         (None, "data is NoneType"),
@@ -177,8 +177,13 @@ def test_things_that_are_no_data(tmp_path: Path) -> None:
     for data, message in things:
         with pytest.raises(DataError, match=message):
             _ = open_corpus(data).scan
-    with pytest.raises(DataError, match="has no columns"):
-        open_corpus(write(tmp_path / "a.txt", "x"), text_column="text")
+
+
+def test_a_column_of_plain_text_is_refused_aloud(tmp_path: Path) -> None:
+    write(tmp_path / "f/a.txt", "x")
+    for data in (tmp_path / "f/a.txt", tmp_path / "f", ["a", "b"], "python-stdlib"):
+        findings = open_corpus(data, text_column="body").findings
+        assert [f.measured for f in findings if f.verdict == "warn"] == ["'body' is not used"]
 
 
 def test_sizes_in_words() -> None:

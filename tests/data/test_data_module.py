@@ -116,3 +116,17 @@ def test_settings_that_cannot_be(tokenizer: TextTokenizer, tmp_path: Path) -> No
     for options in ({"batch_size": 0}, {"max_length": 1}, {"num_workers": -1}):
         with pytest.raises(DataError, match="cannot be used"):
             module(tokenizer, tmp_path, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_only_the_first_pass_begins_where_the_state_says(
+    tokenizer: TextTokenizer, tmp_path: Path, workers: int
+) -> None:
+    data = module(tokenizer, tmp_path, num_workers=workers)
+    whole = [batch["input_ids"][:, 0].tolist() for batch in module(tokenizer, tmp_path).train_dataloader()]
+    loader = data.train_dataloader()
+    loader.load_state_dict({"epoch": 0, "batches": 5})
+    assert len(loader) == len(whole)
+    assert loader.state_dict() == {"epoch": 0, "batches": 5}
+    assert [batch["input_ids"][:, 0].tolist() for batch in loader] == whole[5:]
+    assert [batch["input_ids"][:, 0].tolist() for batch in loader] == whole

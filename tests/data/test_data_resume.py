@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from pathlib import Path
@@ -80,10 +81,8 @@ def run(
             callbacks=callbacks or [],
             **options,
         )
-        try:
+        with contextlib.suppress(Stopped):
             trainer_.fit(module, data, ckpt_path=resume, weights_only=False)
-        except Stopped:
-            pass
     return module
 
 

@@ -29,9 +29,8 @@ def as_csv(path: Path) -> Path:
 
 def as_parquet(path: Path) -> Path:
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, row_group_size=37)
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, row_group_size=37)
     return path
 
 
@@ -46,7 +45,7 @@ def test_each_row_is_a_document(tmp_path: Path, make: object, name: str) -> None
     with pytest.raises(DataError, match="no column 'texts'") as caught:
         open_corpus(path, text_column="texts")
     assert "id, title, text" in str(caught.value)
-    with pytest.raises(DataError, match="'id' of .* holds no text, but"):
+    with pytest.raises(DataError, match=r"'id' of .* holds no text, but"):
         open_corpus(path, text_column="id")
 
 

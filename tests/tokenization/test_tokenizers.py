@@ -1,8 +1,9 @@
-"""Byte-level BPE and characters: every string survives, as Hugging Face's tokenizers behave, and as the reference uses them."""
+"""Byte-level BPE and characters: every string survives, as in transformers and as the reference uses them."""
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import pickle
 import subprocess
@@ -131,6 +132,10 @@ def test_no_special_tokens_of_its_own(tokenizer: TextTokenizer) -> None:
 def test_saved_folder_loads_everywhere(tokenizer: TextTokenizer, tmp_path: Path, load: Any) -> None:
     tokenizer("x", truncation=True, max_length=1, padding="max_length")  # such a state must not be saved
     tokenizer.save_pretrained(tmp_path / "folder")
+    # a class that every transformers knows, not ours
+    assert json.loads((tmp_path / "folder/tokenizer_config.json").read_text())["tokenizer_class"] == (
+        "PreTrainedTokenizerFast"
+    )
     loaded = load(tmp_path / "folder")
     assert len(loaded) == len(tokenizer)
     assert loaded.eos_token_id == 3
@@ -193,8 +198,6 @@ def test_merges_are_the_most_frequent_pairs() -> None:
     """The first merge, counted by hand: pairs within GPT-2's words, ties to the smaller ids."""
     text = "low low low lower lowest newest newest newest newest newest newest widest widest widest"
     tokenizer = FastBPETrainer(BPETrainerConfig(vocab_size=262, special_tokens=[])).train_on_dataset([text])
-    import json
-
     merges = [tuple(m) for m in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
     assert merges[0] == ("e", "s")  # 1 + 6 + 3 times, as "s t"; e-s first by id
     assert merges[1] == ("es", "t")

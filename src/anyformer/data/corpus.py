@@ -119,8 +119,7 @@ def open_corpus(data: Any, text_column: str | None = None) -> Corpus:
     if isinstance(data, str | os.PathLike):
         return _from_path(os.fspath(data), text_column)
     if isinstance(data, list | tuple) and all(isinstance(item, str) for item in data):
-        _no_column(text_column, "a list of texts")
-        return _from_list(data)
+        return _from_list(data, _no_columns(text_column, "a list of texts"))
     if isinstance(data, Mapping) or hasattr(data, "column_names"):
         return _from_dataset(data, text_column)
     kind = (
@@ -133,8 +132,7 @@ def open_corpus(data: Any, text_column: str | None = None) -> Corpus:
 
 def _from_path(data: str, text_column: str | None) -> Corpus:
     if data == PYTHON_STDLIB:
-        _no_column(text_column, PYTHON_STDLIB)
-        return _python_stdlib()
+        return _python_stdlib(_no_columns(text_column, PYTHON_STDLIB))
     path = Path(data).expanduser()
     if "\0" in data or "\n" in data or not _exists(path):
         raise _not_found(data, path)
@@ -146,10 +144,9 @@ def _from_path(data: str, text_column: str | None) -> Corpus:
         raise DataError(f"{path} is empty", fix="give a file with text in it")
     if path.suffix.lower() in TABLE_SUFFIXES:
         return _from_tables([path], path.name, text_column)
-    _no_column(text_column, path.name)
     text = SingleText(path=path)
     next(text.pieces(), None)  # binary and wrong encodings show here, before anything else is done
-    return Corpus(path.name, human_bytes(text.size), text=text)
+    return Corpus(path.name, human_bytes(text.size), text=text, findings=_no_columns(text_column, path.name))
 
 
 def _exists(path: Path) -> bool:
@@ -176,19 +173,23 @@ def _not_found(data: str, path: Path) -> DataNotFound:
     )
 
 
-def _no_column(text_column: str | None, name: str) -> None:
-    if text_column is not None:
-        raise DataError(f"{name} has no columns, so no {text_column!r}", fix="leave text_column out")
+def _no_columns(text_column: str | None, name: str) -> list[Finding]:
+    """A column was asked for where there are none; held-out text, say, may be plain where the data is a table."""
+    if text_column is None:
+        return []
+    return [
+        Finding("text column", "warn", f"{text_column!r} is not used", "", f"{name} is plain text, without columns")
+    ]
 
 
-def _from_list(texts: list[str] | tuple[str, ...]) -> Corpus:
+def _from_list(texts: list[str] | tuple[str, ...], notes: list[Finding]) -> Corpus:
     if len(texts) == 1:
         encode_utf8(texts[0], "the text")
         text = SingleText(text=texts[0])
-        return Corpus("text", human_bytes(text.size), text=text)
+        return Corpus("text", human_bytes(text.size), text=text, findings=notes)
     if not texts:
         raise DataError("the list of texts is empty")
-    return Corpus("texts", f"{len(texts):,} documents", documents=lambda: (t for t in texts if t))
+    return Corpus("texts", f"{len(texts):,} documents", documents=lambda: (t for t in texts if t), findings=notes)
 
 
 def _from_dataset(data: Any, text_column: str | None) -> Corpus:
@@ -240,11 +241,12 @@ def _from_folder(folder: Path, text_column: str | None) -> Corpus:
             f", tables of several kinds: {', '.join(kinds)}" if kinds else ""
         )
         raise DataError(f"there is no text in the folder {folder}", f"it holds {held}", "give a folder with text files")
-    _no_column(text_column, f"the folder {folder.name} (text files)")
+    notes = _no_columns(text_column, f"the folder {folder.name}")
     skipped = [
         f"{count:,} {kind}" for count, kind in ((binary, "binary"), (empty, "empty"), (len(tables), "table")) if count
     ]
-    notes = [Finding("files skipped", "note", ", ".join(skipped), "", "only UTF-8 text is read")] if skipped else []
+    if skipped:
+        notes.append(Finding("files skipped", "note", ", ".join(skipped), "", "only UTF-8 text is read"))
     return _from_files(texts, folder.name or str(folder), notes)
 
 
@@ -258,7 +260,7 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _python_stdlib() -> Corpus:
+def _python_stdlib(notes: list[Finding]) -> Corpus:
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [
         path
@@ -271,7 +273,7 @@ def _python_stdlib() -> Corpus:
     if not files:
         raise DataNotFound(f"this Python has no library sources in {root}", fix="give a file or folder of your own")
     reason = f"*.py of this Python, without {', '.join(_STDLIB_SKIPPED[:-1])}"
-    return _from_files(files, PYTHON_STDLIB, [Finding("files", "note", f"{len(files):,}", "", reason)])
+    return _from_files(files, PYTHON_STDLIB, [*notes, Finding("files", "note", f"{len(files):,}", "", reason)])
 
 
 def _from_files(files: list[Path], name: str, notes: list[Finding]) -> Corpus:

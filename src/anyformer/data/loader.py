@@ -48,7 +48,7 @@ class EpochBatches(Sampler[list[int]]):
     def resume_at(self, epoch: int, batches: int) -> None:
         """The next pass gives ``epoch`` from its batch number ``batches`` on."""
         self.epoch = epoch
-        self._resume = (epoch, batches)
+        self._resume = self.begun = (epoch, batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         # not a generator: the epoch is fixed here, before Lightning or a worker's prefetching can change it

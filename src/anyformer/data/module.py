@@ -12,7 +12,7 @@ from anyformer.core.errors import DataError
 from anyformer.core.protocols import View
 from anyformer.data.blocks import PackedBlocks, collate_blocks
 from anyformer.data.cache import TokenCache, build_token_cache
-from anyformer.data.corpus import open_corpus
+from anyformer.data.corpus import Corpus, open_corpus
 from anyformer.data.loader import EpochBatches, ResumableLoader
 from anyformer.data.order import EpochOrder
 
@@ -52,7 +52,6 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
                 detail="they must be at least 1, 2 and 0",
             )
         self.corpus = open_corpus(dataset, text_column)
-        # a column named for one table need not be in the other's kind of file
         self.val_corpus = open_held_out(val_dataset, text_column)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -105,7 +104,7 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Blocks in the epoch's order; the last batch may be smaller."""
         blocks = PackedBlocks(self.cache.train, self.max_length)
-        trainer = self.trainer
+        trainer: Any = self.trainer
         batches = EpochBatches(
             EpochOrder(len(blocks), self.seed),
             self.batch_size,
@@ -157,12 +156,6 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
-def open_held_out(val_dataset: Any, text_column: str | None) -> Any:
-    if val_dataset is None:
-        return None
-    try:
-        return open_corpus(val_dataset, text_column)
-    except DataError:
-        if text_column is None:
-            raise
-        return open_corpus(val_dataset)
+def open_held_out(val_dataset: Any, text_column: str | None) -> Corpus | None:
+    """The corpus of held-out text, None where none is given. Raises as ``open_corpus``."""
+    return open_corpus(val_dataset, text_column) if val_dataset is not None else None

@@ -1,0 +1,19 @@
+"""Alias of ``anyformer.tokenization``: tokenizers, and the data module that uses them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anyformer import tokenization as _door
+
+__all__ = _door.__all__
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_door, name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
