@@ -127,6 +127,19 @@ def train(
     return replace(result, report_path=write_report(result.run_path))
 
 
+__all__ = [
+    "Evaluation",
+    "TrainResult",
+    "demo",
+    "evaluate",
+    "generate",
+    "generate_text",
+    "inspect",
+    "load_model",
+    "report",
+    "train",
+    "train_model",
+]
 _SETTINGS = frozenset(TrainSettings.__dataclass_fields__)
 
 

@@ -94,7 +94,9 @@ def _infer(prober: Prober) -> CallPlan:
     )
     rows, about_ids = ids_limit(prober, draft)
     draft = replace(draft, embedding_rows=rows)
-    findings = [_token_finding(prober, draft, parameters), choice, *output_kind(prober, draft)]
+    kind, about_kind = output_kind(prober, draft)
+    findings = [_token_finding(prober, draft, parameters), choice, *about_kind]
+    draft = replace(draft, kind=kind)
     mask_arg, about_mask = _mask(prober, draft, parameters)
     targets_arg, about_targets = _targets(prober, draft, parameters)
     causal, about_causality = causality(prober, draft)

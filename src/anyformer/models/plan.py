@@ -16,6 +16,7 @@ from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 
 LogitsPath = tuple[str | int, ...]
+OutputKind = Literal["logits", "log-probabilities", "probabilities"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class CallPlan:
     causal: bool
     """Whether the logits at t were seen not to depend on tokens after t."""
     findings: tuple[Finding, ...]
+    kind: OutputKind = "logits"
+    """What the module gives at logits_path; probabilities become logits by their logarithm."""
     needs_mask: bool = False
     """Whether the mask has no default, so that one of ones is passed where the caller has none."""
 
@@ -85,6 +88,9 @@ def call_logits(module: nn.Module, plan: CallPlan, input_ids: Tensor, attention_
             f"the model gave no logits for every position: {found}",
             f"expected {(*input_ids.shape, plan.vocab_size)} at {path_text(plan.logits_path)}",
         )
+    if plan.kind == "probabilities":
+        # softmax(log p) = p: their cross-entropy is the likelihood; of p itself it would be another objective
+        logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
     return logits
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
-from anyformer.models.plan import CallPlan, call_logits
+from anyformer.models.plan import CallPlan, OutputKind, call_logits
 from anyformer.models.positions import longest_sequence
 from anyformer.models.probing import Binding, Prober
 
@@ -133,18 +133,19 @@ def repeat_finding(prober: Prober, plan: CallPlan) -> Finding:
     return Finding("repeat", "warn", f"the logits differ by {worst:.2g} at the second call", "equal", why)
 
 
-def output_kind(prober: Prober, plan: CallPlan) -> list[Finding]:
-    """A finding where the output is normalised: probabilities or log-probabilities instead of logits."""
+def output_kind(prober: Prober, plan: CallPlan) -> tuple[OutputKind, list[Finding]]:
+    """What the output is, with a finding where it is normalised already."""
     logits = _logits(prober, plan, prober.ids(2, prober.length, 1, _high(plan)))
     if logits is None:
-        return []
+        return "logits", []
     values = logits.double()
     if bool((values >= 0).all()) and bool(((values.sum(-1) - 1).abs() < 1e-3).all()):
-        why = "cross-entropy of probabilities cannot fall below log V - 1: leave out the softmax at the end"
-        return [Finding("output", "warn", "rows sum to 1: probabilities", "logits", why)]
+        why = "their logarithm is used as logits; a model without the softmax at its end trains more precisely"
+        return "probabilities", [Finding("output", "warn", "rows sum to 1: probabilities", "logits", why)]
     if bool((values <= 0).all()) and bool((values.logsumexp(-1).abs() < 1e-3).all()):
-        return [Finding("output", "note", "log-probabilities", reason="their cross-entropy is that of logits")]
-    return []
+        why = "their cross-entropy is that of logits"
+        return "log-probabilities", [Finding("output", "note", "log-probabilities", reason=why)]
+    return "logits", []
 
 
 def mask_finding(prober: Prober, plan: CallPlan, name: str) -> tuple[bool, Finding]:

@@ -51,7 +51,7 @@ class UniversalModelAdapter(pl.LightningModule):
         super().__init__()
         self.model = model
         self.call_plan = call_plan or infer_call_plan(model)
-        require_causal(self.call_plan)
+        require_trainable(self.call_plan)
         self.vocab_size = vocab_size or self.call_plan.vocab_size
         if self.vocab_size > self.call_plan.vocab_size:
             raise SettingsError(
@@ -221,14 +221,16 @@ def log_interval(trainer: pl.Trainer) -> int:
     return int(getattr(trainer, "log_every_n_steps", 0))
 
 
-def require_causal(plan: CallPlan) -> None:
-    """CallError where the model was measured to see the future: trained to predict it, it would only copy."""
-    if plan.causal:
-        return
-    leak = next((finding for finding in plan.findings if finding.name == "causality"), None)
-    raise CallError(
-        "the model sees the future, so next-token training would teach it to copy",
-        leak.measured if leak else "changing a later token changes the logits before it",
-        "give its attention a causal mask (is_causal=True in scaled_dot_product_attention)\n"
-        "an encoder is meant to look both ways; training one (masked language modelling) is not built yet",
-    )
+def require_trainable(plan: CallPlan) -> None:
+    """CallError where next-token training would be on a wrong objective: the future leaks, or a finding blocks."""
+    if not plan.causal:
+        leak = next((finding for finding in plan.findings if finding.name == "causality"), None)
+        raise CallError(
+            "the model sees the future: trained on the next token it would only learn to copy it",
+            leak.measured if leak else "changing a later token changes the logits before it",
+            "give its attention a causal mask (is_causal=True in scaled_dot_product_attention)\n"
+            "an encoder is meant to look both ways; training one (masked language modelling) is not built yet",
+        )
+    for finding in plan.findings:
+        if finding.verdict == "fail":
+            raise CallError(f"{finding.name}: {finding.measured}", f"expected: {finding.expected}", finding.reason)

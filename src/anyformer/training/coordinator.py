@@ -24,7 +24,7 @@ from anyformer.models.source import LoadedModel
 from anyformer.runs.checkpoints import read_weights
 from anyformer.runs.directory import RunDirectory, now
 from anyformer.tokenization.load import load_tokenizer
-from anyformer.training.adapter import UniversalModelAdapter, require_causal
+from anyformer.training.adapter import UniversalModelAdapter, require_trainable
 from anyformer.training.callbacks import StopRequested
 from anyformer.training.effective import Effective, choose_device, choose_max_length, derive
 from anyformer.training.fit import Fit, build_trainer, quiet_lightning
@@ -120,7 +120,7 @@ def _plan(loaded: LoadedModel, view: View) -> CallPlan:
     view.status("finding the way to call the model")
     begin = time.monotonic()
     plan = infer_call_plan(loaded.module)
-    require_causal(plan)
+    require_trainable(plan)
     proven = sum(finding.verdict == "ok" for finding in plan.findings)
     size = sum(parameter.numel() for parameter in loaded.module.parameters())
     value = f"{loaded.provenance.class_name}   {size / 1e6:,.1f} M parameters · {plan.family}"
