@@ -43,10 +43,9 @@ def test_every_door_leads_to_the_same_object(door: str, name: str) -> None:
     ours = getattr(importlib.import_module(f"anyformer.{door}"), name)
     theirs = getattr(importlib.import_module(f"utils.{door}"), name)
     assert ours is theirs is getattr(anyformer, name)
-    for prefix in ("anyformer", "utils"):
-        module = importlib.import_module(f"{prefix}.{door}")
-        assert name in module.__all__
-        assert name in dir(module)
+    modules = [importlib.import_module(f"{prefix}.{door}") for prefix in ("anyformer", "utils")]
+    assert modules[0].__all__ == modules[1].__all__
+    assert all(name in module.__all__ and name in dir(module) for module in modules)
 
 
 @pytest.mark.parametrize("prefix", ["anyformer", "utils"])
@@ -138,7 +137,9 @@ def test_the_door_of_the_checks_says_what_is_there_instead(prefix: str, name: st
 
 def test_the_door_of_the_checks_leads_to_them(tmp_path: Path) -> None:
     """As it will be: a package anyformer.checks is all that is missing."""
-    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "checks"))
+    shutil.copytree(
+        ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "checks")
+    )
     checks = tmp_path / "src" / "anyformer" / "checks"
     checks.mkdir()
     (checks / "__init__.py").write_text("def run_all_tests(): ...\ndef test_gradient_flow(): ...\n")

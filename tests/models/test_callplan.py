@@ -314,9 +314,17 @@ def test_probabilities_are_a_warning_and_log_probabilities_a_note():
         def forward(self, ids):
             return F.log_softmax(self.logits(ids), -1)
 
-    assert finding(infer_call_plan(Soft()), "output").verdict == "warn"
+    soft, plain = Soft(), Core()
+    plan = infer_call_plan(soft)
+    assert finding(plan, "output").verdict == "warn"
+    assert plan.kind == "probabilities"
+    # what training sees are logits again: the same distribution, so the same cross-entropy
+    assert torch.allclose(call_logits(soft, plan, IDS).softmax(-1), soft(IDS), atol=1e-7)
+    assert not torch.allclose(soft(IDS).softmax(-1), soft(IDS), atol=1e-3)
     assert finding(infer_call_plan(LogSoft()), "output").verdict == "note"
-    assert not [f for f in infer_call_plan(Core()).findings if f.name == "output"]
+    assert infer_call_plan(LogSoft()).kind == "log-probabilities"
+    assert infer_call_plan(plain).kind == "logits"
+    assert not [f for f in infer_call_plan(plain).findings if f.name == "output"]
 
 
 # targets

@@ -26,7 +26,7 @@ def progress_text(progress: Progress) -> str:
         parts.append(f"loss {progress.loss:.3f}")
     if progress.rate is not None:
         parts.append(f"{progress.rate:,.0f} {progress.unit}/s")
-    if progress.seconds_left is not None:
+    if progress.seconds_left is not None and progress.done < progress.total:
         parts.append(f"{duration(progress.seconds_left)} left")
     return "   ".join(parts)
 
@@ -37,7 +37,9 @@ class PlainView:
     def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
         self._stream = stream
         self._every = every
+        self._work: tuple[str, int] | None = None
         self._last = 0.0
+        self._told = False
 
     def stage(self, name: str, value: str, detail: str = "") -> None:
         self.line(f"  {name:<10} {value}" + (f"   {detail}" if detail else ""))
@@ -47,8 +49,12 @@ class PlainView:
 
     def progress(self, progress: Progress) -> None:
         now = time.monotonic()
-        if now - self._last >= self._every or progress.done >= progress.total:
-            self._last = now
+        if self._work != (progress.label, progress.total):  # another piece of work
+            self._work, self._last, self._told = (progress.label, progress.total), now, False
+        # the end is worth a line where it closes what was told before, or tells a loss
+        ends = progress.done >= progress.total and (self._told or progress.loss is not None)
+        if now - self._last >= self._every or ends:
+            self._last, self._told = now, progress.done < progress.total
             self.line(f"  {progress_text(progress)}")
 
     def finding(self, finding: Finding) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from anyformer.core.errors import CallError, SettingsError
@@ -72,6 +73,7 @@ class UniversalModelAdapter(pl.LightningModule):
         self._loss_sum: Tensor | None = None
         self._losses = 0
         self._grad_norm: Tensor | None = None
+        self._first_bad: Tensor | None = None
         self._val_sum = 0.0
         self._val_count = 0
 
@@ -114,8 +116,7 @@ class UniversalModelAdapter(pl.LightningModule):
         input_ids, labels = batch["input_ids"], batch["labels"]
         logits = call_logits(self.model, self.call_plan, input_ids, batch.get("attention_mask"))
         loss = causal_lm_loss(logits, labels, label_smoothing=self.label_smoothing)
-        # reading a value stalls a GPU; there the check waits for the log interval
-        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+        if reading_is_free(loss) and not math.isfinite(loss.item()):
             raise loss_error(self.model, self.call_plan, input_ids, loss.item(), self.global_step + 1)
         detached = loss.detach().float()
         self._loss_sum = detached if self._loss_sum is None else self._loss_sum + detached
@@ -137,8 +138,25 @@ class UniversalModelAdapter(pl.LightningModule):
             self._grad_norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         else:
             self._grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self._grad_norm.device.type == "cpu" and not math.isfinite(self._grad_norm.item()):
-            raise gradient_error(self.model, self.global_step + 1)
+        if reading_is_free(self._grad_norm):
+            if not math.isfinite(self._grad_norm.item()):
+                raise gradient_error(self.model, self.global_step + 1)
+        elif not isinstance(self.trainer.precision_plugin, MixedPrecision) or self.trainer.precision_plugin.scaler is None:
+            # an fp16 scaler skips such steps itself, and goes on with a smaller scale
+            self._skip_on_device(optimizer, self._grad_norm)
+
+    def _skip_on_device(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+        """Let the fused update skip itself where the gradient is not finite, and remember the first such step."""
+        bad = ~torch.isfinite(norm)
+        getattr(optimizer, "optimizer", optimizer).found_inf = bad.float()  # type: ignore[attr-defined]
+        first = torch.full_like(norm, math.inf) if self._first_bad is None else self._first_bad
+        self._first_bad = torch.where(bad & first.isinf(), float(self.global_step + 1), first)
+
+    def _check_steps(self, input_ids: Tensor | None) -> None:
+        """Where steps are not checked one by one: raise for the first that went wrong since the last look."""
+        if self._first_bad is None or not math.isfinite(step := self._first_bad.item()):
+            return
+        raise loss_error(self.model, self.call_plan, input_ids, math.nan, int(step))
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log the means since the last row, once per log interval: one read from the device, not one per step."""
@@ -148,10 +166,9 @@ class UniversalModelAdapter(pl.LightningModule):
             return
         if self._loss_sum is None:
             return
+        self._check_steps(batch["input_ids"])
         self.last_train_loss = float(self._loss_sum) / self._losses
         self._loss_sum, self._losses = None, 0
-        if not math.isfinite(self.last_train_loss):
-            raise loss_error(self.model, self.call_plan, batch["input_ids"], self.last_train_loss, step)
         self.log("train_loss", self.last_train_loss)
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         if self._grad_norm is not None:
@@ -160,6 +177,7 @@ class UniversalModelAdapter(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of one evaluation."""
+        self._check_steps(None)
         self._val_sum, self._val_count = 0.0, 0
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -176,9 +194,24 @@ class UniversalModelAdapter(pl.LightningModule):
         if not count:
             raise SettingsError("no held-out token is a target; the validation batches hold only ignored labels")
         loss = total / count
+        if not math.isfinite(loss) and self.trainer.state.fn == "fit":
+            # raised before the checkpoint of this step would be written
+            raise loss_error(self.model, self.call_plan, None, loss, self.global_step, kind="held-out loss")
         self.log("val_loss", loss)
         self.log("val_perplexity", math.exp(min(loss, 700.0)))  # exp overflows a float64 above 709
         self.log("step", float(self.global_step))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the sums since the last row of metrics; a resumed run writes the row that an unbroken one would."""
+        total = None if self._loss_sum is None else float(self._loss_sum)
+        checkpoint["train_loss"] = {"sum": total, "count": self._losses, "last": self.last_train_loss}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the sums of ``on_save_checkpoint``."""
+        kept = checkpoint.get("train_loss")
+        if kept is not None:
+            self._loss_sum = None if kept["sum"] is None else torch.tensor(kept["sum"], device=self.device)
+            self._losses, self.last_train_loss = kept["count"], kept["last"]
 
     def configure_optimizers(self) -> Any:
         """([AdamW], [the warm-up + cosine schedule, stepped per optimizer step])."""
@@ -214,6 +247,11 @@ class UniversalModelAdapter(pl.LightningModule):
             return min((bound for bound in bounds if bound is not None), default=None)
         steps = trainer.estimated_stepping_batches
         return int(steps) if math.isfinite(steps) else None
+
+
+def reading_is_free(tensor: Tensor) -> bool:
+    """Whether a look at the value stalls nothing; on a GPU the look waits for the log interval."""
+    return tensor.device.type == "cpu"
 
 
 def log_interval(trainer: pl.Trainer) -> int:

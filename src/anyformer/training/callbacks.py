@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from anyformer.core.protocols import Progress, View
+from anyformer.runs.checkpoints import MANIFEST
 from anyformer.training.adapter import UniversalModelAdapter, log_interval
 
 
@@ -48,12 +51,20 @@ class ShowProgress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._resumed_step = trainer.global_step
-        self._began = self._last = time.monotonic()
+        self._began = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokens": self.tokens, "train_seconds": self.train_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens, self.train_seconds = state_dict["tokens"], state_dict["train_seconds"]
+        self._mark = (self.train_seconds, self.tokens)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._last = time.monotonic()
+        self._began = self._began or self._last  # not before the first step: the first samples take their time
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
@@ -84,6 +95,9 @@ class LogThroughput(pl.Callback):
         self._progress = progress
         self._mark = (0.0, 0)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._mark = (self._progress.train_seconds, self._progress.tokens)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -93,6 +107,28 @@ class LogThroughput(pl.Callback):
         if seconds > 0:
             pl_module.log("tokens_per_second", (self._progress.tokens - self._mark[1]) / seconds)
         self._mark = (self._progress.train_seconds, self._progress.tokens)
+
+
+class EvaluateEvery(pl.Callback):
+    """Evaluates after every ``steps`` optimizer steps.
+
+    Lightning counts batches: where an epoch's batches are no multiple of the accumulated ones, its interval falls into
+    the middle of a step, and a checkpoint there would lose the gradients gathered so far.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        due = not trainer.fit_loop._should_accumulate() and trainer.global_step % self.steps == 0
+        trainer.val_check_batch = 1 if due else sys.maxsize  # "every batch", "never": read right after this hook
+
+
+def evaluation_follows(trainer: pl.Trainer) -> bool:
+    """Whether Lightning evaluates between this on_train_batch_end and the next batch."""
+    return trainer.val_check_batch == 1 or trainer.should_stop
 
 
 class EndAt(pl.Callback):
@@ -118,6 +154,7 @@ class SampleText(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
             self._write(0)
+        self._moments = {step for step in self._moments if step > trainer.global_step}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -173,6 +210,17 @@ class RunCheckpoint(ModelCheckpoint):
             self._remove_checkpoint(trainer, str(self._newest))
         self._newest = newest
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The best ones that are still there: the run may have been moved, and others removed since it was saved."""
+        folder = Path(str(self.dirpath))
+        here = {str(folder / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
+        there = sorted((float(score), path) for path, score in here.items() if (Path(path) / MANIFEST).is_file())
+        self.best_k_models = {path: here[path] for _, path in there[: self.save_top_k]}
+        if self.best_k_models:
+            paths = list(self.best_k_models)
+            self.best_model_path, self.best_model_score = paths[0], self.best_k_models[paths[0]]
+            self.kth_best_model_path, self.kth_value = paths[-1], self.best_k_models[paths[-1]]
+
     def _should_remove_checkpoint(self, trainer: pl.Trainer, previous: str, current: str) -> bool:
         # a checkpoint that left the best k is still the newest one until the next is written
         return previous != self._newest and super()._should_remove_checkpoint(trainer, previous, current)
@@ -219,40 +267,49 @@ class StopRequested(Exception):
 
 
 class StopOnSignal(pl.Callback):
-    """Ctrl-C finishes the step, saves, and leaves; a second Ctrl-C leaves at once."""
+    """Ctrl-C finishes the step (and the evaluation that belongs to it), saves, and leaves; a second one leaves at once.
+
+    Use ``listening`` around ``trainer.fit``: Lightning itself answers a KeyboardInterrupt by ending the process.
+    """
 
     def __init__(self, checkpoint: RunCheckpoint, view: View) -> None:
-        self.saved: Path | None = None
         self._checkpoint = checkpoint
         self._view = view
         self._asked = False
-        self._previous: Any = None
+        self._training = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Answer SIGINT until the block ends; outside the main thread nothing can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGINT, self._on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous if previous is not None else signal.default_int_handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            signal.signal(signal.SIGINT, self._previous)
+        if self._asked or not self._training:
             raise StopRequested
         self._asked = True
-        self._view.status("stopping after this step (Ctrl-C again: at once, without saving)")
+        self._view.line("  stopping after this step (Ctrl-C again: at once, without saving)")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._training = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._asked and not trainer.fit_loop._should_accumulate():
-            self.saved = self._checkpoint.save_now(trainer)
+        # where an evaluation follows it still takes place: a resumed run would go on behind it
+        if not trainer.fit_loop._should_accumulate() and not evaluation_follows(trainer):
+            self._leave(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._leave(trainer)
+
+    def _leave(self, trainer: pl.Trainer) -> None:
+        if self._asked:
+            self._checkpoint.save_now(trainer)
             raise StopRequested
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._give_back()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._give_back()
-
-    def _give_back(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None

@@ -19,6 +19,7 @@ from anyformer.runs.directory import RunDirectory
 from anyformer.runs.metrics import CsvMetrics
 from anyformer.training.callbacks import (
     EndAt,
+    EvaluateEvery,
     KeepRandomState,
     LogThroughput,
     RunCheckpoint,
@@ -56,7 +57,8 @@ def build_trainer(
     checkpoint = RunCheckpoint(run.checkpoints.resolve(), settings.save_top_k)
     progress = ShowProgress(view, effective.total_steps)
     stop = StopOnSignal(checkpoint, view)
-    callbacks: list[pl.Callback] = [progress, LogThroughput(progress), EndAt(effective.total_steps), KeepRandomState()]
+    callbacks: list[pl.Callback] = [progress, LogThroughput(progress), EvaluateEvery(effective.eval_every)]
+    callbacks += [EndAt(effective.total_steps), KeepRandomState()]
     if writer is not None:
         callbacks.append(SampleText(effective.total_steps, writer))
     if settings.early_stopping_patience is not None:
@@ -74,7 +76,7 @@ def build_trainer(
         max_steps=effective.total_steps,
         accumulate_grad_batches=settings.accumulate_grad_batches,
         gradient_clip_val=settings.gradient_clip_val or None,
-        val_check_interval=effective.eval_every * settings.accumulate_grad_batches,
+        val_check_interval=1,  # in batches; EvaluateEvery says which
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=effective.log_every,

@@ -41,19 +41,26 @@ def first_nonfinite_output(module: nn.Module, plan: CallPlan, input_ids: Tensor)
     return found[0] if found else None
 
 
-def loss_error(module: nn.Module, plan: CallPlan, input_ids: Tensor, loss: float, step: int) -> TrainingError:
-    """The message for a loss that is not finite at optimizer step ``step`` (1-based)."""
+def loss_error(
+    module: nn.Module, plan: CallPlan, input_ids: Tensor | None, loss: float, step: int, *, kind: str = "loss"
+) -> TrainingError:
+    """The message for a loss that is not finite at optimizer step ``step`` (1-based).
+
+    input_ids: a batch (B, T) to look at the module's outputs with, where one is at hand.
+    """
     parameter = first_nonfinite(module, gradients=False)
     if parameter is not None:
         where = f"the first parameter that is not finite: {parameter}"
     else:
-        output = first_nonfinite_output(module, plan, input_ids)
+        output = first_nonfinite_output(module, plan, input_ids) if input_ids is not None else None
         where = (
             f"all parameters are finite; the first output that is not: {output}"
             if output
-            else "all parameters and module outputs are finite; the loss itself overflows"
+            else "all parameters are finite, and so is what its modules give; the loss itself overflows"
+            if input_ids is not None
+            else "all parameters are finite"
         )
-    return _error(f"the loss is {loss:g} at step {step:,}", where)
+    return _error(f"the {kind} is {loss:g} at step {step:,}", where)
 
 
 def gradient_error(module: nn.Module, step: int) -> TrainingError:

@@ -50,14 +50,14 @@ def choose_precision(
         finally:
             module.zero_grad(set_to_none=True)
             module.to(home)
-    measured = f"a step takes {full * 1e3:.0f} ms in float32, {low * 1e3:.0f} ms in {lower} autocast"
+    measured = f"a step takes {low * 1e3:.0f} ms, in float32 {full * 1e3:.0f} ms"
     if finite and full / low >= MIN_SPEEDUP:
-        return lower, Finding("precision", "ok", lower, reason=f"{full / low:.1f} × faster here ({measured})")
+        return lower, Finding("precision", "ok", lower, reason=f"{full / low:.1f} × faster here: {measured}")
     slower = low / full
     why = f"{lower} is {slower:.1f} × slower here" if slower > 1 else f"{lower} gains less than {MIN_SPEEDUP} ×"
     if not finite:
         why = f"the loss in {lower} is not finite"
-    return "32", Finding("precision", "ok", "32", reason=f"{why} ({measured})")
+    return "32", Finding("precision", "ok", "32", reason=f"{why}: {measured}")
 
 
 def _compare(module: nn.Module, plan: CallPlan, ids: Tensor, dtype: torch.dtype) -> tuple[float, float, bool]:
