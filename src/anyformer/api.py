@@ -28,7 +28,7 @@ from anyformer.runs.rebuild import load_run
 from anyformer.training.coordinator import TrainResult, run_training
 from anyformer.training.effective import choose_device
 from anyformer.training.reference import as_reference
-from anyformer.training.resume import model_of, run_of
+from anyformer.training.resume import model_of, run_of, settings_of
 from anyformer.training.text import resolve_dataset
 
 DEMO_MODEL = {"vocab_size": 768, "block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128}
@@ -103,7 +103,8 @@ def train(
     model: what ``anyformer train`` takes as MODEL, or an nn.Module; may be left out with ``resume``.
     data: a path, "python-stdlib" (the default), a list of texts or a Dataset.
     tokenizer: "auto", "bpe", "char", a path, or a tokenizer object. config: values for the model's constructor.
-    settings: all settings at once; every other keyword is a field of TrainSettings and wins over it.
+    settings: all settings at once (with ``resume``, those of the run where not given); every other keyword is a field
+    of TrainSettings and wins over it.
     Raises an AnyformerError that says what happened and what to do.
     """
     given = {key: value for key, value in locals().items() if key in _SETTINGS and value is not None}
@@ -112,7 +113,9 @@ def train(
     if source is not None:
         given["data"] = source
     tokenizer_object = given.pop("tokenizer") if tokenizer is not None and not isinstance(tokenizer, str) else None
-    chosen = replace(settings or TrainSettings(), **given)
+    if settings is None:
+        settings = settings_of(run_of(resume)) if resume is not None else TrainSettings()
+    chosen = replace(settings, **given)
     if model is None and chosen.resume is None:
         raise SettingsError("train needs a model", fix="anyformer.train('model.py', data='corpus.txt')")
     if model is None or chosen.resume is not None:
@@ -211,7 +214,6 @@ def demo(settings: DemoSettings | None = None, *, view: View | None = None, comm
             max_steps=chosen.max_steps or DEMO_STEPS,
             learning_rate=DEMO_LEARNING_RATE,
             batch_size=DEMO_BATCH,
-            prompt="def ",
             name=chosen.name,
             output_dir=chosen.output_dir,
             seed=chosen.seed,

@@ -51,8 +51,8 @@ class PlainView:
         now = time.monotonic()
         if self._work != (progress.label, progress.total):  # another piece of work
             self._work, self._last, self._told = (progress.label, progress.total), now, False
-        # the end is worth a line where it closes what was told before, or tells a loss
-        ends = progress.done >= progress.total and (self._told or progress.loss is not None)
+        # the end is worth a line where it closes what was told before, or a training
+        ends = progress.done >= progress.total and (self._told or progress.label == "step")
         if now - self._last >= self._every or ends:
             self._last, self._told = now, progress.done < progress.total
             self.line(f"  {progress_text(progress)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -146,18 +147,20 @@ def figures(run: dict[str, Any], rows: Rows) -> list[tuple[str, str, str]]:
 
 def samples(file: Path) -> list[Samples]:
     """The samples by prompt; of more than three moments the first, middle and last. Damaged lines are skipped."""
-    by_prompt: dict[str, dict[int, str]] = {}
+    by_prompt: dict[tuple[str, int], dict[int, str]] = {}
     if not file.is_file():
         return []
+    times: Counter[tuple[str, int]] = Counter()  # one prompt may be sampled several times at a step
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
             step, prompt, text = int(record["step"]), str(record["prompt"]), str(record["text"])
         except (ValueError, TypeError, KeyError):
             continue  # a line cut short when the run was killed
-        by_prompt.setdefault(prompt, {})[step] = text
+        by_prompt.setdefault((prompt, times[prompt, step]), {})[step] = text
+        times[prompt, step] += 1
     found = []
-    for prompt, texts in by_prompt.items():
+    for (prompt, _), texts in by_prompt.items():
         steps = sorted(texts)
         if len(steps) > _MOMENTS:
             steps = [steps[0], steps[len(steps) // 2], steps[-1]]

@@ -134,6 +134,14 @@ def list_checkpoints(run_path: str | Path) -> list[Path]:
     return [entry for _, entry in sorted(found, reverse=True)]
 
 
+def step_of(folder: Path) -> int:
+    """The optimizer step in a checkpoint's name."""
+    match = _NAME.fullmatch(folder.name)
+    if match is None:
+        raise CheckpointError(f"{folder} is not named as a checkpoint", "expected: step-00001200")
+    return int(match[1])
+
+
 def newest_good(run_path: str | Path, on_bad: Callable[[Path, CorruptCheckpoint], None] | None = None) -> Path:
     """The newest checkpoint whose bytes are those that were saved.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,6 +145,13 @@ class RunDirectory:
         except OSError as error:
             raise unwritable(self.path, error) from error
 
+    def drop_samples_beyond(self, step: int) -> None:
+        """Forget the samples of later steps: a resumed run writes its own."""
+        file = self.path / "samples.jsonl"
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            self._write(file.name, "".join(line for line in lines if json.loads(line)["step"] <= step))
+
     def _write(self, name: str, text: str) -> None:
         try:
             write_atomically(self.path / name, text.encode("utf-8"))
@@ -181,6 +190,17 @@ def _runs_beside(folder: Path) -> str:
     if inside:
         return f"runs in {folder}: {', '.join(inside[:8])}"
     return f"{folder.parent} holds no run; anyformer train makes one"
+
+
+def require_writable(parent: str | Path) -> None:
+    """TrainingError where a run could not be made in ``parent``; makes nothing."""
+    folder = Path(parent).expanduser()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise unwritable(Path(parent), NotADirectoryError(errno.ENOTDIR, f"{folder} is a file"))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise unwritable(Path(parent), PermissionError(errno.EACCES, f"no permission to write in {folder}"))
 
 
 def unwritable(folder: Path, error: OSError) -> TrainingError:

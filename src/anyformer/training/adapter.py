@@ -141,7 +141,10 @@ class UniversalModelAdapter(pl.LightningModule):
         if reading_is_free(self._grad_norm):
             if not math.isfinite(self._grad_norm.item()):
                 raise gradient_error(self.model, self.global_step + 1)
-        elif not isinstance(self.trainer.precision_plugin, MixedPrecision) or self.trainer.precision_plugin.scaler is None:
+        elif (
+            not isinstance(self.trainer.precision_plugin, MixedPrecision)
+            or self.trainer.precision_plugin.scaler is None
+        ):
             # an fp16 scaler skips such steps itself, and goes on with a smaller scale
             self._skip_on_device(optimizer, self._grad_norm)
 

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
-from anyformer.runs.checkpoints import DirectoryCheckpointIO
+from anyformer.runs.checkpoints import DirectoryCheckpointIO, step_of
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.metrics import CsvMetrics
 from anyformer.training.callbacks import (
@@ -69,7 +69,7 @@ def build_trainer(
         accelerator=ACCELERATORS[effective.device],
         devices=1,
         precision=LIGHTNING_NAMES[effective.precision],  # type: ignore[arg-type]
-        logger=[CsvMetrics(run.path, resume_from=_step_of(resume_from))],
+        logger=[CsvMetrics(run.path, resume_from=step_of(resume_from) if resume_from is not None else None)],
         callbacks=callbacks,
         plugins=[DirectoryCheckpointIO()],
         max_epochs=-1,
@@ -86,10 +86,6 @@ def build_trainer(
         default_root_dir=str(run.path),
     )
     return Fit(trainer, checkpoint, progress, stop)
-
-
-def _step_of(checkpoint: Path | None) -> int | None:
-    return int(checkpoint.name.partition("-")[2]) if checkpoint is not None else None
 
 
 @contextmanager

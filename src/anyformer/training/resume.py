@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 
@@ -14,9 +16,10 @@ from anyformer.core.findings import Finding
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.models.source import LoadedModel, Provenance, load_model
-from anyformer.runs.checkpoints import newest_good, verify_checkpoint
+from anyformer.runs.checkpoints import list_checkpoints, newest_good, step_of, verify_checkpoint
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.rebuild import stored_model
+from anyformer.training.effective import Effective
 from anyformer.training.text import Text
 
 UNCHANGEABLE = ("batch_size", "accumulate_grad_batches", "seed", "data", "val_data", "val_split", "text_column")
@@ -88,6 +91,52 @@ def resume_point(settings: TrainSettings, max_length: int, view: View) -> Resume
         checkpoint = newest_good(run.path, report)
     view.stage("resume", str(run.path), f"from {checkpoint.name}, verified")
     return ResumePoint(run, checkpoint, tuple(findings))
+
+
+def goes_on(point: ResumePoint, effective: Effective, view: View) -> list[Finding]:
+    """Make the run ready to go on from the checkpoint: what was written after it is set aside or dropped.
+
+    Raises SettingsError where the run is finished and no more is asked of it.
+    """
+    run, step, total = point.run, step_of(point.checkpoint), effective.total_steps
+    before = run.manifest.get("effective", {}).get("total_steps", total)
+    if step > total or (step == total and run.manifest.get("state") == "finished"):
+        ended = f"at step {step:,}" if step == total else f"at step {step:,}, beyond the {total:,} steps asked for"
+        raise SettingsError(f"the run {run.path} is finished {ended}", fix=_further(run, total, effective))
+    findings = []
+    if total != before:
+        reason = "the cosine of the learning rate is stretched over the new length"
+        findings.append(Finding("length", "note", f"{total:,} steps instead of {before:,}", reason=reason))
+    for later in list_checkpoints(run.path):
+        if step_of(later) > step:
+            aside = later.with_name(f"{later.name}.before-resume")
+            shutil.rmtree(aside, ignore_errors=True)
+            later.rename(aside)
+            why = f"the run goes on from step {step:,}; this one is kept as {aside.name}"
+            findings.append(Finding("checkpoint", "note", later.name, reason=why))
+    for finding in findings:
+        view.finding(finding)
+    run.drop_samples_beyond(step)
+    return findings
+
+
+def _further(run: RunDirectory, total: int, effective: Effective) -> str:
+    """How to train on: the setting that ended the run, larger."""
+    settings = run.manifest.get("settings", {})
+    resume = f"to train on: anyformer train --resume {run.path}"
+    if settings.get("max_steps") is not None:
+        epochs = settings.get("max_epochs")
+        return f"{resume} --max_steps {2 * total}" + (f" --max_epochs {2 * epochs}" if epochs else "")
+    return f"{resume} --max_epochs {2 * max(1, round(total / effective.steps_per_epoch))}"
+
+
+def same_precision(run: RunDirectory, setting: str, device: torch.device) -> tuple[str, Finding] | None:
+    """The precision that the run began with, where it was measured on such a device; None to choose anew."""
+    effective = run.manifest.get("effective", {})
+    precision = effective.get("precision")
+    if setting != "auto" or precision is None or effective.get("device") != device.type:
+        return None
+    return precision, Finding("precision", "note", precision, reason="as the run began")
 
 
 def same_data(run: RunDirectory, text: Text) -> None:

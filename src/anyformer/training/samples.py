@@ -18,18 +18,27 @@ NEW_TOKENS = 80
 TEMPERATURE = 0.8
 SECONDS = 20.0
 """Time allowed per moment; a large model on a slow device writes fewer samples rather than hold up its training."""
-PROMPT_TOKENS = 6
+LOOK_TOKENS = 120
+PROMPT_WORDS = 2
+PROMPT_CHARACTERS = 24
 
 
 def choose_prompts(setting: str | None, held_out: Any, tokenizer: Any, max_length: int) -> list[str]:
-    """The user's prompt, or the first tokens of three places spread over the held-out tokens."""
+    """The user's prompt, or the beginnings of three lines spread over the held-out tokens."""
     if setting is not None:
         return [setting] * SAMPLES
-    length = min(PROMPT_TOKENS, max(1, max_length // 4))
+    length = min(LOOK_TOKENS, max(1, max_length // 2))
     if held_out is None or len(held_out) < length:
         return [""] * SAMPLES
-    places = [(len(held_out) - length) * i // SAMPLES for i in range(SAMPLES)]
-    return [tokenizer.decode([int(token) for token in held_out[place : place + length]]) for place in places]
+    places = [(len(held_out) - length) * (2 * i + 1) // (2 * SAMPLES) for i in range(SAMPLES)]
+    return [_beginning(str(tokenizer.decode([int(t) for t in held_out[p : p + length]]))) for p in places]
+
+
+def _beginning(text: str) -> str:
+    """The first words of the first whole line that begins with a letter; of the text where there is none."""
+    lines = [line.strip() for line in text.split("\n")[1:]]
+    line = next((line for line in lines if line[:1].isalpha()), text.strip())
+    return " ".join(line.split()[:PROMPT_WORDS])[:PROMPT_CHARACTERS]
 
 
 class SampleWriter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from anyformer.core.errors import SettingsError
+from anyformer.core.errors import DataError, SettingsError
 from anyformer.core.findings import Finding
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
@@ -45,7 +46,17 @@ class Text:
 
     def first_ids(self) -> Tensor:
         """Ids of the first training batch, (B, T)."""
-        ids: Tensor = next(iter(self.datamodule.train_dataloader()))["input_ids"]
+        batch = next(iter(self.datamodule.train_dataloader()), None)
+        if not isinstance(batch, Mapping) or not {"input_ids", "labels"} <= batch.keys():
+            found = f"{type(batch).__name__}" + (
+                f" with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
+            )
+            raise DataError(
+                f"{self.name} gives batches that cannot be trained on: {found if batch is not None else 'none at all'}",
+                "expected: a dictionary with input_ids and labels (unshifted, −100 ignored), int64 (B, T)",
+                "let its collate_fn return such a dictionary",
+            )
+        ids: Tensor = batch["input_ids"]
         return ids
 
     def limit_evaluation(self, blocks: int) -> None:
@@ -171,14 +182,24 @@ def _foreign(datamodule: pl.LightningDataModule, tokenizer: Any, view: View) -> 
         tokenizer=tokenizer,
         tokenizer_seconds=0.0,
         datamodule=datamodule,
-        train_batches=len(datamodule.train_dataloader()),
-        val_blocks=len(datamodule.val_dataloader()),
+        train_batches=_batches(datamodule.train_dataloader(), name),
+        val_blocks=_batches(datamodule.val_dataloader(), name),
         held_out=None,
         held_out_bytes=0,
         fingerprint=None,
         splits={},
         findings=(Finding("data", "note", name, reason="baselines need the tokens, which only its batches hold"),),
     )
+
+
+def _batches(loader: Any, name: str) -> int:
+    try:
+        count = len(loader)
+    except TypeError as error:
+        raise DataError(f"a loader of {name} has no length", str(error), "give it a dataset with a length") from error
+    if not count:
+        raise DataError(f"a loader of {name} is empty", "both training and held-out batches are needed")
+    return count
 
 
 def _show(text: Text, view: View) -> None:
