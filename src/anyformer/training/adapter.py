@@ -151,7 +151,8 @@ class UniversalModelAdapter(pl.LightningModule):
     def _skip_on_device(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
         """Let the fused update skip itself where the gradient is not finite, and remember the first such step."""
         bad = ~torch.isfinite(norm)
-        getattr(optimizer, "optimizer", optimizer).found_inf = bad.float()  # type: ignore[attr-defined]
+        fused: Any = getattr(optimizer, "optimizer", optimizer)  # Lightning wraps it
+        fused.found_inf = bad.float()
         first = torch.full_like(norm, math.inf) if self._first_bad is None else self._first_bad
         self._first_bad = torch.where(bad & first.isinf(), float(self.global_step + 1), first)
 

@@ -41,6 +41,12 @@ def _beginning(text: str) -> str:
     return " ".join(line.split()[:PROMPT_WORDS])[:PROMPT_CHARACTERS]
 
 
+def require_prompt(setting: str | None, tokenizer: Any) -> None:
+    """TokenizerError for a prompt that the tokenizer cannot write, before anything is trained."""
+    if setting is not None and tokenizer is not None:
+        tokenizer.encode(setting)
+
+
 class SampleWriter:
     """Writes one sample per prompt and keeps the last moment's."""
 
