@@ -1,8 +1,8 @@
 """Our whole training loop against a bare hand-written PyTorch loop, on one module.
 
-4 layers, width 256, T 256, B 8, V 8192, float32, one thread; the same initial weights and the same batches; the steps of
-the two alternate in one process, and each pair's CPU time is compared. What counts as ours is everything between two
-pauses: reading the batch, Lightning's loop and hooks, our callbacks, logging, the schedule.
+4 layers, width 256, T 256, B 8, V 8192, float32, one thread; the same initial weights and the same batches; the steps
+of the two alternate in one process, and each pair's CPU time is compared. What counts as ours is everything between
+two pauses: reading the batch, Lightning's loop and hooks, our callbacks, logging, the schedule.
 
     python benchmarks/train_loop.py [--steps 40]
 """
@@ -78,7 +78,7 @@ class Alternate(pl.Callback):
         self._resumed = time.process_time()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.ours.append(time.process_time() - self._resumed)
         self.our_losses.append(outputs["loss"].detach())
@@ -150,7 +150,8 @@ def main() -> None:
         abs(float(ours) - float(bare)) / float(bare)
         for ours, bare in zip(result.our_losses, result.bare.losses, strict=True)
     )
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}")
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, Python {platform.python_version()}, torch {torch.__version__}")
     print(f"{len(pairs)} pairs of steps after {skip} of warm-up, CPU time, 1 thread")
     print(f"bare loop  {statistics.median(t for _, t in pairs) * 1e3:8.1f} ms per step (median)")
     print(f"anyformer  {statistics.median(o for o, _ in pairs) * 1e3:8.1f} ms per step (median)")

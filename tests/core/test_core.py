@@ -71,7 +71,7 @@ def test_plain_lines() -> None:
     view.line()
     lines = stream.getvalue().split("\n")
     assert lines[:2] == ["  model      example:gpt   1.9 M parameters", "  · precision: fp32 — bf16 is slower here"]
-    assert lines[-3] == "  step 100/100   loss 2.500   11,300 tokens/s   0:00 left"  # the end is always shown
+    assert lines[-3] == "  step 100/100   loss 2.500   11,300 tokens/s"  # the end is always shown
     assert len(lines) <= 6  # of 100 reports at most the first and the last
 
 

@@ -1,0 +1,325 @@
+"""Interrupted anywhere, a run ends with the weights of one that never stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_models import Small, small_text
+from torch import Tensor
+
+from anyformer import cli
+from anyformer.core.errors import DataError, Interrupted, SettingsError
+from anyformer.training.callbacks import StopOnSignal
+from anyformer.training.coordinator import TrainResult
+
+Fit = Callable[..., TrainResult]
+STEPS = 46  # batches of 8 of about 40 in an epoch: the second epoch is under way
+
+
+class Interrupting(Small):
+    """Sends Ctrl-C to its own process in a training step, and notes which batches it saw."""
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__()
+        self.at = at
+        self.seen: list[str] = []
+        self.armed = False
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.armed and self.training:
+            self.seen.append(str(tokens.tolist()))
+            if len(self.seen) == self.at:
+                os.kill(os.getpid(), signal.SIGINT)
+        return super().forward(tokens)
+
+
+@pytest.fixture(autouse=True)
+def _armed_while_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probing before a run calls the model too; only steps of the run count."""
+    start = StopOnSignal.on_train_start
+
+    def on_train_start(self: StopOnSignal, trainer: Any, pl_module: Any) -> None:
+        start(self, trainer, pl_module)
+        if isinstance(pl_module.model, Interrupting):
+            pl_module.model.armed = True
+
+    monkeypatch.setattr(StopOnSignal, "on_train_start", on_train_start)
+
+
+def module(at: int | None = None, seed: int = 5) -> Interrupting:
+    torch.manual_seed(seed)
+    return Interrupting(at)
+
+
+def weights(result_or_path: Any) -> str:
+    run = Path(getattr(result_or_path, "run_path", result_or_path))
+    newest = max((run / "checkpoints").glob("step-????????"))
+    return json.loads((newest / "MANIFEST.json").read_text())["files"]["model.safetensors"]["sha256"] + newest.name
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics" / "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def deterministic(row: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in row.items() if key not in ("seconds", "tokens_per_second")}
+
+
+@pytest.mark.parametrize(
+    ("stops", "accumulate", "workers"),
+    [
+        ([3], 1, 0),
+        ([43], 1, 0),  # in the second epoch
+        ([8], 1, 0),  # the step of an evaluation
+        ([5, 37], 1, 0),
+        ([7], 2, 0),  # in the first half of an accumulated step
+        ([60], 2, 0),
+        ([42], 1, 2),
+    ],
+)
+def test_an_interrupted_run_ends_as_if_it_never_stopped(
+    fit: Fit, tmp_path: Path, stops: list[int], accumulate: int, workers: int
+) -> None:
+    settings: dict[str, Any] = {
+        "max_steps": STEPS,
+        "accumulate_grad_batches": accumulate,
+        "eval_every": 4,
+        "log_every": 3,
+    }
+    whole = module()
+    unbroken = fit(whole, name="unbroken", **settings)
+    settings["num_workers"] = workers
+    seen: list[str] = []
+    run = tmp_path / "runs" / "run"
+    at, resume = 0, None
+    for stop in stops:
+        part = module(stop - at, seed=5 if resume is None else 99)
+        with pytest.raises(Interrupted, match=r"anyformer train --resume .*run") as caught:
+            fit(part, resume=resume, **settings)
+        assert caught.value.exit_code == 130
+        assert "saved as" in caught.value.detail
+        manifest = json.loads((run / "run.json").read_text())
+        assert manifest["state"] == "interrupted"
+        seen, at, resume = seen + part.seen, stop, str(run)
+        at = len(seen)
+    part = module(seed=99)  # other first weights: they must come from the checkpoint
+    result = fit(part, resume=resume, **settings)
+    assert seen + part.seen == whole.seen  # nothing twice, nothing left out
+    assert weights(result) == weights(unbroken)
+    assert json.loads((run / "run.json").read_text())["state"] == "finished"
+    ours, theirs = rows(run), rows(unbroken.run_path)
+    assert [row["step"] for row in ours] == sorted({row["step"] for row in ours}, key=int)
+    assert [deterministic(row) for row in ours] == [deterministic(row) for row in theirs]
+    assert result.results["val_loss"] == unbroken.results["val_loss"]
+    assert result.results["best_checkpoint"] == unbroken.results["best_checkpoint"]
+    kept = {path.name for path in (run / "checkpoints").iterdir()}
+    assert kept == {path.name for path in (unbroken.run_path / "checkpoints").iterdir()}
+
+
+def test_ctrl_c_before_the_first_step_leaves_at_once(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(
+        "anyformer.training.samples.SampleWriter.__call__", lambda self, step: os.kill(os.getpid(), signal.SIGINT)
+    )
+    with pytest.raises(Interrupted, match="stopped at step 0 of 12") as caught:
+        fit()
+    assert "nothing to resume" in caught.value.detail
+    assert "--resume" not in caught.value.fix
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_leaves_without_saving(fit: Fit, tmp_path: Path) -> None:
+    class Twice(Interrupting):
+        def forward(self, tokens: Tensor) -> Tensor:
+            out = super().forward(tokens)
+            if self.armed and self.training and len(self.seen) == self.at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return out
+
+    torch.manual_seed(5)
+    with pytest.raises(Interrupted, match="stopped at step 5 of 12") as caught:
+        fit(Twice(6))
+    assert "this step is not saved; the newest checkpoint is of step 4" in caught.value.detail
+    fit(module(), resume=str(tmp_path / "runs" / "run"))
+
+
+def test_ctrl_c_while_measuring_after_the_last_step_loses_nothing(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stopped(*args: Any, **keywords: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("anyformer.training.coordinator.score_tokens", stopped)
+        with pytest.raises(Interrupted, match="stopped at step 12 of 12"):
+            fit()
+    result = fit(resume=str(tmp_path / "runs" / "run"))
+    assert result.results["steps"] == 12
+    assert result.results["tokens_per_second"] > 0
+
+
+@pytest.fixture
+def stopped(fit: Fit, tmp_path: Path) -> Path:
+    with pytest.raises(Interrupted):
+        fit(module(6))
+    return tmp_path / "runs" / "run"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "before"),
+    [("batch_size", 4, 8), ("accumulate_grad_batches", 2, 1), ("seed", 1, 42), ("val_split", 0.2, 0.1)],
+)
+def test_another_order_of_the_data_is_refused_by_name(
+    fit: Fit, stopped: Path, setting: str, value: Any, before: Any
+) -> None:
+    manifest = (stopped / "run.json").read_text()
+    with pytest.raises(SettingsError, match=f"{setting} is {value}, but the run .* was started with {before}"):
+        fit(resume=str(stopped), **{setting: value})
+    with pytest.raises(SettingsError, match="max_length is 12"):
+        fit(resume=str(stopped), max_length=12)
+    assert (stopped / "run.json").read_text() == manifest
+
+
+def test_a_text_that_has_changed_is_refused(fit: Fit, stopped: Path, corpus: Path) -> None:
+    corpus.write_text(small_text().replace("cat", "dog"), encoding="utf-8")
+    with pytest.raises(DataError, match=r"corpus\.txt has changed since"):
+        fit(resume=str(stopped))
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(fit: Fit, stopped: Path) -> None:
+    file = stopped / "checkpoints" / "step-00000006" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    result = fit(resume=str(stopped))
+    (said,) = [finding for finding in result.findings if finding.verdict == "warn" and finding.name == "checkpoint"]
+    assert "step-00000006 is damaged" in said.measured
+    assert "step-00000006.damaged" in said.reason
+    assert (stopped / "checkpoints" / "step-00000006.damaged").is_dir()
+    unbroken = fit(module(), name="unbroken")
+    assert weights(result) == weights(unbroken)
+
+
+def test_resuming_an_older_checkpoint_sets_the_later_ones_aside(fit: Fit, stopped: Path) -> None:
+    result = fit(resume=str(stopped / "checkpoints" / "step-00000004"))
+    assert any("step-00000006.before-resume" in finding.reason for finding in result.findings)
+    assert weights(result) == weights(fit(module(), name="unbroken"))
+    steps = [json.loads(line)["step"] for line in (stopped / "samples.jsonl").read_text().splitlines()]
+    assert {step: steps.count(step) for step in set(steps)} == {0: 3, 6: 3, 12: 3}
+
+
+def test_a_damaged_best_checkpoint_gives_way_at_the_end(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anyformer.training import coordinator
+
+    plain = coordinator._restore_best
+
+    def damaged(fit_: Any, *args: Any) -> Any:
+        best = fit_.checkpoint.best_k_models
+        low = float(min(best.values()))
+        for number, path in enumerate(sorted(best)):  # as if the first had been the best
+            best[path] = torch.tensor(low - 1 + 0.1 * number)
+        (Path(min(best)) / "model.safetensors").write_bytes(b"")
+        return plain(fit_, *args)
+
+    monkeypatch.setattr(coordinator, "_restore_best", damaged)
+    result = fit()
+    assert any("damaged" in finding.measured for finding in result.findings)
+    assert result.results["best_checkpoint"] == "checkpoints/step-00000008"
+    assert any(finding.measured == "of step 8" for finding in result.findings)
+
+
+def test_a_finished_run_says_how_to_train_on_and_does(fit: Fit, tmp_path: Path) -> None:
+    first = fit()
+    with pytest.raises(SettingsError, match="finished at step 12") as caught:
+        fit(resume=str(first.run_path))
+    assert caught.value.fix == f"to train on: anyformer train --resume {first.run_path} --max_steps 24"
+    assert json.loads((first.run_path / "run.json").read_text())["state"] == "finished"
+    result = fit(resume=str(first.run_path), max_steps=20)
+    assert result.results["steps"] == 20
+    assert any("20 steps instead of 12" in finding.measured for finding in result.findings)
+    assert [int(row["step"]) for row in rows(first.run_path)] == list(range(1, 21))
+    with pytest.raises(SettingsError, match="finished at step 20, beyond the 12 steps"):
+        fit(resume=str(first.run_path), max_steps=12)
+
+
+def test_a_run_that_was_moved_keeps_its_best_checkpoints(fit: Fit, stopped: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    stopped.rename(elsewhere)
+    result = fit(resume=str(elsewhere))
+    unbroken = fit(module(), name="unbroken")
+    kept = sorted(path.name for path in (elsewhere / "checkpoints").iterdir())
+    assert kept == sorted(path.name for path in (unbroken.run_path / "checkpoints").iterdir())
+    assert result.run_path == elsewhere
+
+
+def test_the_precision_measured_at_the_start_is_kept(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anyformer.training import coordinator
+
+    with pytest.raises(Interrupted):
+        fit(module(6), precision="auto")
+    monkeypatch.setattr(coordinator, "choose_precision", lambda *args: pytest.fail("measured anew"))
+    run = tmp_path / "runs" / "run"
+    before = json.loads((run / "run.json").read_text())["effective"]["precision"]
+    fit(precision="auto", resume=str(run))
+    assert json.loads((run / "run.json").read_text())["effective"]["precision"] == before
+
+
+MODEL = """
+import os, time, torch
+from torch import nn
+
+class Slow(nn.Module):
+    def __init__(self, vocab_size=40):
+        super().__init__()
+        self.e = nn.Embedding(vocab_size, 16)
+        self.d = nn.Dropout(0.2)
+        self.h = nn.Linear(16, vocab_size)
+
+    def forward(self, tokens):
+        time.sleep(float(os.environ.get("SLOW", 0)))
+        return self.h(self.d(self.e(tokens)))
+"""
+
+
+def test_ctrl_c_at_a_real_process_then_resume_gives_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("slow.py").write_text(MODEL)
+    Path("text.txt").write_text(small_text())
+    flags = ["--data", "text.txt", "--max_steps", "60", "--batch_size", "8", "--max_length", "16", "--precision", "32", "--log_every", "1"]
+    metrics = Path("runs/a/metrics/metrics.csv")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "anyformer", "train", "slow.py", *flags, "--name", "a"],
+        env={**os.environ, "SLOW": "0.05"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 4):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "anyformer: stopped at step" in said
+    assert said.endswith("  → anyformer train --resume runs/a\n")
+    assert "Traceback" not in said
+    assert cli.main(["train", "--resume", "runs/a"]) == 0
+    assert cli.main(["train", "slow.py", *flags, "--name", "b"]) == 0
+    assert weights("runs/a") == weights("runs/b")
+    assert [row["step"] for row in rows(Path("runs/a"))] == [str(step) for step in range(1, 61)]
