@@ -55,7 +55,7 @@ class BareLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = LEARNING_RATE * factor
         logits = self.module(input_ids)
-        loss = F.cross_entropy(logits.view(-1, V), targets.view(-1), ignore_index=-100)
+        loss = F.cross_entropy(logits.view(-1, V), targets.view(-1))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -84,7 +84,7 @@ class Alternate(pl.Callback):
         self.our_losses.append(outputs["loss"].detach())
         begin = time.process_time()
         ids = batch["input_ids"].clone()  # the bare loop reads a batch of its own, too
-        targets = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -100)], dim=1)
+        targets = torch.cat([ids[:, 1:], batch["next_ids"][:, None]], dim=1)
         self.bare(ids, targets)
         self.theirs.append(time.process_time() - begin)
         self._resumed = time.process_time()

@@ -21,7 +21,8 @@ def targets_of(blocks: PackedBlocks) -> list[int]:
     """The tokens that are targets, as training and evaluation see them, in order."""
     found: list[int] = []
     for index in range(len(blocks)):
-        row = next_token_targets(blocks[index]["labels"][None])[0]
+        item = blocks[index]
+        row = next_token_targets(item["labels"][None], item["next_ids"][None])[0]
         found += row[row != IGNORE_INDEX].tolist()
     return found
 
@@ -30,26 +31,27 @@ def targets_of(blocks: PackedBlocks) -> list[int]:
 def test_every_held_out_token_after_the_first_is_a_target_once(count: int, block_size: int) -> None:
     blocks = PackedBlocks(np.arange(count, dtype=np.uint16), block_size, keep_tail=True)
     assert targets_of(blocks) == list(range(1, count))
-    assert all(len(blocks[i]["input_ids"]) == min(block_size, count) for i in range(len(blocks)))
+    assert all(len(blocks[i]["input_ids"]) == min(block_size, count - 1) for i in range(len(blocks)))
 
 
 @given(count=st.integers(1, 200), block_size=st.integers(2, 50))
 def test_training_drops_only_the_tail(count: int, block_size: int) -> None:
     blocks = PackedBlocks(np.arange(count, dtype=np.uint16), block_size)
-    assert targets_of(blocks) == list(range(1, (count - 1) // (block_size - 1) * (block_size - 1) + 1))
+    assert targets_of(blocks) == list(range(1, (count - 1) // block_size * block_size + 1))
 
 
 def test_item() -> None:
     tokens = np.arange(100, 130, dtype=np.uint16)
     blocks = PackedBlocks(tokens, 8)
     item = blocks[2]
-    assert item["input_ids"].tolist() == tokens[14:22].tolist()  # i * (block - 1)
+    assert item["input_ids"].tolist() == tokens[16:24].tolist()
+    assert item["next_ids"].item() == tokens[24]
     assert torch.equal(item["labels"], item["input_ids"])
     assert item["attention_mask"].tolist() == [1] * 8
     assert {t.dtype for t in item.values()} == {torch.int64}
     assert torch.equal(blocks[-1]["input_ids"], blocks[len(blocks) - 1]["input_ids"])
-    with pytest.raises(IndexError, match="block 4 of 4"):
-        blocks[4]
+    with pytest.raises(IndexError, match="block 3 of 3"):
+        blocks[3]
 
 
 @pytest.mark.parametrize("keep_tail", [False, True])

@@ -35,12 +35,12 @@ class Counter(pl.LightningModule):
         self.val_targets = 0
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        assert set(batch) == {"input_ids", "attention_mask", "labels"}
+        assert set(batch) == {"input_ids", "attention_mask", "labels", "next_ids"}
         self.train_shapes.append(tuple(batch["input_ids"].shape))
         return self.weight.sum()
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        self.val_targets += int((batch["labels"][:, 1:] != -100).sum())
+        self.val_targets += int((batch["labels"][:, 1:] != -100).sum() + (batch["next_ids"] != -100).sum())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -56,8 +56,8 @@ def test_plain_trainer(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     )  # fmt: skip
     trainer.fit(counter, data)
     train_tokens, val_tokens = data.cache.meta["train"]["tokens"], data.cache.meta["val"]["tokens"]
-    assert sum(rows for rows, _ in counter.train_shapes) == (train_tokens - 1) // 15
-    assert set(counter.train_shapes) == {(10, 16), ((train_tokens - 1) // 15 % 10, 16)}
+    assert sum(rows for rows, _ in counter.train_shapes) == (train_tokens - 1) // 16
+    assert set(counter.train_shapes) == {(10, 16), ((train_tokens - 1) // 16 % 10, 16)}
     assert counter.val_targets == val_tokens - 1
     assert train_tokens + val_tokens == len(TEXT)
 
@@ -99,11 +99,11 @@ def test_too_short(tokenizer: TextTokenizer, tmp_path: Path) -> None:
         data.prepare_data()
     message = str(caught.value)
     assert "90 tokens in blocks of 64" in message
-    assert "127 tokens" in message  # 2 · 63 + 1
-    assert "max_length of at most 45" in message
-    module(tokenizer, tmp_path, ["x" * 100], max_length=45).prepare_data()
+    assert "129 tokens" in message  # 2 · 64, and the one that follows
+    assert "max_length of at most 44" in message
+    module(tokenizer, tmp_path, ["x" * 100], max_length=44).prepare_data()
     with pytest.raises(DataError, match="too short"):
-        module(tokenizer, tmp_path, ["x" * 100], max_length=46).prepare_data()
+        module(tokenizer, tmp_path, ["x" * 100], max_length=45).prepare_data()
 
 
 def test_without_held_out_text(tokenizer: TextTokenizer, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from anyformer.data import AdaptiveTokenizerDataModule
 from anyformer.tokenization import CharacterLevelTokenizer
 
 BLOCK, BATCH = 8, 4
-TEXT = "".join(chr(0x4E00 + n) for n in range(7 * 45 + 1))  # every character occurs once: a block names itself
+TEXT = "".join(chr(0x4E00 + n) for n in range(8 * 45 + 1))  # every character occurs once: a block names itself
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
 
@@ -100,7 +100,7 @@ def test_an_epoch_sees_every_block_once_and_the_next_in_another_order(uninterrup
     per_epoch = len(uninterrupted) // 2
     first = [i for batch in uninterrupted[:per_epoch] for i in batch]
     second = [i for batch in uninterrupted[per_epoch:] for i in batch]
-    assert len(set(first)) == len(first) == 40  # (7·45+1 characters, a tenth held out) in strides of 7
+    assert len(set(first)) == len(first) == 40  # (8·45+1 characters, a tenth held out) in blocks of 8
     assert set(first) == set(second)
     assert first != second
 

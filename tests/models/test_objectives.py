@@ -109,3 +109,16 @@ def test_the_logits_are_not_copied():
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"\(2, 3, 4\) and labels \(2, 4\)"):
         causal_lm_loss(torch.zeros(2, 3, 4), torch.zeros(2, 4, dtype=torch.long))
+
+
+def test_what_follows_a_row_is_the_last_positions_target():
+    labels = torch.tensor([[3, 1, 4, 1], [5, 9, 2, IGNORE_INDEX]])
+    following = torch.tensor([6, IGNORE_INDEX])
+    assert next_token_targets(labels, following).tolist() == [[1, 4, 1, 6], [9, 2, IGNORE_INDEX, IGNORE_INDEX]]
+    logits = torch.randn(2, 4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    log_p = logits.log_softmax(-1)
+    nats = [-log_p[0, 0, 1], -log_p[0, 1, 4], -log_p[0, 2, 1], -log_p[0, 3, 6], -log_p[1, 0, 9], -log_p[1, 1, 2]]
+    assert torch.allclose(causal_lm_loss(logits, labels, following), torch.stack(nats).mean(), rtol=1e-12)
+    total, count = causal_lm_total(logits, labels, following)
+    assert count.item() == 6
+    assert torch.allclose(total, torch.stack(nats).sum(), rtol=1e-12)

@@ -70,8 +70,9 @@ def test_twenty_steps_equal_a_loop_written_by_hand(fit: Callable[..., TrainResul
             if step == 20:
                 break
             for batch in batches[start : start + 2]:
-                logits = twin(batch["input_ids"])[:, :-1]
-                (F.cross_entropy(logits.reshape(-1, 40), batch["input_ids"][:, 1:].reshape(-1)) / 2).backward()
+                logits = twin(batch["input_ids"])
+                targets = torch.cat([batch["input_ids"][:, 1:], batch["next_ids"][:, None]], 1)
+                (F.cross_entropy(logits.flatten(0, 1), targets.flatten()) / 2).backward()
             nn.utils.clip_grad_norm_(twin.parameters(), 0.3)
             ratio = (step + 1) / 6 if step < 5 else 0.2 + 0.8 * (1 + math.cos(math.pi * (step - 5) / 15)) / 2
             for group in optimizer.param_groups:

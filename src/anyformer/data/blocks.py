@@ -35,24 +35,23 @@ class BlockBatch(Sequence[Block]):
 
 
 class PackedBlocks(Dataset[Block]):
-    """Blocks of ``block_size`` consecutive tokens, each beginning with the last token of the one before.
+    """Consecutive blocks of ``block_size`` tokens, each with the token that follows it.
 
-    With a stride of block_size − 1 every token after the first is a target exactly once (labels are unshifted; the
-    shift loses the first of a block). The tail that fills no block is dropped, or, with ``keep_tail``, is the last
-    block: it overlaps the one before, and its labels are −100 where that one counted already.
-    An item is {"input_ids", "attention_mask", "labels"}, int64 (T,).
+    Labels are unshifted, so a block alone has T − 1 targets; with ``next_ids``, the token after it, every position has
+    one and every token after the first is a target exactly once. The tail that fills no block is dropped, or, with
+    ``keep_tail``, is the last block: it overlaps the one before, with labels −100 where that one counted already.
+    An item is {"input_ids", "attention_mask", "labels"}, int64 (T,), and "next_ids", int64 ().
     """
 
     def __init__(self, tokens: Any, block_size: int, *, keep_tail: bool = False) -> None:
         if block_size < 2:
-            raise DataError(f"a block of {block_size} tokens predicts nothing; it needs at least 2")
+            raise DataError(f"a block of {block_size} tokens is too short; it needs at least 2")
         self.tokens = tokens
         self.count = len(tokens)
         # held-out text shorter than a block is one short block
-        self.block_size = min(block_size, self.count) if keep_tail else block_size
-        self._stride = self.block_size - 1
-        self._whole = (self.count - 1) // self._stride if self.count >= self.block_size >= 2 else 0
-        self._counted = self._whole * self._stride  # the last token that is a target of a whole block
+        self.block_size = max(1, min(block_size, self.count - 1)) if keep_tail else block_size
+        self._whole = max(0, self.count - 1) // self.block_size
+        self._counted = self._whole * self.block_size  # the last token that is a target of a whole block
         self._has_tail = keep_tail and self._whole > 0 and self._counted < self.count - 1
 
     def __len__(self) -> int:
@@ -66,18 +65,20 @@ class PackedBlocks(Dataset[Block]):
 
     def __getitems__(self, indices: Sequence[int]) -> BlockBatch:
         """The blocks at ``indices`` as one gather; torch's loader asks for whole batches this way."""
-        starts = np.asarray(indices, dtype=np.int64) * self._stride
+        starts = np.asarray(indices, dtype=np.int64) * self.block_size
         if self._has_tail:
             starts = np.minimum(starts, self.count - self.block_size)
-        places = starts[:, None] + np.arange(self.block_size)
-        input_ids = torch.from_numpy(self.tokens[places].astype(np.int64))
+        places = starts[:, None] + np.arange(self.block_size + 1)
+        read = torch.from_numpy(self.tokens[np.minimum(places, self.count - 1)].astype(np.int64))
+        input_ids, next_ids = read[:, :-1].contiguous(), read[:, -1].clone()
         labels = input_ids.clone()
         if self._has_tail:
             for row, index in enumerate(indices):
                 if index == self._whole:
                     labels[row, : self._counted + 1 - int(starts[row])] = IGNORE_INDEX
+                    next_ids[row] = IGNORE_INDEX  # nothing follows the last token
         mask = torch.ones_like(input_ids)
-        return BlockBatch({"input_ids": input_ids, "attention_mask": mask, "labels": labels})
+        return BlockBatch({"input_ids": input_ids, "attention_mask": mask, "labels": labels, "next_ids": next_ids})
 
     def __getstate__(self) -> dict[str, Any]:
         # pickling a memory map would copy all tokens into every worker that is not forked
@@ -103,7 +104,7 @@ class _MappedFile:
 
 
 def collate_blocks(batch: BlockBatch | Sequence[Block]) -> Block:
-    """A batch as {"input_ids", "attention_mask", "labels"}, int64 (B, T)."""
+    """A batch as {"input_ids", "attention_mask", "labels"}, int64 (B, T), and "next_ids", int64 (B,)."""
     if isinstance(batch, BlockBatch):
         return batch.tensors
     return {name: torch.stack([block[name] for block in batch]) for name in batch[0]}

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from anyformer.data.blocks import PackedBlocks, collate_blocks
@@ -92,6 +93,8 @@ class ResumableLoader(DataLoader[Any]):
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            # of its own: each pass draws a seed, and the global one belongs to the model's dropout
+            generator=torch.Generator().manual_seed(0),
         )
         self._batches = batches
         self._consumed = consumed

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from anyformer.core.errors import DataError
@@ -21,6 +22,8 @@ _LEAST_BLOCKS = 2
 
 class AdaptiveTokenizerDataModule(pl.LightningDataModule):
     """Batches {"input_ids", "attention_mask", "labels"}, int64 (B, T), for ``trainer.fit(model, datamodule)``.
+
+    "next_ids", int64 (B,), is the token after each row: the last position's target, for those who use it.
 
     dataset: a path, "python-stdlib", a list of strings, a datasets.Dataset, or a Corpus; val_dataset likewise, held
     out instead of ``val_split`` of the dataset. tokenizer: any Hugging Face tokenizer. max_length: T, tokens.
@@ -89,8 +92,8 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
     def _check(self, cache: TokenCache) -> None:
         tokens = len(cache.train)
         if len(PackedBlocks(cache.train, self.max_length)) < _LEAST_BLOCKS:
-            needed = _LEAST_BLOCKS * (self.max_length - 1) + 1
-            fits = (tokens - 1) // _LEAST_BLOCKS + 1
+            needed = _LEAST_BLOCKS * self.max_length + 1
+            fits = (tokens - 1) // _LEAST_BLOCKS
             raise DataError(
                 f"{self.corpus.name} is too short to train on: {tokens:,} tokens in blocks of {self.max_length:,}",
                 detail=f"at least {_LEAST_BLOCKS} blocks, {needed:,} tokens, are needed",
@@ -144,6 +147,7 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=self._pins(),
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator().manual_seed(0),  # of its own, as the training loader's
         )
 
     @property

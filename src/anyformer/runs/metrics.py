@@ -32,6 +32,7 @@ class CsvMetrics(Logger):
         self.path = Path(run_path) / FILE
         self._run_path = Path(run_path)
         self._row: dict[str, str] = {}
+        self._written: tuple[dict[str, str], int] | None = None  # the row as it stands in the file, and where
         self._pending: list[str] = []
         self._warned = False
         self._seconds_before = 0.0
@@ -74,8 +75,8 @@ class CsvMetrics(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is logged so far."""
-        self._finish_row()
+        """Write what is logged so far; Lightning asks for it after each call of log_metrics."""
+        self._write()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -83,17 +84,40 @@ class CsvMetrics(Logger):
         self._finish_row()
 
     def _finish_row(self) -> None:
-        if self._row:
-            self._pending = [*self._pending[-_PENDING:], line([self._row.get(name, "") for name in COLUMNS])]
-            self._row = {}
-        if self._pending:
-            try:
+        """The row is complete: the next one is another step's."""
+        self._write()
+        if self._row and self._written is None:  # the disk is full
+            self._pending = [*self._pending[-_PENDING:], self._line()]
+        self._row, self._written = {}, None
+
+    def _line(self) -> str:
+        return line([self._row.get(name, "") for name in COLUMNS])
+
+    def _write(self) -> None:
+        if not self._pending and (not self._row or (self._written is not None and self._written[0] == self._row)):
+            return
+        try:
+            if self._row and self._written is not None:  # its first figures are there; the whole row replaces them
+                self._replace(self._written[1])
+            else:
                 self._append("".join(self._pending))
                 self._pending = []
-            except OSError as error:
-                self._warn(error)
+                if not self._row:
+                    return
+                self._append(self._line())
+            self._written = dict(self._row), self.path.stat().st_size - len(self._line().encode())
+        except OSError as error:
+            self._warn(error)
+
+    def _replace(self, place: int) -> None:
+        with self.path.open("rb+") as stream:
+            stream.seek(place)
+            stream.write(self._line().encode())
+            stream.truncate()
 
     def _append(self, text: str) -> None:
+        if not text:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as stream:
             size = stream.tell()

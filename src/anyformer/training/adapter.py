@@ -115,7 +115,7 @@ class UniversalModelAdapter(pl.LightningModule):
         """Mean next-token loss of one batch, with label smoothing."""
         input_ids, labels = batch["input_ids"], batch["labels"]
         logits = call_logits(self.model, self.call_plan, input_ids, batch.get("attention_mask"))
-        loss = causal_lm_loss(logits, labels, label_smoothing=self.label_smoothing)
+        loss = causal_lm_loss(logits, labels, batch.get("next_ids"), label_smoothing=self.label_smoothing)
         if reading_is_free(loss) and not math.isfinite(loss.item()):
             raise loss_error(self.model, self.call_plan, input_ids, loss.item(), self.global_step + 1)
         detached = loss.detach().float()
@@ -187,7 +187,7 @@ class UniversalModelAdapter(pl.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add one batch to the evaluation: summed over tokens, so that a short batch weighs what it should."""
         logits = call_logits(self.model, self.call_plan, batch["input_ids"], batch.get("attention_mask"))
-        total, count = causal_lm_total(logits, batch["labels"])
+        total, count = causal_lm_total(logits, batch["labels"], batch.get("next_ids"))
         self._val_sum += float(total)
         self._val_count += int(count)
 

@@ -303,7 +303,8 @@ class StopOnSignal(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # where an evaluation follows it still takes place: a resumed run would go on behind it
-        if not trainer.fit_loop._should_accumulate() and not evaluation_follows(trainer):
+        if self._asked and not trainer.fit_loop._should_accumulate() and not evaluation_follows(trainer):
+            _write_row(trainer)
             self._leave(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -313,3 +314,14 @@ class StopOnSignal(pl.Callback):
         if self._asked:
             self._checkpoint.save_now(trainer)
             raise StopRequested
+
+
+def _write_row(trainer: pl.Trainer) -> None:
+    """The row of metrics of the step just done; Lightning would write it after the hook that is left early."""
+    step = trainer.global_step
+    if step % max(1, log_interval(trainer)) and step > 1:
+        return
+    names = ("train_loss", "learning_rate", "grad_norm", "tokens_per_second")
+    row = {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
+    for logger in trainer.loggers:
+        logger.log_metrics(row, step)
