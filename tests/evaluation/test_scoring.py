@@ -20,11 +20,15 @@ from anyformer.evaluation import score_tokens, token_entropies
 
 
 def by_hand(model: nn.Module, tokens: np.ndarray, block: int) -> float:
-    """Σ −ln p(token), token by token: the context of token i begins at the last multiple of block − 1 before i."""
+    """Σ −ln p(token), token by token: the context of token i begins at the last multiple of block before i.
+
+    Tokens after the last whole block have the block that ends the text as their context.
+    """
     model = copy.deepcopy(model).double().eval().requires_grad_(False)
     nats = 0.0
     for i in range(1, len(tokens)):
-        start = (i - 1) // (block - 1) * (block - 1)
+        in_whole_block = i <= (len(tokens) - 1) // block * block
+        start = (i - 1) // block * block if in_whole_block else max(0, len(tokens) - block)
         logits = model(torch.tensor(tokens[start:i].astype(np.int64))[None])[0, -1]
         nats -= float(logits.log_softmax(-1)[int(tokens[i])])
     return nats
@@ -118,7 +122,7 @@ def test_reports_progress_in_tokens_to_the_end(model: CausalMean, plan: CallPlan
     score_tokens(
         model, plan, np.zeros(50, int), block_size=12, batch_size=1, device="cpu", bytes_total=50, view=Recording()
     )
-    assert [p.done for p in seen] == [11, 22, 33, 44, 49]
+    assert [p.done for p in seen] == [12, 24, 36, 48, 49]
     assert {p.total for p in seen} == {49}
     assert {p.unit for p in seen} == {"tokens"}
 

@@ -84,14 +84,17 @@ def test_gpt2_computes_what_the_library_does():
         assert (ours(ids) - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
-def test_initialisation_is_that_of_gpt2():
+@pytest.mark.parametrize(("width", "expected"), [(768, 0.02), (192, 0.04), (48, 0.08)])
+def test_initialisation_is_gpt2s_at_its_width_and_keeps_sums_alike_at_others(width: int, expected: float):
     torch.manual_seed(0)
-    model = GPT(n_layer=8)
-    assert model.tokens.weight.std().item() == pytest.approx(0.02, rel=0.02)
-    assert model.blocks[0].up.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    model = GPT(vocab_size=500, n_layer=8, n_embd=width, bias=True)
+    assert model.tokens.weight.std().item() == pytest.approx(expected, rel=0.02)
+    assert model.blocks[0].up.weight.std().item() == pytest.approx(expected, rel=0.02)
     for name in ("attn.proj", "down"):
         std = model.blocks[3].get_submodule(name).weight.std().item()
-        assert std == pytest.approx(0.02 / math.sqrt(16), rel=0.02)
+        assert std == pytest.approx(expected / math.sqrt(16), rel=0.03)
+    assert not model.blocks[3].up.bias.any()
+    assert torch.equal(model.norm.weight, torch.ones(width))
     assert model.head.weight is model.tokens.weight
 
 

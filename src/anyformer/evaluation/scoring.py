@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from anyformer.core.errors import DataError
 from anyformer.core.protocols import Progress, View
+from anyformer.data.blocks import PackedBlocks
 from anyformer.evaluation._mode import evaluating
 from anyformer.evaluation.baselines import Tokens, token_entropies
 from anyformer.models.callplan import CallPlan, call_logits
@@ -59,7 +58,7 @@ def score_tokens(
 ) -> Scores:
     """Score ``tokens`` (N,): each of the N − 1 tokens after the first is a target exactly once.
 
-    block_size: tokens in one window, T; windows overlap by one token, the last one may be shorter.
+    block_size: tokens in one window, T; the last window overlaps the one before, so that its tokens have context, too.
     batch_size: windows in one forward pass; changes memory and speed, not the result.
     device: where it runs; the module is moved there and stays there. Its modes are left as they were.
     bytes_total: bytes of the text that ``tokens`` encode (UTF-8).
@@ -73,10 +72,12 @@ def score_tokens(
     target = torch.device(device)
     module.to(target)
     nats, counted, started = 0.0, 0, time.monotonic()
-    for input_ids in _windows(tokens, block_size, batch_size):
+    blocks = PackedBlocks(tokens, block_size, keep_tail=True)
+    for start in range(0, len(blocks), batch_size):
+        batch = blocks.__getitems__(range(start, min(start + batch_size, len(blocks)))).tensors
+        ids, labels, next_ids = (batch[name].to(target) for name in ("input_ids", "labels", "next_ids"))
         with evaluating(module):
-            ids = input_ids.to(target)
-            batch_nats, batch_count = causal_lm_total(call_logits(module, plan, ids), ids)
+            batch_nats, batch_count = causal_lm_total(call_logits(module, plan, ids), labels, next_ids)
         nats += float(batch_nats)
         counted += int(batch_count)
         if view is not None:
@@ -91,18 +92,6 @@ def score_tokens(
         bigram=baselines.bigram,
         beats_bigram=loss < baselines.bigram,
     )
-
-
-def _windows(tokens: Tokens, block_size: int, batch_size: int) -> Iterator[Tensor]:
-    """(B, T) int64 batches of full windows, then the rest as one shorter row: no padding, so no mask is needed."""
-    stride = block_size - 1
-    full = (len(tokens) - 1) // stride
-    for start in range(0, full, batch_size):
-        stop = min(start + batch_size, full)
-        rows = [np.asarray(tokens[i * stride : i * stride + block_size], dtype=np.int64) for i in range(start, stop)]
-        yield torch.from_numpy(np.stack(rows))
-    if full * stride < len(tokens) - 1:
-        yield torch.from_numpy(np.array(tokens[full * stride :], dtype=np.int64))[None]
 
 
 def _progress(done: int, total: int, nats: float, seconds: float) -> Progress:

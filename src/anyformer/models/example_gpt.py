@@ -1,6 +1,6 @@
 """A small GPT to start from: an ordinary model file that needs nothing but torch.
 
-Pre-norm decoder with learned positions and a tied head, initialised as GPT-2 (Radford et al. 2019).
+Pre-norm decoder with learned positions and a tied head, as GPT-2 (Radford et al. 2019).
 Legend: B batch, T time, V vocabulary, D model, H heads, K head size (D = H·K).
 """
 
@@ -77,12 +77,17 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout, bias) for _ in range(n_layer))
         self.norm = nn.LayerNorm(n_embd, bias=bias)
         self.head = nn.Linear(n_embd, vocab_size, bias=False)
-        self.apply(_init)
-        # each block adds twice to the residual stream; scaled so that its variance does not grow with depth
+        self.head.weight = self.tokens.weight
+        # GPT-2's 0.02 belongs to its width, 768; a sum over D inputs keeps its size when the weights go as 1/√D
+        std = 0.02 * math.sqrt(768 / n_embd)
         for name, parameter in self.named_parameters():
             if name.endswith(("attn.proj.weight", "down.weight")):
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * n_layer))
-        self.head.weight = self.tokens.weight
+                # each block adds twice to the residual stream; scaled so that its variance does not grow with depth
+                nn.init.normal_(parameter, std=std / math.sqrt(2 * n_layer))
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         T = input_ids.shape[1]
@@ -93,11 +98,3 @@ class GPT(nn.Module):
             x_BTD = block(x_BTD)
         logits_BTV: Tensor = self.head(self.norm(x_BTD))
         return logits_BTV
-
-
-def _init(module: nn.Module) -> None:
-    """Weights N(0, 0.02), biases zero (GPT-2's initializer_range)."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
