@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from anyformer.models.callplan import CallPlan
 from known_models import CausalMean
+
+from anyformer.models.callplan import CallPlan
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from anyformer.models.callplan import CallPlan
 from known_models import CausalMean
 from torch import Tensor, nn
 
 from anyformer.core.errors import CallError, SettingsError
 from anyformer.evaluation import generate, stream
 from anyformer.evaluation.generation import Sampler
+from anyformer.models.callplan import CallPlan
 
 PROMPT = torch.tensor([[3, 1, 4], [1, 5, 9]])
 

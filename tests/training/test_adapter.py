@@ -249,16 +249,16 @@ def test_accumulated_gradients_equal_one_large_batch() -> None:
     results = []
     for batches, accumulate in ((parts, 4), ([whole], 1)):
         torch.manual_seed(3)
-        module = gpt()
+        module = gpt().double()  # AdamW magnifies the rounding of small gradients
         trainer = lightning(
             UniversalModelAdapter(module, learning_rate=1e-2), batches,
             max_steps=1, accumulate_grad_batches=accumulate, gradient_clip_val=0.5,
         )  # fmt: skip
         assert trainer.global_step == 1
         results.append(module.state_dict())
-    start = gpt().state_dict()
+    start = gpt().double().state_dict()
     for name, one in results[0].items():
-        torch.testing.assert_close(one, results[1][name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(one, results[1][name], rtol=0, atol=1e-9)
     assert any(not torch.equal(results[0][name], start[name]) for name in start)
 
 

@@ -51,7 +51,7 @@ def test_twenty_steps_equal_a_loop_written_by_hand(fit: Callable[..., TrainResul
     module, twin = Small(dropout=0.0), Small(dropout=0.0)
     twin.load_state_dict(module.state_dict())
     settings = {"warmup_steps": 5, "weight_decay": 0.2, "beta2": 0.9, "gradient_clip_val": 0.3, "min_lr_ratio": 0.2}
-    result = fit(module, max_steps=20, batch_size=26, accumulate_grad_batches=2, eval_every=20, **settings)
+    result = fit(module, max_steps=20, batch_size=24, accumulate_grad_batches=2, eval_every=20, **settings)
 
     loader = result.trainer.datamodule  # the same batches, epoch after epoch
     matrices = [p for p in twin.parameters() if p.dim() >= 2]
@@ -64,7 +64,7 @@ def test_twenty_steps_equal_a_loop_written_by_hand(fit: Callable[..., TrainResul
     blocks = loader.train_dataloader().dataset
     while step < 20:
         places = [order.index(epoch, i) for i in range(order.size)]
-        batches = [blocks.__getitems__(places[i : i + 26]).tensors for i in range(0, order.size, 26)]
+        batches = [blocks.__getitems__(places[i : i + 24]).tensors for i in range(0, order.size, 24)]
         assert len(batches) % 2  # the last step of an epoch has one batch
         for start in range(0, len(batches), 2):
             if step == 20:

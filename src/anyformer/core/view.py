@@ -19,6 +19,15 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
 
 
+def count(number: int) -> str:
+    """A number with the digits that tell: 812, 3.4 k, 57 k, 1.3 M, 2.8 G."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            value = number / size
+            return f"{value:.0f} {unit}" if value >= 100 or (value >= 10 and unit == "k") else f"{value:.1f} {unit}"
+    return str(number)
+
+
 def progress_text(progress: Progress) -> str:
     """One line of figures: step, loss, rate, time left."""
     parts = [f"{progress.label} {progress.done:,}/{progress.total:,}"]

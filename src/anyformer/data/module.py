@@ -18,6 +18,7 @@ from anyformer.data.loader import EpochBatches, ResumableLoader
 from anyformer.data.order import EpochOrder
 
 _LEAST_BLOCKS = 2
+_SHORTEST_ADVISED = 8  # tokens; a shorter context is no way out
 
 
 class AdaptiveTokenizerDataModule(pl.LightningDataModule):
@@ -97,7 +98,7 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
             raise DataError(
                 f"{self.corpus.name} is too short to train on: {tokens:,} tokens in blocks of {self.max_length:,}",
                 detail=f"at least {_LEAST_BLOCKS} blocks, {needed:,} tokens, are needed",
-                fix="give more text" + (f", or a max_length of at most {fits:,}" if fits > 1 else ""),
+                fix="give more text" + (f", or a max_length of at most {fits:,}" if fits >= _SHORTEST_ADVISED else ""),
             )
         if 0 < len(cache.val) < 2:
             raise DataError(

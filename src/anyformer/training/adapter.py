@@ -163,21 +163,28 @@ class UniversalModelAdapter(pl.LightningModule):
         raise loss_error(self.model, self.call_plan, input_ids, math.nan, int(step))
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log the means since the last row, once per log interval: one read from the device, not one per step."""
+        """Log the row of metrics of this step, where one is due."""
+        for name, value in self.take_row(batch["input_ids"]).items():
+            self.log(name, value)
+
+    def take_row(self, input_ids: Tensor) -> dict[str, float]:
+        """The means since the last row, once per log interval: one read from the device, not one per step.
+
+        Empty in between. input_ids: the batch (B, T), looked at where something went wrong.
+        """
         step = self.global_step
         interval = log_interval(self.trainer)
         if self.trainer.fit_loop._should_accumulate() or not interval or (step % interval and step > 1):
-            return
+            return {}
         if self._loss_sum is None:
-            return
-        self._check_steps(batch["input_ids"])
+            return {}
+        self._check_steps(input_ids)
         self.last_train_loss = float(self._loss_sum) / self._losses
         self._loss_sum, self._losses = None, 0
-        self.log("train_loss", self.last_train_loss)
-        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        row = {"train_loss": self.last_train_loss, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
         if self._grad_norm is not None:
-            self.log("grad_norm", float(self._grad_norm))
-        self.log("step", float(step))  # rows count finished optimizer steps
+            row["grad_norm"] = float(self._grad_norm)
+        return {**row, "step": float(step)}  # rows count finished optimizer steps
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of one evaluation."""

@@ -304,7 +304,7 @@ class StopOnSignal(pl.Callback):
     ) -> None:
         # where an evaluation follows it still takes place: a resumed run would go on behind it
         if self._asked and not trainer.fit_loop._should_accumulate() and not evaluation_follows(trainer):
-            _write_row(trainer)
+            _write_row(trainer, pl_module, batch["input_ids"])
             self._leave(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -316,12 +316,14 @@ class StopOnSignal(pl.Callback):
             raise StopRequested
 
 
-def _write_row(trainer: pl.Trainer) -> None:
-    """The row of metrics of the step just done; Lightning would write it after the hook that is left early."""
-    step = trainer.global_step
-    if step % max(1, log_interval(trainer)) and step > 1:
-        return
-    names = ("train_loss", "learning_rate", "grad_norm", "tokens_per_second")
-    row = {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
-    for logger in trainer.loggers:
-        logger.log_metrics(row, step)
+def _write_row(trainer: pl.Trainer, pl_module: pl.LightningModule, input_ids: torch.Tensor) -> None:
+    """The row of metrics of the step just done: the hook that logs it comes after the one that is left early."""
+    row = pl_module.take_row(input_ids) if isinstance(pl_module, UniversalModelAdapter) else {}
+    if row:
+        rate = trainer.callback_metrics.get("tokens_per_second")
+        # in float32 as Lightning's own rows, so that an interrupted run's table equals an unbroken one's
+        figures = {name: float(torch.tensor(value)) for name, value in row.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                figures | ({} if rate is None else {"tokens_per_second": float(rate)}), trainer.global_step
+            )

@@ -20,7 +20,7 @@ from anyformer.core.findings import Finding
 from anyformer.core.names import default_run_name
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
-from anyformer.core.view import PlainView, duration
+from anyformer.core.view import PlainView, count, duration
 from anyformer.evaluation.scoring import score_tokens
 from anyformer.models.callplan import CallPlan, infer_call_plan
 from anyformer.models.probes import preserved_rng
@@ -64,10 +64,12 @@ def run_training(
     datamodule: pl.LightningDataModule | None = None,
     view: View | None = None,
     command: str = "",
+    finished_ok: bool = False,
 ) -> TrainResult:
     """Train a loaded model as the settings say and leave a run directory behind.
 
     dataset: a Dataset or list of texts instead of ``settings.data``. tokenizer, datamodule: used as they are.
+    finished_ok: resuming a finished run measures it anew instead of being refused.
     Raises an AnyformerError that says what to do; whatever was trained until then is saved.
     """
     view = view or PlainView()
@@ -105,7 +107,10 @@ def run_training(
         text.limit_evaluation(effective.eval_blocks)
         findings = [*loaded.findings, *plan.findings, *notes, *text.findings, why, *derived]
         if resumed is not None:
-            run, findings = resumed.run, [*findings, *resumed.findings, *goes_on(resumed, effective, view)]
+            run, findings = (
+                resumed.run,
+                [*findings, *resumed.findings, *goes_on(resumed, effective, view, finished_ok=finished_ok)],
+            )
         else:
             name = settings.name or default_run_name(loaded.provenance.class_name, text.name)
             run = _new_run(settings, name, loaded, plan, text)
@@ -122,7 +127,7 @@ def _plan(loaded: LoadedModel, view: View) -> CallPlan:
     require_trainable(plan)
     proven = sum(finding.verdict == "ok" for finding in plan.findings)
     size = sum(parameter.numel() for parameter in loaded.module.parameters())
-    value = f"{loaded.provenance.class_name}   {size / 1e6:,.1f} M parameters · {plan.family}"
+    value = f"{loaded.provenance.class_name}   {count(size)} parameters · {plan.family}"
     view.stage("model", value, f"✓ called right ({proven} proofs, {time.monotonic() - begin:.1f} s)")
     return plan
 

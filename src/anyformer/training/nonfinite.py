@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from anyformer.core.errors import TrainingError
 from anyformer.models.callplan import CallPlan, call_logits
 
+KEPT = "\nthe weights were not updated with it"
+
 
 def first_nonfinite(module: nn.Module, *, gradients: bool) -> str | None:
     """Name of the first parameter, in the module's order, whose value (or gradient) is not finite."""
@@ -50,16 +52,17 @@ def loss_error(
     """
     parameter = first_nonfinite(module, gradients=False)
     if parameter is not None:
-        where = f"the first parameter that is not finite: {parameter}"
+        where = f"the first parameter that is not finite: {parameter}; an update before has overflowed"
     else:
         output = first_nonfinite_output(module, plan, input_ids) if input_ids is not None else None
         where = (
             f"all parameters are finite; the first output that is not: {output}"
             if output
-            else "all parameters are finite, and so is what its modules give; the loss itself overflows"
+            else "all parameters are finite, and with the same batch again all outputs too: it comes and goes"
             if input_ids is not None
             else "all parameters are finite"
         )
+        where += KEPT
     return _error(f"the {kind} is {loss:g} at step {step:,}", where)
 
 
@@ -71,12 +74,12 @@ def gradient_error(module: nn.Module, step: int) -> TrainingError:
         if parameter
         else "each parameter's gradient is finite, their norm is not"
     )
-    return _error(f"the gradient is not finite at step {step:,}", where)
+    return _error(f"the gradient is not finite at step {step:,}", where + KEPT)
 
 
 def _error(what: str, where: str) -> TrainingError:
     return TrainingError(
         what,
-        f"{where}\nthe weights were not updated with it",
+        where,
         "try a lower --learning_rate or more --warmup_steps; if it stays, the named part of the model is at fault",
     )

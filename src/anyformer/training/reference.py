@@ -142,9 +142,11 @@ class TrainingCoordinator:
     ) -> dict[str, Any]:
         """Continue a run (or one checkpoint of it) with the settings it had.
 
-        model, dataset: needed where the run was given Python objects. Raises SourceError where there is no such run.
+        model, dataset: needed where the run was given Python objects. A finished run is
+        only measured anew. Raises SourceError where there is no such run.
         """
         run = run_of(checkpoint_path)
         settings = replace(settings_of(run), resume=str(checkpoint_path))
         _, data = resolve_dataset(dataset, None, None)
-        return as_reference(run_training(model_of(run, model), settings, dataset=data, view=self.view))
+        loaded = model_of(run, model)
+        return as_reference(run_training(loaded, settings, dataset=data, view=self.view, finished_ok=True))

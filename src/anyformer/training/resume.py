@@ -93,14 +93,14 @@ def resume_point(settings: TrainSettings, max_length: int, view: View) -> Resume
     return ResumePoint(run, checkpoint, tuple(findings))
 
 
-def goes_on(point: ResumePoint, effective: Effective, view: View) -> list[Finding]:
+def goes_on(point: ResumePoint, effective: Effective, view: View, *, finished_ok: bool) -> list[Finding]:
     """Make the run ready to go on from the checkpoint: what was written after it is set aside or dropped.
 
-    Raises SettingsError where the run is finished and no more is asked of it.
+    Raises SettingsError where the run is finished and no more is asked of it; with ``finished_ok`` it is measured anew.
     """
     run, step, total = point.run, step_of(point.checkpoint), effective.total_steps
     before = run.manifest.get("effective", {}).get("total_steps", total)
-    if step > total or (step == total and run.manifest.get("state") == "finished"):
+    if step > total or (step == total and run.manifest.get("state") == "finished" and not finished_ok):
         ended = f"at step {step:,}" if step == total else f"at step {step:,}, beyond the {total:,} steps asked for"
         raise SettingsError(f"the run {run.path} is finished {ended}", fix=_further(run, total, effective))
     findings = []

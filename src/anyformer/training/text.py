@@ -15,6 +15,7 @@ from anyformer.core.errors import DataError, SettingsError
 from anyformer.core.findings import Finding
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
+from anyformer.core.view import count
 from anyformer.data.cache import Tokens
 from anyformer.data.corpus import PYTHON_STDLIB, open_corpus
 from anyformer.data.hub import load_hub_dataset
@@ -204,7 +205,7 @@ def _batches(loader: Any, name: str) -> int:
 
 def _show(text: Text, view: View) -> None:
     train, val = text.splits["train"], text.splits["val"]
-    tokens = f"{(train['tokens'] + val['tokens']) / 1e6:,.1f} M tokens"
+    tokens = f"{count(train['tokens'] + val['tokens'])} tokens"
     held_out = f"held out: {val['documents']:,} of {train['documents'] + val['documents']:,} documents it never sees"
     view.stage("data", text.name, f"{text.description} → {tokens} · {held_out}")
     kind = "characters" if "Character" in type(text.tokenizer).__name__ else "tokenizer"
