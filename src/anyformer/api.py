@@ -31,7 +31,7 @@ from anyformer.training.reference import as_reference
 from anyformer.training.resume import model_of, run_of, settings_of
 from anyformer.training.text import resolve_dataset
 
-DEMO_MODEL = {"vocab_size": 768, "block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128}
+DEMO_MODEL = {"vocab_size": 1024, "block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128}
 """Small enough for two cores to train in three minutes past the bigram entropy of its held-out text."""
 DEMO_STEPS = 2400
 DEMO_LEARNING_RATE = 3e-3
@@ -124,10 +124,9 @@ def train(
         loaded = load_model(model, config=config, weights=chosen.weights, seed=chosen.seed)
     if chosen.name is None and isinstance(model, (str, Path)):
         chosen = replace(chosen, name=default_run_name(str(model), chosen.data))
-    result = run_training(
-        loaded, chosen, dataset=dataset, tokenizer=tokenizer_object, view=view or PlainView(), command=command
-    )
-    return replace(result, report_path=write_report(result.run_path))
+    shown = view or PlainView()
+    result = run_training(loaded, chosen, dataset=dataset, tokenizer=tokenizer_object, view=shown, command=command)
+    return _with_report(result, shown)
 
 
 __all__ = [
@@ -201,7 +200,7 @@ def train_model(
         name=name,
     )
     result = run_training(load_model(model, seed=seed), settings, dataset=data, tokenizer=tokenizer)
-    return as_reference(replace(result, report_path=write_report(result.run_path)))
+    return as_reference(_with_report(result, PlainView()))
 
 
 def demo(settings: DemoSettings | None = None, *, view: View | None = None, command: str = "") -> TrainResult:
@@ -230,6 +229,17 @@ def inspect(
     (view or QuietView()).status("loading the model and calling it")
     loaded = load_model(model, config=config)
     return loaded, infer_call_plan(loaded.module)
+
+
+def _with_report(result: TrainResult, view: View) -> TrainResult:
+    """The result with its page; what was trained is never lost because the page could not be drawn."""
+    try:
+        return replace(result, report_path=write_report(result.run_path))
+    except Exception as error:  # noqa: BLE001  (whatever it is, the run is finished and stored)
+        reason = f"{type(error).__name__}: {error}; the run itself is complete: anyformer report {result.run_path}"
+        finding = Finding("report", "warn", "not written", reason=reason)
+        view.finding(finding)
+        return replace(result, findings=[*result.findings, finding])
 
 
 def evaluate(
