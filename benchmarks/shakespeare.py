@@ -4,27 +4,60 @@
 learning rate 1e-3 → 1e-4 on a cosine, warm-up 100, 2000 steps; first 90 % to train, last 10 % held out. Published for
 these settings: 1.88 (nanoGPT's README, "I only have a macbook", estimated there on 20 random batches).
 
-    python benchmarks/shakespeare.py ../shared/data/tinyshakespeare/input.txt
+    python benchmarks/shakespeare.py ../shared/data/tinyshakespeare/input.txt [--gpt2_init]
+
+The example GPT is initialised for its width; --gpt2_init starts from GPT-2's 0.02, as the published figure does.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import anyformer
 from anyformer.core.view import QuietView
+from anyformer.models.example_gpt import GPT
 from anyformer.training import TrainResult
 
-CONFIG = {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0, "bias": False}
+CONFIG: dict[str, Any] = {
+    "vocab_size": 65,
+    "block_size": 64,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_embd": 128,
+    "dropout": 0.0,
+    "bias": False,
+}
+    "vocab_size": 65,
+    "block_size": 64,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_embd": 128,
+    "dropout": 0.0,
+    "bias": False,
+}
 
 
-def train(text: Path, seed: int, output_dir: str, steps: int = 2000) -> TrainResult:
+def gpt2_init(seed: int, path: Path) -> Path:
+    """Initial weights with GPT-2's standard deviations whatever the width, saved as a state dict."""
+    torch.manual_seed(seed)
+    module = GPT(**CONFIG)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(math.sqrt(CONFIG["n_embd"] / 768))
+    torch.save(module.state_dict(), path)
+    return path
+
+
+def train(text: Path, seed: int, output_dir: str, weights: Path | None = None) -> TrainResult:
     """One run at the published settings."""
     return anyformer.train(
         "example:gpt",
@@ -34,7 +67,7 @@ def train(text: Path, seed: int, output_dir: str, steps: int = 2000) -> TrainRes
         val_split=0.1,
         max_length=64,
         batch_size=12,
-        max_steps=steps,
+        max_steps=2000,
         learning_rate=1e-3,
         min_lr_ratio=0.1,
         warmup_steps=100,
@@ -44,6 +77,7 @@ def train(text: Path, seed: int, output_dir: str, steps: int = 2000) -> TrainRes
         gradient_clip_val=1.0,
         precision="32",
         seed=seed,
+        weights=str(weights) if weights else None,
         name=f"seed-{seed}",
         output_dir=output_dir,
         view=QuietView(),
@@ -54,13 +88,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--gpt2_init", action="store_true")
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     losses = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(1, arguments.seeds + 1):
             begin = time.monotonic()
-            result = train(arguments.text, seed, folder)
+            weights = gpt2_init(seed, Path(folder, f"{seed}.pt")) if arguments.gpt2_init else None
+            result = train(arguments.text, seed, folder, weights)
             losses.append(result.results["val_loss"])
             tokens = result.results["evaluated_tokens"]
             print(
