@@ -35,14 +35,6 @@ CONFIG: dict[str, Any] = {
     "dropout": 0.0,
     "bias": False,
 }
-    "vocab_size": 65,
-    "block_size": 64,
-    "n_layer": 4,
-    "n_head": 4,
-    "n_embd": 128,
-    "dropout": 0.0,
-    "bias": False,
-}
 
 
 def gpt2_init(seed: int, path: Path) -> Path:
