@@ -31,7 +31,7 @@ from anyformer.training.reference import as_reference
 from anyformer.training.resume import model_of, run_of, settings_of
 from anyformer.training.text import resolve_dataset
 
-DEMO_MODEL = {"vocab_size": 1024, "block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128}
+DEMO_MODEL = {"vocab_size": 768, "block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128}
 """Small enough for two cores to train in three minutes past the bigram entropy of its held-out text."""
 DEMO_STEPS = 2400
 DEMO_LEARNING_RATE = 3e-3
