@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from anyformer.core.errors import SettingsError
+from anyformer.core.errors import DataError, SettingsError
 from anyformer.core.findings import Finding
 from anyformer.core.names import default_run_name
 from anyformer.core.protocols import View
@@ -18,8 +19,9 @@ from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSett
 from anyformer.core.view import PlainView, QuietView
 from anyformer.data.cache import build_token_cache
 from anyformer.data.corpus import open_corpus
+from anyformer.data.module import open_held_out
 from anyformer.evaluation.generation import stream
-from anyformer.evaluation.scoring import score_tokens
+from anyformer.evaluation.scoring import score_tokens, unknown_share
 from anyformer.models.callplan import CallPlan, infer_call_plan
 from anyformer.models.source import LoadedModel, load_model
 from anyformer.report import write_report
@@ -27,8 +29,9 @@ from anyformer.runs.directory import RunDirectory
 from anyformer.runs.rebuild import load_run
 from anyformer.training.coordinator import TrainResult, run_training
 from anyformer.training.effective import choose_device
-from anyformer.training.reference import as_reference
-from anyformer.training.resume import model_of, run_of, settings_of
+from anyformer.training.reference import TrainingCoordinator
+from anyformer.training.resume import model_of, require_same_model, run_of, settings_of
+from anyformer.training.samples import require_prompt
 from anyformer.training.text import resolve_dataset
 
 DEMO_MODEL = {"vocab_size": 768, "block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128}
@@ -48,7 +51,10 @@ class Evaluation:
     loss: float
     """Mean cross-entropy, nats per token."""
     perplexity: float
-    bits_per_byte: float
+    bits_per_byte: float | None
+    """None where a part of the text cannot be written by the tokenizer."""
+    unknown_share: float
+    """That part: the share of tokens that stand for unknown text."""
     tokens: int
     """Targets counted."""
     unigram_entropy: float
@@ -118,15 +124,19 @@ def train(
     chosen = replace(settings, **given)
     if model is None and chosen.resume is None:
         raise SettingsError("train needs a model", fix="anyformer.train('model.py', data='corpus.txt')")
-    if model is None or chosen.resume is not None:
-        loaded = model_of(run_of(str(chosen.resume)), model if isinstance(model, nn.Module) else None)
+    if chosen.resume is not None:
+        run = run_of(chosen.resume)
+        if model is not None:
+            require_same_model(run, load_model(model, config=config))
+        loaded = model_of(run, model if isinstance(model, nn.Module) else None)
     else:
-        loaded = load_model(model, config=config, weights=chosen.weights, seed=chosen.seed)
-    if chosen.name is None and isinstance(model, (str, Path)):
+        loaded = load_model(cast(Any, model), config=config, weights=chosen.weights, seed=chosen.seed)
+    if chosen.name is None and chosen.resume is None and isinstance(model, (str, Path)):
         chosen = replace(chosen, name=default_run_name(str(model), chosen.data))
     shown = view or PlainView()
     result = run_training(loaded, chosen, dataset=dataset, tokenizer=tokenizer_object, view=shown, command=command)
-    return _with_report(result, shown)
+    page, findings = _page(result.run_path, shown)
+    return replace(result, report_path=page, findings=[*result.findings, *findings])
 
 
 __all__ = [
@@ -149,7 +159,7 @@ def train_model(
     model: str | Path | nn.Module,
     dataset: Any = None,
     vocab_size: int | None = None,
-    max_epochs: int = 3,
+    max_epochs: int | None = 3,
     batch_size: int = 16,
     learning_rate: float = 1e-4,
     *,
@@ -162,45 +172,56 @@ def train_model(
     early_stopping_patience: int | None = None,
     save_top_k: int = 3,
     tokenizer: Any = None,
+    datamodule: pl.LightningDataModule | None = None,
+    resume_from_checkpoint: str | Path | None = None,
+    seed: int = 42,
     warmup_steps: int = 0,
     weight_decay: float = 0.01,
-    seed: int = 42,
-    output_dir: str | Path = "./training_output",
-    precision: Precision = "auto",
-    use_gpu: bool = True,
-    gradient_clip_val: float = 1.0,
+    label_smoothing: float = 0.0,
+    num_workers: int = 0,
+    text_column: str | None = None,
     name: str | None = None,
+    output_dir: str | Path = "./training_output",
+    use_gpu: bool = True,
+    precision: Precision = "auto",
+    gradient_clip_val: float = 1.0,
 ) -> dict[str, Any]:
-    """Train with one call; returns best_model_path, final_metrics, trainer, model, tokenizer, run_path, report_path.
+    """``TrainingCoordinator(…).train(…)`` in one call, and the run's report.
 
+    Returns best_model_path, final_metrics, trainer, model, tokenizer, run_path, report_path.
     dataset: a Dataset, a list of texts, a path, "python-stdlib" (the default) or a name on the hub with config_name.
-    vocab_size: size of the tokenizer; from the model where not given. The rest is as in TrainSettings.
+    vocab_size: size of the tokenizer; from the model where not given. The rest is as in TrainingCoordinator.
     Raises an AnyformerError, each also a ValueError, FileNotFoundError, TypeError or RuntimeError.
     """
-    source, data = resolve_dataset(dataset, dataset_path, config_name)
-    settings = TrainSettings(
-        data=source,
-        vocab_size=vocab_size,
-        max_epochs=max_epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        max_length=max_length,
+    coordinator = TrainingCoordinator(output_dir, use_gpu, precision, gradient_clip_val)
+    results = coordinator.train(
+        model,
+        dataset,
+        dataset_path,
+        config_name,
+        vocab_size,
+        batch_size,
+        max_length,
+        learning_rate,
+        max_epochs,
+        val_split,
+        accumulate_grad_batches,
+        early_stopping_patience,
+        save_top_k,
+        tokenizer,
+        datamodule,
+        resume_from_checkpoint,
+        seed,
         max_steps=max_steps,
-        val_split=val_split,
-        accumulate_grad_batches=accumulate_grad_batches,
-        early_stopping_patience=early_stopping_patience,
-        save_top_k=save_top_k,
         warmup_steps=warmup_steps,
         weight_decay=weight_decay,
-        seed=seed,
-        output_dir=str(output_dir),
-        precision=precision,
-        use_gpu=use_gpu,
-        gradient_clip_val=gradient_clip_val,
+        label_smoothing=label_smoothing,
+        num_workers=num_workers,
+        text_column=text_column,
         name=name,
     )
-    result = run_training(load_model(model, seed=seed), settings, dataset=data, tokenizer=tokenizer)
-    return as_reference(_with_report(result, PlainView()))
+    page, _ = _page(Path(results["run_path"]), PlainView())
+    return {**results, "report_path": str(page) if page else None}
 
 
 def demo(settings: DemoSettings | None = None, *, view: View | None = None, command: str = "") -> TrainResult:
@@ -231,15 +252,15 @@ def inspect(
     return loaded, infer_call_plan(loaded.module)
 
 
-def _with_report(result: TrainResult, view: View) -> TrainResult:
-    """The result with its page; what was trained is never lost because the page could not be drawn."""
+def _page(run: Path, view: View) -> tuple[Path | None, list[Finding]]:
+    """The run's report; what was trained is never lost because the page could not be drawn."""
     try:
-        return replace(result, report_path=write_report(result.run_path))
+        return write_report(run), []
     except Exception as error:  # noqa: BLE001  (whatever it is, the run is finished and stored)
-        reason = f"{type(error).__name__}: {error}; the run itself is complete: anyformer report {result.run_path}"
+        reason = f"{type(error).__name__}: {error}; the run itself is complete: anyformer report {run}"
         finding = Finding("report", "warn", "not written", reason=reason)
         view.finding(finding)
-        return replace(result, findings=[*result.findings, finding])
+        return None, [finding]
 
 
 def evaluate(
@@ -264,10 +285,21 @@ def evaluate(
     if source is not None:
         corpus, held_out, split = open_corpus(source, chosen.text_column), None, 1.0
     else:
+        if recorded.data.startswith("<"):
+            raise DataError(
+                f"the run was trained on a Python object ({recorded.data.strip('<>')}), which is not kept",
+                fix="evaluate(run, data=...), or --data FILE",
+            )
         corpus = open_corpus(recorded.data, recorded.text_column)
-        held_out = open_corpus(recorded.val_data) if recorded.val_data is not None else None
+        held_out = open_held_out(recorded.val_data, recorded.text_column)
         split = recorded.val_split
     cache = build_token_cache(corpus, loaded.tokenizer, val_split=split, val_corpus=held_out, view=view)
+    if source is None and cache.meta["fingerprint"] != loaded.manifest["data"]["fingerprint"]:
+        raise DataError(
+            f"{corpus.name} is no longer the text that the run was trained on",
+            "a part of it may have been held out then and trained on since, or the other way round",
+            "name the text to measure: --data FILE",
+        )
     view.status("measuring")
     scores = score_tokens(
         loaded.module,
@@ -279,13 +311,15 @@ def evaluate(
         bytes_total=cache.meta["val"]["bytes"],
         view=view,
     )
+    unknown = unknown_share(cache.val, loaded.tokenizer)
     findings = [*corpus.findings, Finding("weights", "note", loaded.checkpoint.name, reason="best by held-out loss")]
     return Evaluation(
         run_path=Path(run),
         data=corpus.name if held_out is None else held_out.name,
         loss=scores.loss,
         perplexity=scores.perplexity,
-        bits_per_byte=scores.bits_per_byte,
+        bits_per_byte=None if unknown else scores.bits_per_byte,
+        unknown_share=unknown,
         tokens=scores.tokens,
         unigram_entropy=scores.unigram,
         bigram_entropy=scores.bigram,
@@ -313,6 +347,7 @@ def generate_text(
     loaded = load_run(run, module=model)
     device = choose_device(chosen.use_gpu)
     loaded.module.to(device)
+    require_prompt(chosen.prompt, loaded.tokenizer)
     prompt = list(loaded.tokenizer.encode(chosen.prompt)) or [loaded.tokenizer.eos_token_id or 0]
     show = on_text or (lambda text: None)
     texts: list[str] = []

@@ -12,18 +12,21 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from anyformer.core.errors import FAILURE, INTERRUPTED, AnyformerError, SettingsError
 from anyformer.core.names import default_run_name
 from anyformer.core.protocols import View
 from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, TrainSettings
-from anyformer.core.view import PlainView, QuietView
+from anyformer.core.view import PlainView, QuietView, printable
 
 if TYPE_CHECKING:
     from anyformer.api import TrainResult
@@ -72,6 +75,30 @@ def _width() -> int:
     return shutil.get_terminal_size((100, 24)).columns
 
 
+def _api(request: Request) -> ModuleType:
+    """Import ``anyformer.api`` and with it the heavy parts, seconds of it.
+
+    Ctrl-C meanwhile ends the process at once: nothing is begun yet, and an exception inside the libraries' own start-up
+    code would abort it with a message from C++.
+    """
+    request.view.status("loading PyTorch …")
+
+    def leave(number: int, frame: Any) -> None:
+        request.close_view()
+        print("anyformer: interrupted", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, leave) if main_thread else None
+    try:
+        from anyformer import api
+
+        return api
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
+
+
 def _needs(request: Request, what: str, usage: str) -> str:
     if not request.target:
         raise SettingsError(f"{usage.split()[1]} needs {what}", fix=usage)
@@ -81,8 +108,7 @@ def _needs(request: Request, what: str, usage: str) -> str:
 def demo(request: Request) -> dict[str, Any]:
     settings: DemoSettings = request.settings
     request.view.line("anyformer demo · a small GPT on your Python's own standard library\n")
-    request.view.status("loading PyTorch …")
-    from anyformer import api
+    api = _api(request)
 
     result = api.demo(settings, view=request.view, command=request.command_line)
     return _trained(request, result, "anyformer train your_model.py --data your_text.txt")
@@ -95,8 +121,7 @@ def train(request: Request) -> dict[str, Any]:
         request.view.line(f"anyformer train · {model} on {settings.data} → {_planned_run(model, settings)}\n")
     else:
         request.view.line(f"anyformer train · resuming {settings.resume}\n")
-    request.view.status("loading PyTorch …")
-    from anyformer import api
+    api = _api(request)
     from anyformer.ui.results import generate_command
 
     result = api.train(request.target or None, settings=settings, view=request.view, command=request.command_line)
@@ -130,8 +155,7 @@ def _trained(request: Request, result: TrainResult, following: str) -> dict[str,
 
 def inspect(request: Request) -> dict[str, Any]:
     model = _needs(request, "a model", "anyformer inspect MODEL   (MODEL: model.py or example:gpt)")
-    request.view.status("loading PyTorch …")
-    from anyformer import api
+    api = _api(request)
     from anyformer.ui.results import plan_lines
 
     loaded, plan = api.inspect(model, view=request.view)
@@ -147,8 +171,7 @@ def evaluate(request: Request) -> dict[str, Any]:
     run = _needs(request, "a run", "anyformer evaluate runs/NAME")
     settings: EvaluateSettings = request.settings
     request.view.line(f"anyformer evaluate · {run} on {settings.data or 'its own held-out text'}\n")
-    request.view.status("loading PyTorch …")
-    from anyformer import api
+    api = _api(request)
     from anyformer.ui.results import evaluation_lines
 
     evaluation = api.evaluate(run, settings=settings, view=request.view)
@@ -160,12 +183,11 @@ def evaluate(request: Request) -> dict[str, Any]:
 
 def generate(request: Request) -> dict[str, Any]:
     run = _needs(request, "a run", 'anyformer generate runs/NAME --prompt "Once "')
-    request.view.status("loading PyTorch …")
-    from anyformer import api
+    api = _api(request)
 
     def write(piece: str) -> None:
         request.close_view()
-        sys.stdout.write(piece)
+        sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
         sys.stdout.flush()
 
     settings: GenerateSettings = request.settings
@@ -179,8 +201,7 @@ def generate(request: Request) -> dict[str, Any]:
 
 def report(request: Request) -> dict[str, Any]:
     run = _needs(request, "a run", "anyformer report runs/NAME")
-    from anyformer import api
-
+    api = _api(request)
     path = api.report(run)
     request.show([str(path)])
     return {"run": run, "report": str(path)}
@@ -214,6 +235,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AnyformerError as error:
         record = {"type": type(error).__name__, "what": error.what, "detail": error.detail, "fix": error.fix}
         return _failed(str(error), record, error.exit_code, arguments, as_json)
+    except SystemExit as stop:
+        what = f"the model's code ended the program (exit code {stop.code})"
+        return _failed(what, {"type": "SystemExit", "what": what}, FAILURE, arguments, as_json)
     except KeyboardInterrupt:
         return _failed("interrupted", {"type": "KeyboardInterrupt"}, INTERRUPTED, arguments, as_json)
     except Exception as error:  # noqa: BLE001 - the outermost place: whatever it is, the user gets a message
@@ -271,7 +295,8 @@ def _run(argv: tuple[str, ...], command: Command) -> int:
             result = command.run(request)
     if request.as_json:
         print(_json({"command": name, **result}))
-    return 0
+    blocked = any(finding["verdict"] == "fail" for finding in result.get("findings", []))
+    return FAILURE if blocked else 0
 
 
 def _json(record: Any) -> str:

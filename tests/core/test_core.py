@@ -13,7 +13,7 @@ from anyformer.core import optional
 from anyformer.core.errors import DependencyError
 from anyformer.core.findings import MARKS, Finding
 from anyformer.core.protocols import Progress, View
-from anyformer.core.view import PlainView, QuietView, duration
+from anyformer.core.view import PlainView, QuietView, duration, percent, printable
 
 
 def test_findings_survive_json() -> None:
@@ -83,3 +83,36 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     view.finding(Finding("x", "ok", "1"))
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_printable_shows_what_would_steer_a_terminal() -> None:
+    import unicodedata
+
+    assert printable("\x1b[2J\x07a\x9b\u202eb\u2066\x7f\r\ud800") == r"\x1b[2J\x07a\x9b\u202eb\u2066\x7f\x0d\ud800"
+    turning = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}  # Unicode's own names of them
+    for code in range(sys.maxunicode + 1):
+        character = chr(code)
+        kept = character in "\n\t" or (
+            unicodedata.category(character) not in ("Cc", "Cs") and unicodedata.bidirectional(character) not in turning
+        )
+        assert (printable(character) == character) is kept, hex(code)
+    text = "def f():\n\treturn 'é世界 \u2028 שלום \U0001f600'"
+    assert printable(text) == text
+
+
+def test_the_plain_view_steers_no_terminal() -> None:
+    stream = io.StringIO()
+    view = PlainView(stream)
+    view.line("a\x1b[2Jb\nc")
+    view.stage("data", "\x07x", "\u202ey")
+    view.finding(Finding("n\x1b", "note", "m\x9b", reason="r"))
+    assert stream.getvalue().count("\n") == 4
+    assert not set(stream.getvalue()) & set("\x1b\x07\x9b\u202e")
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0 %"), (1e-9, "less than 0.01 %"), (0.0035, "0.35 %"), (0.0996, "10 %"), (0.123, "12 %"), (1.0, "100 %")],
+)
+def test_percent(share: float, text: str) -> None:
+    assert percent(share) == text

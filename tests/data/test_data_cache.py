@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import anyformer.data.cache as cache_module
-from anyformer.core.errors import TrainingError
+from anyformer.core.errors import DataError, TrainingError
 from anyformer.core.protocols import Progress
 from anyformer.core.view import QuietView
 from anyformer.data import build_token_cache, open_corpus
@@ -48,6 +49,9 @@ def test_documents_and_their_ends(tmp_path: Path, bpe: TextTokenizer) -> None:
     expected = [i for d in found[0] for i in [*bpe.encode(d), bpe.eos_token_id]]
     assert cache.train.tolist() == expected
     assert json.loads((cache.path / "meta.json").read_text())["fingerprint"] == cache.meta["fingerprint"]
+    assert cache.meta["sha256"] == {
+        side: hashlib.sha256((cache.path / f"{side}.bin").read_bytes()).hexdigest() for side in ("train", "val")
+    }
     assert cache.path.name == cache.meta["fingerprint"][:16]
     assert cache.meta["path"] == str(cache.path)
 
@@ -90,6 +94,41 @@ def test_found_again_only_for_the_same_input(
     assert len(paths) == 6
 
 
+@pytest.mark.parametrize("changed", ["train", "val"])
+def test_text_that_changes_while_it_is_read(
+    tmp_path: Path, bpe: TextTokenizer, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    files = {"train": tmp_path / "train.txt", "val": tmp_path / "val.txt"}
+    files["train"].write_text("".join(DOCUMENTS))
+    files["val"].write_text("".join(DOCUMENTS[:50]))
+    corpora = {side: open_corpus(file) for side, file in files.items()}
+    encode = cache_module._encode
+
+    def edited(*arguments: Any) -> Any:
+        files[changed].write_text(files[changed].read_text().replace("The 1", "THE 1"))
+        return encode(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "_encode", edited)
+        with pytest.raises(DataError, match=rf"{changed}\.txt changed while it was read") as caught:
+            build_token_cache(corpora["train"], bpe, val_corpus=corpora["val"], cache_dir=tmp_path / "cache")
+    assert "run again" in str(caught.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+    # the same corpora, as they are now
+    cache = build_token_cache(corpora["train"], bpe, val_corpus=corpora["val"], cache_dir=tmp_path / "cache")
+    assert bpe.decode(cache.train.tolist()) == files["train"].read_text()
+    assert bpe.decode(cache.val.tolist()) == files["val"].read_text()
+
+
+def test_the_training_text_cannot_be_held_out_as_well(tmp_path: Path, bpe: TextTokenizer) -> None:
+    (tmp_path / "a.txt").write_text("".join(DOCUMENTS))
+    (tmp_path / "copy.txt").write_text("".join(DOCUMENTS))
+    a, copy = open_corpus(tmp_path / "a.txt"), open_corpus(tmp_path / "copy.txt")
+    with pytest.raises(DataError, match="the held-out text is the training text"):
+        build_token_cache(a, bpe, val_corpus=copy, cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_truncation_left_on_by_a_call_does_not_cut_the_text(tmp_path: Path, bpe: TextTokenizer) -> None:
     bpe("a b c d", truncation=True, max_length=2, padding="max_length")
     cache = build_token_cache(open_corpus(DOCUMENTS), bpe, val_split=0.0, cache_dir=tmp_path)
@@ -114,7 +153,9 @@ def test_any_hugging_face_tokenizer(tmp_path: Path, bpe: TextTokenizer) -> None:
     assert np.array_equal(ours.train, theirs.train)
 
 
-@pytest.mark.parametrize("damage", ["no meta", "cut meta", "short", "long", "other", "empty folder", "file"])
+@pytest.mark.parametrize(
+    "damage", ["no meta", "cut meta", "short", "long", "bytes", "older format", "other", "empty folder", "file"]
+)
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, bpe: TextTokenizer, damage: str) -> None:
     first = build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
     expected, folder = first.train.tolist(), first.path
@@ -128,6 +169,13 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, bpe: TextTokenizer, damage
     elif damage == "long":
         with (folder / "val.bin").open("ab") as stream:
             stream.write(b"xx")
+    elif damage == "bytes":  # as many bytes, one bit another
+        data = bytearray((folder / "train.bin").read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / "train.bin").write_bytes(data)
+    elif damage == "older format":  # without sums; the fingerprint, which runs record, is the same
+        old = {key: value for key, value in first.meta.items() if key != "sha256"} | {"format": 1}
+        meta.write_text(json.dumps(old))
     elif damage == "other":
         meta.write_text(meta.read_text().replace(first.meta["fingerprint"], "0" * 64))
     else:
@@ -138,6 +186,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, bpe: TextTokenizer, damage
             folder.write_text("in the way")
     again = build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
     assert again.train.tolist() == expected
+    assert again.meta == first.meta
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]  # nothing is left lying about
 
 

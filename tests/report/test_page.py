@@ -197,3 +197,52 @@ def test_no_folder_and_a_full_disk(make_run: Make, tmp_path: Path, monkeypatch: 
 def test_words() -> None:
     assert (decimal(None), decimal(True), decimal("3"), decimal(float("inf"))) == ("–",) * 4
     assert (count(11_312.4), size(1_211_950), size(12)) == ("11,312", "1.2 MB", "12 bytes")
+
+
+def test_why_bits_per_byte_is_missing(make_run: Make) -> None:
+    results = json.loads((make_run() / "run.json").read_text())["results"]
+    text, _ = read(make_run(results={**results, "bits_per_byte": None, "unknown_share": 0.123}))
+    why = "not given: 12 % of the held-out text is unknown to the tokenizer"
+    assert f"bits per byte – perplexity 21.79 · {why}" in text
+    assert "unknown to the tokenizer" not in read(make_run(results={**results, "unknown_share": 0.0}))[0]
+    assert "unknown to the tokenizer" not in read(make_run(results={**results, "bits_per_byte": None}))[0]
+
+
+@pytest.mark.parametrize("key", ["val_loss", "bits_per_byte", "unigram_entropy", "bigram_entropy", "beats_bigram"])
+def test_any_result_may_be_missing(make_run: Make, key: str) -> None:
+    results = json.loads((make_run() / "run.json").read_text())["results"]
+    missing = {name: value for name, value in results.items() if name != key}
+    changes = (missing, {**results, key: None}, {**results, key: float("nan")})
+    pages = [read(make_run(name="demo", results=changed))[0] for changed in changes]
+    assert pages[0] == pages[1] == pages[2]
+    assert "could not be read" not in pages[0]
+    assert "None" not in pages[0].split("Findings")[0]
+
+
+def test_samples_with_other_line_ends(tmp_path: Path) -> None:
+    text = "one\u2028two\u2029three\u0085four"
+    (tmp_path / "samples.jsonl").write_text(
+        json.dumps({"step": 1, "prompt": "p", "text": text}, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    assert samples(tmp_path / "samples.jsonl")[0].moments == [("step 1", "", text)]
+
+
+def test_no_control_character_reaches_the_page(make_run: Make) -> None:
+    evil = "a\x1b]0;t\x07b\x9bc\u202ed\u2066e\x00f\r"
+    values: dict[str, Any] = {
+        "model": {"class_name": evil, "location": evil, "files": {evil: evil}},
+        "data": {"name": evil, "description": evil, "fingerprint": evil},
+        "tokenizer": {"kind": evil},
+        "findings": [{"name": evil, "verdict": evil, "measured": evil, "expected": evil, "reason": evil}],
+        "settings": {evil: evil},
+        "effective": {evil: evil},
+        "machine": {"platform": evil},
+        "versions": {evil: evil},
+    }
+    run = make_run(state="failed", name=evil, error=evil, command=evil, **values)
+    (run / "samples.jsonl").write_text(json.dumps({"step": 1, "prompt": evil, "text": evil + evil}) + "\n")
+    text, _ = read(run)
+    html = (run / "report.html").read_bytes().decode("utf-8")
+    assert not set(html) & set("\x1b\x07\x9b\u202e\u2066\x00\r")
+    assert text.count(r"a\x1b]0;t\x07b\x9bc\u202ed\u2066e\x00f\x0d") >= 20
+    assert json.loads((run / "samples.jsonl").read_text())["prompt"] == evil  # what is stored stays as it is

@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +17,10 @@ import pytest
 import yaml
 
 from anyformer.core.errors import SourceError, TrainingError
+from anyformer.core.names import list_runs
 from anyformer.core.settings import TrainSettings
 from anyformer.runs import directory, environment, files
-from anyformer.runs.directory import RunDirectory, list_runs
+from anyformer.runs.directory import RunDirectory
 from anyformer.runs.files import write_atomically
 
 
@@ -167,3 +170,73 @@ def test_processor_where_proc_is_absent(tmp_path: Path) -> None:
     assert environment._processor(tmp_path / "none")
     (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Fast  CPU @ 3 GHz\n")
     assert environment._processor(tmp_path / "cpuinfo") == "Fast CPU @ 3 GHz"
+
+
+def test_samples_of_later_steps_are_dropped_whatever_the_lines_hold(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "a")
+    odd = "one\u2028two\u2029three\u0085four\x0bfive"
+    for step in (0, 10, 20):
+        run.append_sample(step, odd, odd)
+    file = run.path / "samples.jsonl"
+    whole = file.read_bytes().splitlines(keepends=True)
+    with file.open("ab") as stream:  # killed while it wrote, in the middle of a character
+        stream.write('{"step": 10, "prompt": "é'.encode()[:-1])
+    run.drop_samples_beyond(10)
+    assert file.read_bytes() == b"".join(whole[:2])
+    run.append_sample(20, "p", "t")
+    assert [json.loads(line)["step"] for line in file.read_text("utf-8").rstrip("\n").split("\n")] == [0, 10, 20]
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", "{}", '{"step": null}', "17"])
+def test_samples_of_one_step_are_dropped_and_broken_lines_with_them(tmp_path: Path, broken: str) -> None:
+    run = RunDirectory.create(tmp_path, "a")
+    run.drop_samples_at(3)  # there is no file yet
+    for step in (0, 1, 1, 2):
+        run.append_sample(step, "p", f"at {step}")
+    file = run.path / "samples.jsonl"
+    file.write_text(f"{broken}\n{file.read_text()}")
+    run.drop_samples_at(1)
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 2]
+
+
+def test_two_processes_cannot_train_one_run(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "a")
+    code = f"""
+import sys
+from anyformer.runs.directory import RunDirectory
+with RunDirectory.open({str(run.path)!r}).locked():
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+    arguments = [sys.executable, "-c", code]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(TrainingError) as caught, run.locked():
+            pytest.fail("both hold it")
+        assert caught.value.what == f"the run {run.path} is being trained by another process (pid {other.pid})"
+        other.kill()  # no chance to clean up
+    with run.locked():
+        assert (run.path / ".lock").read_text() == str(os.getpid())
+        refused = subprocess.run(arguments, capture_output=True, text=True)
+        assert f"(pid {os.getpid()})" in refused.stderr
+        assert refused.stdout == ""
+    with pytest.raises(KeyError), run.locked():
+        raise KeyError("an error of the training itself passes through")
+    with run.locked():
+        pass
+
+
+def test_without_locks_a_run_is_trained_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory.create(tmp_path, "a")
+
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory.fcntl, "flock", no_locks)
+        with run.locked():
+            pass
+    monkeypatch.setattr(directory, "fcntl", None)
+    with run.locked(), run.locked():
+        pass

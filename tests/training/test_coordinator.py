@@ -50,7 +50,7 @@ def val_losses(run: Path) -> dict[int, float]:
 def test_the_run_directory_is_complete(fit: Fit) -> None:
     result = fit()
     run = result.run_path
-    names = {path.name for path in run.iterdir()} - {"model"}
+    names = {path.name for path in run.iterdir()} - {"model", ".lock"}
     assert names == {"run.json", "settings.yaml", "tokenizer", "checkpoints", "metrics", "samples.jsonl"}
     record = manifest(run)
     assert record["state"] == "finished"

@@ -84,3 +84,25 @@ def test_marks_are_coloured_only_where_colour_is_wanted() -> None:
         RichView(target).finding(Finding("x", "fail", "1"))
         assert ("\x1b[1;31m✗" in text(target)) is expected
         assert "✗" in text(target)
+
+
+def test_nothing_shown_steers_the_terminal() -> None:
+    target = console(60)
+    evil = "a\x1b]0;t\x07b\x9b2J\u202ec"
+    with RichView(target) as view:
+        written = text(target)  # what the moving line itself sends
+        view.close()
+        view.stage("data", evil, evil)
+        view.finding(Finding("n" + evil, "note", evil, reason=evil))
+        view.line(evil)
+        view.line(evil * 9)
+    shown = text(target)[len(written) :]
+    assert shown.count(r"\x1b]0;t\x07b\x9b2J\u202ec") >= 6
+    assert not set(shown) & set("\x07\x9b\u202e")
+    assert "\x1b]" not in shown
+    moving = _MovingLine()
+    moving.status(evil)
+    target = console(60)
+    target.print(moving)
+    assert r"\x1b]0;t\x07" in text(target)
+    assert "\x1b]" not in text(target)

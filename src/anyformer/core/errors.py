@@ -13,8 +13,6 @@ A message says what happened, what was found or expected, and what to do, in tha
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 USAGE = 2
 FAILURE = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -28,7 +26,7 @@ class AnyformerError(Exception):
     fix: what to do next, a command where there is one.
     """
 
-    exit_code: ClassVar[int] = FAILURE
+    exit_code: int = FAILURE
 
     def __init__(self, what: str, detail: str = "", fix: str = "") -> None:
         super().__init__(what)

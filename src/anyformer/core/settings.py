@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from anyformer.core.errors import SettingsError
 
@@ -18,6 +19,30 @@ def _positive(owner: object, *names: str) -> None:
         value = getattr(owner, name)
         if value is not None and value <= 0:
             raise SettingsError(f"{name} is {value}; it must be greater than 0")
+
+
+def _is_folder_name(name: str) -> bool:
+    """One plain component of a path, short and printable."""
+    return 0 < len(name) <= 120 and name[0] != "." and name.isprintable() and not set(name) & set("/\\")
+
+
+def _typed(owner: object) -> None:
+    """Each field has the type it is declared with, and numbers are finite: Python callers pass anything."""
+    for name, declared in get_type_hints(type(owner)).items():
+        value = getattr(owner, name)
+        choices = get_args(declared) if get_origin(declared) is Literal else ()
+        if choices:
+            if value not in choices:
+                raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+            continue
+        allowed = tuple(get_args(declared)) or (declared,)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        fits = isinstance(value, allowed) and not (isinstance(value, bool) and bool not in allowed)
+        if not fits and not (float in allowed and number):
+            words = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
+            raise SettingsError(f"{name} is {value!r}; it must be {words}")
+        if number and not math.isfinite(value):
+            raise SettingsError(f"{name} is {value}; it must be a finite number")
 
 
 def _within(owner: object, name: str, low: float, high: float) -> None:
@@ -74,8 +99,8 @@ class TrainSettings:
     """Best checkpoints to keep, beside the newest."""
     eval_every: int | None = None
     """Optimizer steps between evaluations; a tenth of the run, at most one epoch, where not given."""
-    log_every: int = 10
-    """Optimizer steps between rows of metrics."""
+    log_every: int | None = None
+    """Optimizer steps between rows of metrics; 10, fewer in a short run, where not given."""
     precision: Precision = "auto"
     """32, 16 or bf16; auto measures what is fastest on this device and keeps 32 unless another wins."""
     use_gpu: bool = True
@@ -89,13 +114,16 @@ class TrainSettings:
     weights: str | None = None
     """Start from these weights: a .safetensors file or a state dict."""
     name: str | None = None
-    """Name of the run; model and data where not given. An existing name gets -2."""
+    """Name of the run; model and data where not given. An existing name gets -2, a resumed run keeps its own."""
     output_dir: str = "runs"
-    """Folder that holds the runs."""
+    """Folder that holds the runs; a resumed run stays where it is."""
     resume: str | None = None
     """Continue this run (runs/NAME) from its newest checkpoint."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.precision, int):
+            object.__setattr__(self, "precision", str(self.precision))  # 16 and 32, as Lightning takes them
+        _typed(self)
         _positive(
             self,
             *("vocab_size", "max_length", "batch_size", "accumulate_grad_batches", "max_epochs", "max_steps"),
@@ -105,7 +133,8 @@ class TrainSettings:
             _within(self, name, 0.0, 1.0)
         if not 0.0 <= self.min_lr_ratio <= 1.0:
             raise SettingsError(f"min_lr_ratio is {self.min_lr_ratio}; it must be between 0 and 1")
-        for name in ("warmup_steps", "weight_decay", "gradient_clip_val", "num_workers", "seed"):
+        _within(self, "seed", 0, 2**32)  # what numpy takes
+        for name in ("warmup_steps", "weight_decay", "gradient_clip_val", "num_workers"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise SettingsError(f"{name} is {value}; it must not be negative")
@@ -116,9 +145,7 @@ class TrainSettings:
             )
         if self.max_length == 1:
             raise SettingsError("max_length is 1; a sequence needs at least 2 tokens to predict one from another")
-        if self.name is not None and (
-            not self.name or "/" in self.name or "\\" in self.name or self.name.startswith(".")
-        ):
+        if self.name is not None and not _is_folder_name(self.name):
             raise SettingsError(f"name {self.name!r} is not a plain folder name", fix="--output_dir sets the folder")
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,6 +171,7 @@ class DemoSettings:
     """Seed of the weights' initialisation, the order of the data and the samples."""
 
     def __post_init__(self) -> None:
+        _typed(self)
         _positive(self, "max_steps")
 
 
@@ -161,6 +189,7 @@ class EvaluateSettings:
     """Use a GPU where there is one."""
 
     def __post_init__(self) -> None:
+        _typed(self)
         _positive(self, "batch_size")
 
 
@@ -186,6 +215,7 @@ class GenerateSettings:
     """Use a GPU where there is one."""
 
     def __post_init__(self) -> None:
+        _typed(self)
         _positive(self, "max_tokens", "top_k", "num_samples")
         if self.temperature < 0:
             raise SettingsError(f"temperature is {self.temperature}; it must not be negative")

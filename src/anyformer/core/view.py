@@ -1,14 +1,33 @@
-"""The view for logs, pipes and notebooks: plain lines, no bar, no cursor movement."""
+"""Text and figures as people read them, and the view for logs, pipes and notebooks: plain lines, no cursor movement."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from typing import TextIO
 
 from anyformer.core.findings import Finding
 from anyformer.core.protocols import Progress
+
+# C0 and C1 controls but tab and line feed, the bidirectional ones, and halves of surrogate pairs, which have no bytes
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text as it may be shown: what would steer a terminal or turn the reading order stands as \\x1b, \\u202e."""
+    return _CONTROLS.sub(
+        lambda found: f"\\x{ord(found[0]):02x}" if found[0] < "\u0100" else f"\\u{ord(found[0]):04x}", text
+    )
+
+
+def percent(share: float) -> str:
+    """A share of 1 with two digits that tell: 12 %, 0.35 %, less than 0.01 %."""
+    value = 100 * share
+    if 0 < value < 0.01:
+        return "less than 0.01 %"
+    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.2g} %"
 
 
 def duration(seconds: float) -> str:
@@ -73,7 +92,7 @@ class PlainView:
     def line(self, text: str = "") -> None:
         # looked up at each call: pytest and notebooks swap sys.stderr; a reader that left (| head) must not end a run
         with contextlib.suppress(BrokenPipeError):
-            print(text, file=self._stream or sys.stderr, flush=True)
+            print(printable(text), file=self._stream or sys.stderr, flush=True)
 
 
 class QuietView:

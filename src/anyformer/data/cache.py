@@ -18,14 +18,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from anyformer.core.errors import TrainingError
+from anyformer.core.errors import DataError, TrainingError
 from anyformer.core.findings import Finding
 from anyformer.core.protocols import Progress, View
 from anyformer.data.corpus import Corpus
 from anyformer.data.split import Piece, split_finding, split_pieces
 from anyformer.tokenization.base import encode_texts, id_count
 
-_FORMAT = 1
+_FORMAT = 2  # of the files; 2: their sha256 in meta.json
+_TOKENS = 1  # of the fingerprint, which runs record: raised only where the same text would give other tokens
 _BATCH_CHARACTERS = 1 << 20  # text encoded at a time; bounds the memory
 _STALE_SECONDS = 24 * 3600  # a temporary folder this old belongs to a process that was killed
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
@@ -39,7 +40,8 @@ class TokenCache:
     train: Tokens
     val: Tokens
     meta: dict[str, Any]
-    """format, fingerprint, path, dtype, vocab_size, eos; train and val, each with documents, bytes and tokens."""
+    """format, fingerprint, path, dtype, vocab_size, eos; train and val, each with documents, bytes and tokens;
+    sha256 of train.bin and val.bin."""
     findings: tuple[Finding, ...] = ()
 
 
@@ -61,11 +63,17 @@ def build_token_cache(
 
     Documents of a corpus with many end with the tokenizer's end-of-text id where it has one; pieces of a single text
     follow each other unmarked. One pass hashes the content (its fingerprint names the folder), a second encodes.
-    val_split 0 puts all into ``train``, 1 into ``val``. Raises DataError for text that cannot be used, TrainingError
-    where the cache cannot be written.
+    val_split 0 puts all into ``train``, 1 into ``val``. Raises DataError for text that cannot be used, that changed
+    between the passes, or that is held out and trained on at once; TrainingError where the cache cannot be written.
     """
     if view is not None:
         view.status(f"reading {corpus.name}")
+    if val_corpus is not None and val_corpus.scan.fingerprint == corpus.scan.fingerprint:
+        raise DataError(
+            "the held-out text is the training text",
+            f"{val_corpus.name} and {corpus.name} hold the same: every figure measured on it would be false",
+            "give other text to hold out, or none: then a part of the data is held out",
+        )
     fingerprint = _fingerprint(corpus, tokenizer, val_split, val_corpus)
     findings = (split_finding(corpus, val_split, val_corpus),)
     base = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
@@ -76,15 +84,25 @@ def build_token_cache(
     total = corpus.scan.size + (val_corpus.scan.size if val_corpus is not None else 0)
     with _temporary_folder(base, final.name) as folder:
         meta = _encode(split_pieces(corpus, val_split, val_corpus), tokenizer, folder, total, view)
+        for read in (corpus, val_corpus):
+            if read is not None:
+                _require_unchanged(read)
         meta = {"format": _FORMAT, "fingerprint": fingerprint, **meta}
         _write_meta(folder / "meta.json", meta)
         return _publish(folder, final, fingerprint, findings)
 
 
+def _require_unchanged(corpus: Corpus) -> None:
+    """DataError where the text is no longer what the fingerprint was made of: the tokens may be of either."""
+    before = corpus.scan.fingerprint
+    if corpus.rescan().fingerprint != before:
+        raise DataError(f"{corpus.name} changed while it was read", fix="run again")
+
+
 def _fingerprint(corpus: Corpus, tokenizer: Any, val_split: float, val_corpus: Corpus | None) -> str:
     """sha256 over content, tokenizer, split and format: everything the files depend on."""
     record = {
-        "format": _FORMAT,
+        "format": _TOKENS,
         "corpus": corpus.scan.fingerprint,
         "val_corpus": val_corpus.scan.fingerprint if val_corpus is not None else None,
         "val_split": val_split if val_corpus is None else None,
@@ -104,19 +122,26 @@ def _tokenizer_state(tokenizer: Any) -> Any:
 
 
 def _open(folder: Path, fingerprint: str, findings: tuple[Finding, ...]) -> TokenCache | None:
-    """The cache in a folder; None where it is absent, half-written or another's."""
+    """The cache in a folder; None where it is absent, half-written, damaged or another's."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if meta["format"] != _FORMAT or meta["fingerprint"] != fingerprint:
             return None
         dtype = np.dtype(meta["dtype"])
         for side in ("train", "val"):
-            if (folder / f"{side}.bin").stat().st_size != meta[side]["tokens"] * dtype.itemsize:
+            file = folder / f"{side}.bin"
+            # the size first: it costs nothing
+            if file.stat().st_size != meta[side]["tokens"] * dtype.itemsize or _sha256(file) != meta["sha256"][side]:
                 return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     arrays = {side: _map(folder / f"{side}.bin", dtype, meta[side]["tokens"]) for side in ("train", "val")}
     return TokenCache(folder, arrays["train"], arrays["val"], {**meta, "path": str(folder)}, findings)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _map(path: Path, dtype: np.dtype[Any], size: int) -> Any:
@@ -189,6 +214,7 @@ def _encode(pieces: Iterator[Piece], tokenizer: Any, folder: Path, total: int, v
     dtype = np.dtype(np.uint16 if size <= 2**16 else np.uint32)
     eos: int | None = tokenizer.eos_token_id
     counts = {side: {"documents": 0, "bytes": 0, "tokens": 0} for side in ("train", "val")}
+    hashes = {side: hashlib.sha256() for side in ("train", "val")}
     start = time.monotonic()
     done = 0
     with (folder / "train.bin").open("wb") as train, (folder / "val.bin").open("wb") as val:
@@ -198,7 +224,9 @@ def _encode(pieces: Iterator[Piece], tokenizer: Any, folder: Path, total: int, v
             for piece, ids in zip(batch, encoded, strict=True):
                 count = counts[piece.side]
                 array = np.asarray([*ids, eos] if piece.marked and eos is not None else ids, dtype=dtype)
-                files[piece.side].write(array.tobytes())
+                data = array.tobytes()
+                files[piece.side].write(data)
+                hashes[piece.side].update(data)
                 count["tokens"] += len(array)
                 text_bytes = len(piece.text.encode("utf-8"))
                 count["bytes"] += text_bytes
@@ -212,7 +240,8 @@ def _encode(pieces: Iterator[Piece], tokenizer: Any, folder: Path, total: int, v
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
-    return {"dtype": dtype.name, "vocab_size": size, "eos": eos, **counts}
+    sums = {side: digest.hexdigest() for side, digest in hashes.items()}
+    return {"dtype": dtype.name, "vocab_size": size, "eos": eos, **counts, "sha256": sums}
 
 
 def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:

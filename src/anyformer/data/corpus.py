@@ -96,6 +96,11 @@ class Corpus:
         kind = "text" if self.single_text else "documents"
         return Scan(count, size, f"{kind}-{total.hexdigest()}", lowest, highest)
 
+    def rescan(self) -> Scan:
+        """A fresh pass, remembered in place of the last one; its fingerprint differs where the text has changed."""
+        self.__dict__.pop("scan", None)
+        return self.scan
+
 
 def encode_utf8(document: str, name: str) -> bytes:
     """The document's bytes; DataError for half a surrogate pair, which has none."""

@@ -91,7 +91,7 @@ def decode_text(data: bytes, name: str, offset: int = 0) -> str:
         raise DataError(
             f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start:,}",
             detail=error.reason,
-            fix="iconv -f LATIN1 -t UTF-8 file > new_file converts an older Western encoding",
+            fix="iconv -f WINDOWS-1252 -t UTF-8 file > new_file converts an older Western encoding",
         ) from error
 
 

@@ -152,6 +152,9 @@ def _steps(
 
 
 def _checked(input_ids: Tensor) -> Tensor:
+    if not isinstance(input_ids, Tensor):
+        what = f"the prompt is a {type(input_ids).__name__}; it must be a tensor of ids (B, T)"
+        raise SettingsError(what, fix="torch.tensor([ids]), or the tokenizer's return_tensors='pt'")
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:
         raise SettingsError(
             f"the prompt has shape {tuple(input_ids.shape)}; it must be (B, T) with at least one token",

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -92,6 +94,14 @@ def score_tokens(
         bigram=baselines.bigram,
         beats_bigram=loss < baselines.bigram,
     )
+
+
+def unknown_share(tokens: Tokens, tokenizer: Any) -> float:
+    """Share of the tokens that stand for text which the tokenizer cannot write; 0 where it can write everything."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or not len(tokens):
+        return 0.0
+    return float((np.asarray(tokens) == unknown).mean())
 
 
 def _progress(done: int, total: int, nats: float, seconds: float) -> Progress:

@@ -99,10 +99,15 @@ def _infer(prober: Prober) -> CallPlan:
     draft = replace(draft, kind=kind)
     mask_arg, about_mask = _mask(prober, draft, parameters)
     targets_arg, about_targets = _targets(prober, draft, parameters)
+    repeats = repeat_finding(prober, draft)
     causal, about_causality = causality(prober, draft)
+    if not causal and repeats.verdict == "warn":
+        # what differs between equal calls differs between changed ones, too: nothing is known about the future
+        causal, about_causality = True, [Finding("causality", "n/a", "cannot be measured", reason=repeats.measured)]
+        repeats = replace(repeats, verdict="fail")
     longest, about_positions = position_limit(prober, draft, seen.position_rows)
     findings += [*about_mask, *about_targets, about_ids, *about_causality]
-    findings += [batch_finding(prober, draft), repeat_finding(prober, draft), about_positions]
+    findings += [repeats, batch_finding(prober, draft), about_positions]
     return replace(
         draft,
         mask_arg=mask_arg,

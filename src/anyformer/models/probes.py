@@ -63,6 +63,17 @@ def untouched(module: nn.Module) -> Iterator[None]:
                         grad.copy_(value)
 
 
+@contextmanager
+def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """The module on a device, and back where it was at the end."""
+    home = next((parameter.device for parameter in module.parameters()), device)
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(home)
+
+
 def _lazy(module: nn.Module) -> bool:
     """Whether the first call still has to give it its shape; it keeps that shape, so nothing is put back."""
     return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()

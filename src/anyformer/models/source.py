@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import random
 import re
 import sys
@@ -98,10 +99,21 @@ def load_model(
     ConstructError (no class, several, cannot be built, weights that do not fit).
     """
     with preserved_rng() if seed is not None else contextlib.nullcontext():
-        loaded = _load(model, config, seed)
+        with _kept_directory():
+            loaded = _load(model, config, seed)
         if weights is not None:
             load_weights(loaded.module, weights)
     return loaded
+
+
+@contextlib.contextmanager
+def _kept_directory() -> Iterator[None]:
+    """Come back to the working directory: a model file that changes it must not move the run."""
+    before = os.getcwd()
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _load(model: str | Path | nn.Module, config: dict[str, Any] | None, seed: int | None) -> LoadedModel:
@@ -115,8 +127,10 @@ def _load(model: str | Path | nn.Module, config: dict[str, Any] | None, seed: in
     path, name = _path_and_class(text)
     if path.is_dir():
         return _from_file(_model_file(path), name, config, seed, kind="folder")
-    if path.exists():
+    if path.is_file():
         return _from_file(path, name, config, seed, kind="file")
+    if path.exists():
+        raise SourceError(f"{path} is neither a file nor a folder", ACCEPTED)
     if _ELSEWHERE.match(text):
         raise SourceError(f"{text} cannot be loaded here: {text.partition(':')[0]} sources are not supported", ACCEPTED)
     if _IMPORT.fullmatch(text) and not text.partition(":")[0].endswith(".py"):

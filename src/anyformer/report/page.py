@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from anyformer.core.errors import SourceError
+from anyformer.core.view import printable
 from anyformer.report import sections
 from anyformer.report.charts import Curve, Level, line_chart, short
 from anyformer.report.words import count, decimal, number
@@ -106,8 +107,15 @@ def render(folder: Path) -> str:
 
 
 def _template() -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     return environment.from_string(_resource("page.html.j2"))
+
+
+def _shown(value: Any) -> Any:
+    """Every value that the template writes comes by here, before it is escaped: no control characters on the page."""
+    return Markup(printable(value)) if isinstance(value, Markup) else printable(str(value))
 
 
 def _resource(name: str) -> str:

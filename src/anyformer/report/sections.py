@@ -12,6 +12,7 @@ from typing import Any
 
 from anyformer.core.findings import MARKS
 from anyformer.core.settings import TrainSettings
+from anyformer.core.view import percent
 from anyformer.report.words import NOTHING, count, decimal, number, plural, setting, size, time
 
 _MOMENTS = 3
@@ -138,11 +139,19 @@ def figures(run: dict[str, Any], rows: Rows) -> list[tuple[str, str, str]]:
         (
             "bits per byte",
             decimal(result.get("bits_per_byte")),
-            f"perplexity {decimal(perplexity)}" if perplexity else "",
+            " · ".join(filter(None, (f"perplexity {decimal(perplexity)}" if perplexity else "", _no_bits(result)))),
         ),
         ("tokens per second", count(speed), str(_part(run, "effective").get("device") or "")),
         ("time", time(seconds), plural(steps, "step") if steps is not None else ""),
     ]
+
+
+def _no_bits(result: dict[str, Any]) -> str:
+    """Why bits per byte is missing, where that is known."""
+    unknown = number(result.get("unknown_share"))
+    if number(result.get("bits_per_byte")) is not None or not unknown:
+        return ""
+    return f"not given: {percent(unknown)} of the held-out text is unknown to the tokenizer"
 
 
 def samples(file: Path) -> list[Samples]:
@@ -151,7 +160,7 @@ def samples(file: Path) -> list[Samples]:
     if not file.is_file():
         return []
     times: Counter[tuple[str, int]] = Counter()  # one prompt may be sampled several times at a step
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):  # splitlines cuts at U+2028
         try:
             record = json.loads(line)
             step, prompt, text = int(record["step"]), str(record["prompt"]), str(record["text"])

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +15,21 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from anyformer.core.errors import SourceError, TrainingError
+from anyformer.core.names import MANIFEST as MANIFEST
+from anyformer.core.names import runs_beside
 from anyformer.runs import environment
 from anyformer.runs.files import is_disk_full, write_atomically
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from anyformer.models.source import LoadedModel
 
 FORMAT = 1
-MANIFEST = "run.json"
+_LOCK = ".lock"
 
 
 def now() -> str:
@@ -76,7 +85,7 @@ class RunDirectory:
         folder = Path(path).expanduser()
         file = folder / MANIFEST
         if not file.is_file():
-            raise SourceError(f"{folder} is not a run: it has no {MANIFEST}", fix=_runs_beside(folder))
+            raise SourceError(f"{folder} is not a run: it has no {MANIFEST}", fix=runs_beside(folder))
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -147,25 +156,68 @@ class RunDirectory:
 
     def drop_samples_beyond(self, step: int) -> None:
         """Forget the samples of later steps: a resumed run writes its own."""
+        self._keep_samples(lambda at: at <= step)
+
+    def drop_samples_at(self, step: int) -> None:
+        """Forget the samples of exactly this step: they are about to be written anew."""
+        self._keep_samples(lambda at: at != step)
+
+    def _keep_samples(self, wanted: Callable[[int], bool]) -> None:
         file = self.path / "samples.jsonl"
-        if file.is_file():
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-            self._write(file.name, "".join(line for line in lines if json.loads(line)["step"] <= step))
+        if not file.is_file():
+            return
+        kept = []
+        for line in file.read_bytes().split(b"\n"):  # splitlines would also cut at U+2028, which JSON leaves as it is
+            try:
+                text = line.decode("utf-8")
+                if wanted(int(json.loads(text)["step"])):
+                    kept.append(f"{text}\n")
+            except (ValueError, TypeError, KeyError):
+                continue  # cut short when a run was killed: nothing that could be read again
+        self._write(file.name, "".join(kept))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run while it is trained, so that no two processes write it; the system lets go if this one dies.
+
+        Raises TrainingError where another holds it. Does nothing where the platform or the file system has no locks.
+        """
+        if fcntl is None:
+            yield
+            return
+        try:
+            handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        try:
+            self._take(handle)
+            yield
+        finally:
+            # explicitly: a worker that was forked meanwhile has the file open as well
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)
+            os.close(handle)
+
+    def _take(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(handle, 0)
+            os.write(handle, str(os.getpid()).encode())
+        except BlockingIOError as error:
+            pid = os.read(handle, 32).decode("ascii", errors="replace").strip() or "unknown"
+            raise TrainingError(
+                f"the run {self.path} is being trained by another process (pid {pid})",
+                fix="wait until it ends, or stop it",
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a network file system without locks
+                raise unwritable(self.path, error) from error
 
     def _write(self, name: str, text: str) -> None:
         try:
             write_atomically(self.path / name, text.encode("utf-8"))
         except OSError as error:
             raise unwritable(self.path, error) from error
-
-
-def list_runs(parent: str | Path) -> list[str]:
-    """Names of the runs in a folder, newest first by when they were last written."""
-    try:
-        files = [(file.stat().st_mtime, file.parent.name) for file in Path(parent).glob(f"*/{MANIFEST}")]
-    except OSError:
-        return []
-    return [name for _, name in sorted(files, reverse=True)]
 
 
 def _new_folder(parent: Path, name: str) -> Path:
@@ -179,17 +231,6 @@ def _new_folder(parent: Path, name: str) -> Path:
             number += 1
         else:
             return path
-
-
-def _runs_beside(folder: Path) -> str:
-    runs = list_runs(folder.parent)
-    if runs:
-        more = f" and {len(runs) - 8} more" if len(runs) > 8 else ""
-        return f"runs in {folder.parent}: {', '.join(runs[:8])}{more}"
-    inside = list_runs(folder)
-    if inside:
-        return f"runs in {folder}: {', '.join(inside[:8])}"
-    return f"{folder.parent} holds no run; anyformer train makes one"
 
 
 def require_writable(parent: str | Path) -> None:

@@ -95,6 +95,7 @@ def stored_model(run: RunDirectory, provenance: Provenance) -> LoadedModel:
 
     Raises SourceError where the source is not known, incomplete or edited since.
     """
+    seed = run.manifest.get("seed")  # what a constructor draws and no state dict holds is drawn again
     if not provenance.files:
         raise SourceError(
             f"{run.path.name} was trained from a Python object ({provenance.class_name}) whose source is not known",
@@ -104,7 +105,7 @@ def stored_model(run: RunDirectory, provenance: Provenance) -> LoadedModel:
         # a module of a package may import its neighbours, which the single copied file cannot: use the package while
         # it is the same, the copy otherwise
         with contextlib.suppress(SourceError, ConstructError, DependencyError):
-            loaded = load_model(provenance.location, config=provenance.config)
+            loaded = load_model(provenance.location, config=provenance.config, seed=seed)
             if loaded.provenance.files == provenance.files:
                 return loaded
     for name, expected in provenance.files.items():
@@ -119,7 +120,7 @@ def stored_model(run: RunDirectory, provenance: Provenance) -> LoadedModel:
             )
     main = next(iter(provenance.files))
     source = f"{run.path / 'model' / main}:{provenance.class_name}"
-    return load_model(source, config=provenance.config)
+    return load_model(source, config=provenance.config, seed=seed)
 
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 
-from anyformer.core.errors import CallError, SettingsError
+from anyformer.core.errors import CallError, DataError, SettingsError
 from anyformer.evaluation.generation import generate
 from anyformer.models.callplan import CallPlan, call_logits, infer_call_plan
 from anyformer.models.objectives import causal_lm_loss, causal_lm_total
@@ -76,6 +76,7 @@ class UniversalModelAdapter(pl.LightningModule):
         self._first_bad: Tensor | None = None
         self._val_sum = 0.0
         self._val_count = 0
+        self._labels_seen = False
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
@@ -114,6 +115,9 @@ class UniversalModelAdapter(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean next-token loss of one batch, with label smoothing."""
         input_ids, labels = batch["input_ids"], batch["labels"]
+        if not self._labels_seen:
+            require_unshifted(input_ids, labels)
+            self._labels_seen = True
         logits = call_logits(self.model, self.call_plan, input_ids, batch.get("attention_mask"))
         loss = causal_lm_loss(logits, labels, batch.get("next_ids"), label_smoothing=self.label_smoothing)
         if reading_is_free(loss) and not math.isfinite(loss.item()):
@@ -263,6 +267,18 @@ class UniversalModelAdapter(pl.LightningModule):
 def reading_is_free(tensor: Tensor) -> bool:
     """Whether a look at the value stalls nothing; on a GPU the look waits for the log interval."""
     return tensor.device.type == "cpu"
+
+
+def require_unshifted(input_ids: Tensor, labels: Tensor) -> None:
+    """DataError where the labels are the ids moved left already: shifted again, the target would lie two ahead."""
+    T = input_ids.shape[1]
+    moved = T > 2 and torch.equal(labels[:, : T - 1], input_ids[:, 1:]) and not torch.equal(labels, input_ids)
+    if moved:
+        raise DataError(
+            "the labels are already shifted: labels[t] is the token after input_ids[t]",
+            "they are shifted here, once; shifted twice, the model would learn the token two ahead",
+            "give labels = input_ids (−100 where a token is no target)",
+        )
 
 
 def log_interval(trainer: pl.Trainer) -> int:

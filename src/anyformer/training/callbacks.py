@@ -262,6 +262,10 @@ class KeepRandomState(pl.Callback):
             torch.cuda.set_rng_state_all(state["cuda"])
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what clusters and containers send before they kill."""
+
+
 class StopRequested(Exception):
     """Leaves Lightning's loop after the step that a signal interrupted was finished and saved."""
 
@@ -277,26 +281,33 @@ class StopOnSignal(pl.Callback):
         self._view = view
         self._asked = False
         self._training = False
+        self.received = int(signal.SIGINT)
+        """The signal that stopped the run."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Answer SIGINT until the block ends; outside the main thread nothing can."""
+        """Answer Ctrl-C and SIGTERM until the block ends; outside the main thread nothing can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = signal.signal(signal.SIGINT, self._on_signal)
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous if previous is not None else signal.default_int_handler)
+            for number, handler in before.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
         if self._asked or not self._training:
             raise StopRequested
         self._asked = True
-        self._view.line("  stopping after this step (Ctrl-C again: at once, without saving)")
+        self._view.line("  stopping after this step (a second signal: at once, without saving)")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:  # Lightning has put its own handler for SIGTERM in the meantime
+                signal.signal(number, self._on_signal)
         self._training = True
 
     def on_train_batch_end(

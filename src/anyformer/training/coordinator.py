@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +12,30 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from anyformer.core.errors import AnyformerError, CorruptCheckpoint, Interrupted, TrainingError
+from anyformer.core.errors import CorruptCheckpoint, Interrupted
 from anyformer.core.findings import Finding
 from anyformer.core.names import default_run_name
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.core.view import PlainView, count, duration
-from anyformer.evaluation.scoring import score_tokens
+from anyformer.data.module import AdaptiveTokenizerDataModule
+from anyformer.evaluation.scoring import score_tokens, unknown_share
+from anyformer.models.batchproof import prove_on_batch
 from anyformer.models.callplan import CallPlan, infer_call_plan
-from anyformer.models.probes import preserved_rng
+from anyformer.models.probes import placed, preserved_rng
 from anyformer.models.source import LoadedModel
 from anyformer.runs.checkpoints import list_checkpoints, read_weights, step_of
-from anyformer.runs.directory import RunDirectory, now, require_writable, unwritable
+from anyformer.runs.directory import RunDirectory, require_writable
 from anyformer.tokenization.load import load_tokenizer
 from anyformer.training.adapter import UniversalModelAdapter, require_trainable
 from anyformer.training.callbacks import StopRequested
 from anyformer.training.effective import Effective, choose_device, choose_max_length, derive
 from anyformer.training.fit import Fit, build_trainer, quiet_lightning
 from anyformer.training.precision import choose_precision
-from anyformer.training.resume import ResumePoint, goes_on, resume_point, same_data, same_precision
+from anyformer.training.record import begin_run, new_run, rebuilds, recorded_end
+from anyformer.training.resume import ResumePoint, goes_on, resume_point, same_data, same_precision, with_own_place
 from anyformer.training.samples import SampleWriter, choose_prompts, require_prompt
-from anyformer.training.text import Text, prepare_text, text_facts
+from anyformer.training.text import Text, prepare_text, settings_of_module
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def run_training(
     Raises an AnyformerError that says what to do; whatever was trained until then is saved.
     """
     view = view or PlainView()
+    if isinstance(datamodule, AdaptiveTokenizerDataModule):
+        settings = settings_of_module(settings, datamodule)
     with preserved_rng(), quiet_lightning():
         plan = _plan(loaded, view)
         device = choose_device(settings.use_gpu)
@@ -80,6 +82,8 @@ def run_training(
         if settings.resume is None:
             require_writable(settings.output_dir)  # before minutes of reading
         resumed = resume_point(settings, max_length, view) if settings.resume else None
+        if resumed is not None:
+            settings = with_own_place(settings, resumed.run)
         text = prepare_text(
             settings,
             plan,
@@ -92,6 +96,11 @@ def run_training(
         if resumed is not None:
             same_data(resumed.run, text)
         require_prompt(settings.prompt, text.tokenizer)
+        with placed(loaded.module, device):
+            proofs = prove_on_batch(loaded.module, plan, text.first_ids().to(device))
+        for finding in proofs:
+            if finding.verdict != "ok":
+                view.finding(finding)
         kept = same_precision(resumed.run, settings.precision, device) if resumed else None
         precision, why = kept or choose_precision(settings.precision, loaded.module, plan, text.first_ids(), device)
         effective, derived = derive(
@@ -105,7 +114,7 @@ def run_training(
             device=device,
         )
         text.limit_evaluation(effective.eval_blocks)
-        findings = [*loaded.findings, *plan.findings, *notes, *text.findings, why, *derived]
+        findings = [*loaded.findings, *plan.findings, *proofs, *notes, *text.findings, why, *derived]
         if resumed is not None:
             run, findings = (
                 resumed.run,
@@ -113,9 +122,12 @@ def run_training(
             )
         else:
             name = settings.name or default_run_name(loaded.provenance.class_name, text.name)
-            run = _new_run(settings, name, loaded, plan, text)
-        with _recorded_end(run, time.monotonic() - (run.manifest.get("seconds") or 0.0)):
-            _begin(run, settings, effective, findings, command)
+            run = new_run(settings, name, loaded, plan, text)
+            for finding in rebuilds(run, loaded):
+                findings.append(finding)
+                view.finding(finding)
+        with run.locked(), recorded_end(run, time.monotonic() - (run.manifest.get("seconds") or 0.0)):
+            begin_run(run, loaded, settings, effective, findings, command)
             view.stage("run", str(run.path), f"{effective.total_steps:,} steps in {precision}: {why.reason}")
             return _fit_and_judge(run, loaded.module, plan, text, settings, effective, findings, resumed, view)
 
@@ -130,78 +142,6 @@ def _plan(loaded: LoadedModel, view: View) -> CallPlan:
     value = f"{loaded.provenance.class_name}   {count(size)} parameters · {plan.family}"
     view.stage("model", value, f"✓ called right ({proven} proofs, {time.monotonic() - begin:.1f} s)")
     return plan
-
-
-def _new_run(settings: TrainSettings, name: str, loaded: LoadedModel, plan: CallPlan, text: Text) -> RunDirectory:
-    """A run directory with all that a run needs to be rebuilt; none at all where that cannot be written."""
-    run = RunDirectory.create(settings.output_dir, name)
-    try:
-        _store(run, loaded, plan, text)
-    except BaseException as error:
-        shutil.rmtree(run.path, ignore_errors=True)
-        if isinstance(error, OSError) and not isinstance(error, AnyformerError):
-            raise unwritable(run.path, error) from error
-        raise
-    return run
-
-
-def _store(run: RunDirectory, loaded: LoadedModel, plan: CallPlan, text: Text) -> None:
-    run.store_sources(loaded)
-    if text.tokenizer is not None:
-        text.tokenizer.save_pretrained(run.tokenizer)
-    provenance = loaded.provenance
-    run.update(
-        model={
-            **provenance.to_dict(),
-            "parameters": sum(parameter.numel() for parameter in loaded.module.parameters()),
-            "example": provenance.kind == "example",
-        },
-        call_plan=plan.to_dict(),
-        **text_facts(text),
-    )
-
-
-def _begin(
-    run: RunDirectory, settings: TrainSettings, effective: Effective, findings: list[Finding], command: str
-) -> None:
-    lasting = replace(settings, resume=None)  # for --config and for the next --resume
-    run.write_settings(lasting.to_dict())
-    run.update(
-        state="running",
-        finished=None,
-        error=None,
-        command=command or run.manifest.get("command", ""),
-        seed=settings.seed,
-        settings=lasting.to_dict(),
-        effective=effective.to_dict(),
-        findings=[finding.to_dict() for finding in findings],
-    )
-
-
-@contextmanager
-def _recorded_end(run: RunDirectory, begin: float) -> Iterator[None]:
-    """However a run ends, its manifest says so; an error of training also says what is kept.
-
-    begin: when it would have begun, had it not been interrupted (``time.monotonic``).
-    """
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt) as stop:
-        told = (
-            stop
-            if isinstance(stop, Interrupted)
-            else Interrupted("stopped", fix=f"anyformer train --resume {run.path}")
-        )
-        run.update(state="interrupted", finished=now(), seconds=time.monotonic() - begin, error=str(told))
-        raise told from stop
-    except Exception as error:
-        problem = _with_last_checkpoint(error, run)
-        with suppress(TrainingError):  # a full disk: the reason that is raised matters more than its record
-            run.update(state="failed", finished=now(), seconds=time.monotonic() - begin, error=str(problem))
-        if problem is error:
-            raise
-        raise problem from error
-    run.update(state="finished", finished=now(), seconds=time.monotonic() - begin)
 
 
 def _fit_and_judge(
@@ -240,7 +180,8 @@ def _fit_and_judge(
         results = _judge(run, fit, adapter, text, effective, settings.batch_size, findings, view)
         if writer is not None:
             view.status("writing samples")
-            writer(fit.trainer.global_step)
+            best = results["best_checkpoint"]
+            writer(step_of(Path(best)) if best else results["steps"])  # whose weights are in place
     except (StopRequested, KeyboardInterrupt) as stop:
         raise _interrupted(run, fit, begin) from stop
     run.update(results=results, findings=[finding.to_dict() for finding in findings])
@@ -286,11 +227,16 @@ def _judge(
         view=view,
     )
     adapter.eval().cpu()
+    unknown = unknown_share(text.held_out, text.tokenizer)
+    if unknown:
+        reason = "bits per byte would leave out what is not written, so none are given"
+        findings.append(Finding("unknown text", "warn", f"{unknown:.2%} of the held-out tokens", "0 %", reason))
     return {
         **results,
         "val_loss": scores.loss,
         "perplexity": scores.perplexity,
-        "bits_per_byte": scores.bits_per_byte,
+        "bits_per_byte": None if unknown else scores.bits_per_byte,
+        "unknown_share": unknown,
         "unigram_entropy": scores.unigram,
         "bigram_entropy": scores.bigram,
         "beats_bigram": scores.beats_bigram,
@@ -325,18 +271,11 @@ def _interrupted(run: RunDirectory, fit: Fit, begin: float) -> Interrupted:
     what = f"stopped at step {step:,} of {total:,} after {duration(time.monotonic() - begin)}"
     kept = list_checkpoints(run.path)
     if not kept:
-        return Interrupted(what, "nothing was saved yet: there is nothing to resume", "start it anew")
-    if step_of(kept[0]) == step:
-        saved = f"saved as {kept[0]}"
+        stop = Interrupted(what, "nothing was saved yet: there is nothing to resume", "start it anew")
     else:
-        saved = f"this step is not saved; the newest checkpoint is of step {step_of(kept[0]):,}"
-    return Interrupted(what, saved, f"anyformer train --resume {run.path}")
-
-
-def _with_last_checkpoint(error: Exception, run: RunDirectory) -> Exception:
-    """A training error that also says what is kept; other errors stay as they are."""
-    if not isinstance(error, TrainingError):
-        return error
-    kept = list_checkpoints(run.path)
-    last = f"the last good checkpoint is kept: {kept[0]}" if kept else "no checkpoint was saved yet"
-    return type(error)(error.what, f"{error.detail}\n{last}".strip(), error.fix)
+        saved = f"saved as {kept[0]}"
+        if step_of(kept[0]) != step:
+            saved = f"this step is not saved; the newest checkpoint is of step {step_of(kept[0]):,}"
+        stop = Interrupted(what, saved, f"anyformer train --resume {run.path}")
+    stop.exit_code = 128 + fit.stop.received  # as shells report a signal
+    return stop

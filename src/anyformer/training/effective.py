@@ -22,8 +22,9 @@ EVALUATIONS = 10
 """Evaluations per run where eval_every is not set."""
 EVAL_TOKENS = 65_536
 """Held-out tokens per evaluation during training: a standard error near 0.01 nats at 3 nats of spread."""
+LOG_EVERY = 10
 LOG_ROWS = 20
-"""A run shorter than this many log intervals logs more often, so that its curve has points."""
+"""Steps between rows of metrics where not set, fewer in a run that would have fewer rows than this."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,6 @@ def derive(
         learning_rate=learning_rate,
         eval_every=min(eval_every, total),
         eval_blocks=eval_blocks,
-        log_every=max(1, min(settings.log_every, total // LOG_ROWS)),
+        log_every=settings.log_every or max(1, min(LOG_EVERY, total // LOG_ROWS)),
     )
     return effective, findings

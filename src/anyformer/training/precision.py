@@ -12,7 +12,7 @@ from anyformer.core.findings import Finding
 from anyformer.core.settings import Precision
 from anyformer.models.callplan import CallPlan, call_logits
 from anyformer.models.objectives import causal_lm_loss
-from anyformer.models.probes import untouched
+from anyformer.models.probes import placed, untouched
 
 MIN_SPEEDUP = 1.1
 """A lower precision must win by this much: less is within the noise of a shared machine."""
@@ -39,9 +39,7 @@ def choose_precision(
     rows = max(1, PROBE_TOKENS // input_ids.shape[1])
     ids = input_ids[:rows].to(device)
     lower = "bf16" if device.type == "cpu" or torch.cuda.is_bf16_supported() else "16"
-    home = next((parameter.device for parameter in module.parameters()), device)
-    with untouched(module):
-        module.to(device)
+    with untouched(module), placed(module, device):
         try:
             full, low, finite = _compare(module, plan, ids, torch.bfloat16 if lower == "bf16" else torch.float16)
         except RuntimeError as error:
@@ -49,7 +47,6 @@ def choose_precision(
             return "32", Finding("precision", "note", "32", reason=why)
         finally:
             module.zero_grad(set_to_none=True)
-            module.to(home)
     measured = f"a step takes {low * 1e3:.0f} ms, in float32 {full * 1e3:.0f} ms"
     if finite and full / low >= MIN_SPEEDUP:
         return lower, Finding("precision", "ok", lower, reason=f"{full / low:.1f} × faster here: {measured}")

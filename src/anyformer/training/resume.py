@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ from anyformer.runs.rebuild import stored_model
 from anyformer.training.effective import Effective
 from anyformer.training.text import Text
 
-UNCHANGEABLE = ("batch_size", "accumulate_grad_batches", "seed", "data", "val_data", "val_split", "text_column")
-"""Settings that define which sample comes next; another value would make it another run."""
+UNCHANGEABLE = (
+    *("batch_size", "accumulate_grad_batches", "seed", "data", "val_data", "val_split", "text_column"),
+    *("tokenizer", "vocab_size", "weights"),
+)
+"""Settings that are fixed when a run begins: another value would make it another run."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,17 @@ def model_of(run: RunDirectory, module: nn.Module | None) -> LoadedModel:
     return stored_model(run, Provenance.from_dict(run.manifest["model"]))
 
 
+def require_same_model(run: RunDirectory, given: LoadedModel) -> None:
+    """SettingsError where the model given beside ``--resume`` is not the one that the run began with."""
+    before = Provenance.from_dict(run.manifest["model"])
+    if (given.provenance.class_name, given.provenance.files) != (before.class_name, before.files):
+        raise SettingsError(
+            f"{given.provenance.class_name} is not the model that the run {run.path} was started with",
+            f"that was {before.class_name} from {before.location}; class and source must be the same",
+            f"anyformer train --resume {run.path}   (the model comes from the run)",
+        )
+
+
 def resume_point(settings: TrainSettings, max_length: int, view: View) -> ResumePoint:
     """The run and its newest good checkpoint (or the one named), damaged ones set aside and said aloud.
 
@@ -72,8 +86,8 @@ def resume_point(settings: TrainSettings, max_length: int, view: View) -> Resume
         if name in before and before[name] != getattr(settings, name):
             raise SettingsError(
                 f"{name} is {getattr(settings, name)}, but the run {run.path} was started with {before[name]}",
-                "a resumed run goes on with the sample that comes next; this setting decides which one that is",
-                f"leave it as it was, or start another run: --name {run.path.name}",
+                "this is fixed when a run begins: model, tokenizer, data and their order",
+                "leave it as it was, or start another run (without --resume)",
             )
     length = run.manifest.get("effective", {}).get("max_length", max_length)
     if length != max_length:
@@ -128,6 +142,14 @@ def _further(run: RunDirectory, total: int, effective: Effective) -> str:
         epochs = settings.get("max_epochs")
         return f"{resume} --max_steps {2 * total}" + (f" --max_epochs {2 * epochs}" if epochs else "")
     return f"{resume} --max_epochs {2 * max(1, round(total / effective.steps_per_epoch))}"
+
+
+def with_own_place(settings: TrainSettings, run: RunDirectory) -> TrainSettings:
+    """The settings with the run's own name and folder: they have no effect on a resumed run, and the record says so."""
+    before = run.manifest.get("settings", {})
+    return replace(
+        settings, name=before.get("name", settings.name), output_dir=before.get("output_dir", settings.output_dir)
+    )
 
 
 def same_precision(run: RunDirectory, setting: str, device: torch.device) -> tuple[str, Finding] | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from anyformer.core.errors import TokenizerError
 from anyformer.evaluation.generation import generate
 from anyformer.models.callplan import CallPlan
 from anyformer.runs.directory import RunDirectory
@@ -42,9 +43,18 @@ def _beginning(text: str) -> str:
 
 
 def require_prompt(setting: str | None, tokenizer: Any) -> None:
-    """TokenizerError for a prompt that the tokenizer cannot write, before anything is trained."""
-    if setting is not None and tokenizer is not None:
-        tokenizer.encode(setting)
+    """TokenizerError for a prompt that the tokenizer cannot write: the model would read another one."""
+    if setting is None or tokenizer is None:
+        return
+    ids = list(tokenizer.encode(setting))
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and unknown in ids and str(tokenizer.unk_token) not in setting:
+        characters = sorted({c for c in setting if unknown in list(tokenizer.encode(c))})
+        raise TokenizerError(
+            f"the prompt holds what the tokenizer cannot write: {' '.join(map(repr, characters)) or setting!r}",
+            "the model would read an unknown-token there",
+            "leave it out of the prompt",
+        )
 
 
 class SampleWriter:
@@ -64,6 +74,7 @@ class SampleWriter:
     def __call__(self, step: int) -> None:
         """Sample after ``step`` optimizer steps, store and keep the texts (without the prompt)."""
         self.latest = []
+        self._run.drop_samples_at(step)  # a run measured anew writes them anew
         begin = time.monotonic()
         for number, prompt in enumerate(self._prompts):
             if number and time.monotonic() - begin > SECONDS:

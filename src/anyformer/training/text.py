@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,18 @@ def resolve_dataset(dataset: Any, dataset_path: str | Path | None, config_name: 
     return f"<{type(dataset).__name__}>", dataset
 
 
+def settings_of_module(settings: TrainSettings, module: AdaptiveTokenizerDataModule) -> TrainSettings:
+    """The settings with what a data module of ours decides already, so that the record is true."""
+    return replace(
+        settings,
+        data=module.corpus.name,
+        batch_size=module.batch_size,
+        max_length=module.max_length,
+        val_split=module.val_split,
+        num_workers=module.num_workers,
+    )
+
+
 def prepare_text(
     settings: TrainSettings,
     plan: CallPlan,
@@ -101,9 +113,9 @@ def prepare_text(
     dataset: read instead of ``settings.data``. tokenizer: used as it is, if it fits the model.
     Raises DataError, TokenizerError.
     """
-    if datamodule is not None:
-        return _foreign(datamodule, tokenizer, view)
     limit = min(plan.vocab_size, plan.embedding_rows or plan.vocab_size)
+    if datamodule is not None:
+        return _foreign(datamodule, tokenizer, limit, view)
     if settings.vocab_size is not None and settings.vocab_size > limit:
         raise SettingsError(
             f"vocab_size is {settings.vocab_size:,}, but the model takes {limit:,} ids",
@@ -165,13 +177,14 @@ def _described(
     )
 
 
-def _foreign(datamodule: pl.LightningDataModule, tokenizer: Any, view: View) -> Text:
+def _foreign(datamodule: pl.LightningDataModule, tokenizer: Any, limit: int, view: View) -> Text:
     """A datamodule given by the caller: ours with its cache, any other as batches only."""
     if isinstance(datamodule, AdaptiveTokenizerDataModule):
         datamodule.setup()
         corpus = datamodule.corpus
         tokenizer = datamodule.tokenizer
-        text = _described(datamodule, corpus.name, corpus.description, tokenizer, 0.0, list(corpus.findings))
+        notes = check_fit(tokenizer, limit)
+        text = _described(datamodule, corpus.name, corpus.description, tokenizer, 0.0, [*corpus.findings, *notes])
         _show(text, view)
         return text
     datamodule.prepare_data()
@@ -210,6 +223,9 @@ def _show(text: Text, view: View) -> None:
     view.stage("data", text.name, f"{text.description} → {tokens} · {held_out}")
     kind = "characters" if "Character" in type(text.tokenizer).__name__ else "tokenizer"
     choice = next((finding for finding in text.findings if finding.name == "tokenizer"), None)
+    for finding in text.findings:
+        if finding.verdict == "warn" or finding.name in ("text column", "files skipped"):
+            view.finding(finding)  # what is left out must not be found out later
     measured = choice.measured if choice else f"{len(text.tokenizer):,} entries, {kind} as given"
     view.stage("tokenizer", measured, f"ready in {text.tokenizer_seconds:.1f} s")
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from anyformer.core.errors import SettingsError
+from anyformer.core.names import run_folder, runs_beside
 
 _COMMON = ("config", "print_config", "json", "quiet", "debug")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -50,6 +51,8 @@ def parse(command: str, summary: str, positional: str | None, settings: type | N
         values = parser.parse_args(arguments)
     except ArgumentError as error:
         raise _explained(str(error), command, settings, argv) from error
+    except UnicodeDecodeError as error:
+        raise SettingsError("the settings file is not UTF-8 text", detail=str(error)) from error
     chosen = None if settings is None else settings(**{f.name: values[f.name] for f in fields(settings)})
     return Parsed(
         target=values["target"] if positional else None,
@@ -103,25 +106,28 @@ def _plain(hint: Any) -> Any:
 
 def _settings_of_resumed_run(argv: Sequence[str]) -> list[str]:
     """The run's own settings come first, so that every other flag overrides them."""
-    run = None
+    named = None
     for position, argument in enumerate(argv):
         if argument == "--resume" and position + 1 < len(argv):
-            run = argv[position + 1]
+            named = argv[position + 1]
         elif argument.startswith("--resume="):
-            run = argument.partition("=")[2]
-    if run is None:
+            named = argument.partition("=")[2]
+    if named is None:
         return []
-    stored = Path(run) / "settings.yaml"
+    run = run_folder(named)
+    stored = run / "settings.yaml"
     if not stored.is_file():
-        why = "the folder has no settings.yaml" if Path(run).is_dir() else "there is no such folder"
-        raise SettingsError(f"cannot resume {run}: {why}", fix=_runs_beside(run))
+        why = f"{run} has no settings.yaml" if run.is_dir() else "there is no such folder"
+        raise SettingsError(f"cannot resume {named}: {why}", fix=runs_beside(run))
+    _require_readable(stored)
     return ["--config", str(stored)]
 
 
-def _runs_beside(run: str) -> str:
-    parent = Path(run).parent
-    names = sorted(p.parent.name for p in parent.glob("*/run.json"))
-    return f"runs in {parent}: {', '.join(names)}" if names else "anyformer train MODEL --data FILE starts a new run"
+def _require_readable(file: Path) -> None:
+    try:
+        file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the settings file {file} cannot be read", detail=str(error)) from error
 
 
 def _explained(message: str, command: str, settings: type | None, argv: Sequence[str]) -> SettingsError:

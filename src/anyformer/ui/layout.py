@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 
 from anyformer.core.findings import Finding
+from anyformer.core.view import printable
 
 NAME, VALUE = 10, 20  # columns of a stage line, as wide as its longest names ("tokenizer") and usual values need
 SAMPLE_LINES = 6
@@ -15,7 +16,7 @@ SAMPLE_LINES = 6
 def wrapped(text: str, *, first: str, rest: str, width: int) -> list[str]:
     """``text`` after ``first``; lines that follow begin with ``rest``. Paths are never broken."""
     lines = textwrap.wrap(
-        text,
+        printable(text),
         max(20, width),
         initial_indent=first,
         subsequent_indent=rest,
@@ -27,7 +28,8 @@ def wrapped(text: str, *, first: str, rest: str, width: int) -> list[str]:
 
 def stage_lines(name: str, value: str, detail: str, width: int) -> list[str]:
     """``  name       value                 detail``; the detail goes below where there is no room."""
-    parts = [part.strip() for part in re.split(r"\s{3,}", detail) if part.strip()]
+    value = printable(value)
+    parts = [part.strip() for part in re.split(r"\s{3,}", printable(detail)) if part.strip()]
     detail = "   ".join(parts)
     head = f"  {name:<{NAME}} "
     indent = " " * len(head)
@@ -51,6 +53,7 @@ def finding_lines(finding: Finding, width: int) -> list[str]:
 
 def sample_lines(prompt: str, text: str, width: int) -> list[str]:
     """The prompt, a bar, and what the model wrote behind it; cut to the width and to a few lines."""
+    prompt, text = printable(prompt), printable(text)
     written = text.removeprefix(prompt)
     label = prompt.rstrip() if "\n" not in prompt and len(prompt) <= 16 else ""
     body = written if label else prompt + written
@@ -65,6 +68,7 @@ def sample_lines(prompt: str, text: str, width: int) -> list[str]:
 
 def table(rows: Sequence[tuple[str, str, str]], width: int) -> list[str]:
     """Three columns (name, measured, reason); the reason goes below where there is no room."""
+    rows = [(printable(name), printable(value), printable(reason)) for name, value, reason in rows]
     name_width = max((len(name) for name, _, _ in rows), default=0)
     value_width = min(max((len(value) for _, value, _ in rows), default=0), max(20, width // 2 - name_width))
     lines = []

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from anyformer.core.findings import Finding
 from anyformer.core.protocols import Progress
-from anyformer.core.view import duration
+from anyformer.core.view import duration, printable
 from anyformer.ui.layout import NAME, finding_lines, stage_lines, wrapped
 
 _STYLES = (("✓", "green"), ("!(?= )", "yellow"), ("✗", "bold red"))
@@ -69,7 +69,7 @@ class RichView:
 
     def line(self, text: str = "") -> None:
         self._settle()
-        for line in text.split("\n"):
+        for line in printable(text).split("\n"):
             indent = line[: len(line) - len(line.lstrip())]
             fits = len(line) <= self._console.width
             for piece in (
@@ -99,7 +99,7 @@ class _MovingLine:
         self._at = 0.0
 
     def status(self, text: str) -> None:
-        self._spinner, self._progress = Spinner("dots", Text(text)), None
+        self._spinner, self._progress = Spinner("dots", Text(printable(text))), None
 
     def progress(self, progress: Progress) -> None:
         self._spinner, self._progress, self._at = None, progress, time.monotonic()
@@ -143,7 +143,7 @@ def _figures(progress: Progress, *, duration_text: str, width: int) -> str:
 
 
 def _coloured(line: str) -> Text:
-    text = Text(line)
+    text = Text(printable(line))
     for mark, style in _STYLES:
         text.highlight_regex(re.compile(rf"(?<!\S){mark}"), style)
     return text

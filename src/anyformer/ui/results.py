@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anyformer.core.view import percent, printable
 from anyformer.ui.layout import NAME, sample_lines, table, wrapped
 
 if TYPE_CHECKING:  # these import torch
@@ -16,14 +17,29 @@ if TYPE_CHECKING:  # these import torch
 
 
 def loss_lines(figures: Mapping[str, Any], width: int) -> list[str]:
-    """The held-out loss beside its baselines; ``figures`` as ``results`` in run.json."""
-    answer = f"held-out loss {figures['val_loss']:.2f} ({figures['bits_per_byte']:.2f} bits per byte)"
-    baselines = (
-        f"guessing by single tokens {figures['unigram_entropy']:.2f} · by token pairs {figures['bigram_entropy']:.2f}"
+    """The held-out loss beside its baselines; ``figures`` as ``results`` in run.json, each of which may be missing."""
+    loss, bits, single, pair = (
+        figures.get(key) for key in ("val_loss", "bits_per_byte", "unigram_entropy", "bigram_entropy")
     )
-    one_line = f"  {answer}     {baselines}"
-    lines = [one_line] if len(one_line) <= width else [f"  {answer}", f"  {baselines}"]
-    if not figures["beats_bigram"]:
+    if loss is None:
+        return ["  held-out loss not measured"]
+    answer = f"held-out loss {loss:.2f}" + ("" if bits is None else f" ({bits:.2f} bits per byte)")
+    guesses = [
+        f"by {kind} {value:.2f}"
+        for kind, value in (("single tokens", single), ("token pairs", pair))
+        if value is not None
+    ]
+    lines = [f"  {answer}"]
+    if guesses:
+        baselines = f"guessing {' · '.join(guesses)}"
+        one_line = f"  {answer}     {baselines}"
+        lines = [one_line] if len(one_line) <= width else [f"  {answer}", f"  {baselines}"]
+    unknown = figures.get("unknown_share")
+    if bits is None and unknown:
+        text = f"bits per byte is not given: {percent(unknown)} of the held-out text is unknown to the tokenizer"
+        lines += wrapped(text, first="  ! ", rest="    ", width=width)
+    beats = figures.get("beats_bigram")
+    if beats is not None and not beats:
         text = "not below the loss by token pairs: so far it uses no more than the token before; train longer"
         lines += wrapped(text, first="  ! ", rest="    ", width=width)
     return lines
@@ -43,12 +59,14 @@ def training_lines(
         lines += ["", *sample_lines(sample["prompt"], sample["text"], width)]
     lines.append("")
     # not wrapped: they are there to be copied
-    return [*lines, f"  {'report' if report else 'run':<{NAME}} {report or run}", f"  {'next':<{NAME}} {step}"]
+    lines += [f"  {'report' if report else 'run':<{NAME}} {report or run}", f"  {'next':<{NAME}} {step}"]
+    return [printable(line) for line in lines]
 
 
 def generate_command(run: Path, samples: Sequence[Mapping[str, str]]) -> str:
-    """The command that continues one of the samples' prompts."""
-    prompt = next((s["prompt"] for s in samples if s["prompt"] and "\n" not in s["prompt"]), "")
+    """The command that continues one of the samples' prompts, of those that can be shown as they are on one line."""
+    prompts = (sample["prompt"] for sample in samples)
+    prompt = next((p for p in prompts if p and "\n" not in p and printable(p) == p), "")
     flag = f" --prompt {shlex.quote(prompt)}" if prompt else ""
     return f"anyformer generate {shlex.quote(str(run))}{flag}"
 
@@ -61,6 +79,7 @@ def evaluation_lines(evaluation: Evaluation, width: int) -> list[str]:
         "unigram_entropy": evaluation.unigram_entropy,
         "bigram_entropy": evaluation.bigram_entropy,
         "beats_bigram": evaluation.beats_bigram,
+        "unknown_share": getattr(evaluation, "unknown_share", None),
     }
     measured = f"on {evaluation.tokens:,} tokens · perplexity {evaluation.perplexity:,.1f}"
     return [*loss_lines(figures, width), f"  {measured}"]

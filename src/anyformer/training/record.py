@@ -1,0 +1,137 @@
+"""How a run is begun and ended on the disk: what it needs to be rebuilt, and how it ended, whatever happens."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from anyformer.core.errors import AnyformerError, Interrupted, TrainingError
+from anyformer.core.findings import Finding
+from anyformer.core.settings import TrainSettings
+from anyformer.models.callplan import CallPlan
+from anyformer.models.source import LoadedModel
+from anyformer.runs.checkpoints import list_checkpoints
+from anyformer.runs.directory import RunDirectory, now, unwritable
+from anyformer.runs.rebuild import stored_model
+from anyformer.training.effective import Effective
+from anyformer.training.text import Text, text_facts
+
+
+def new_run(settings: TrainSettings, name: str, loaded: LoadedModel, plan: CallPlan, text: Text) -> RunDirectory:
+    """A run directory with all that a run needs to be rebuilt; none at all where that cannot be written."""
+    run = RunDirectory.create(settings.output_dir, name)
+    try:
+        _store(run, loaded, plan, text, settings.seed)
+    except BaseException as error:
+        shutil.rmtree(run.path, ignore_errors=True)
+        if isinstance(error, OSError) and not isinstance(error, AnyformerError):
+            raise unwritable(run.path, error) from error
+        raise
+    return run
+
+
+def _store(run: RunDirectory, loaded: LoadedModel, plan: CallPlan, text: Text, seed: int) -> None:
+    run.store_sources(loaded)
+    if text.tokenizer is not None:
+        text.tokenizer.save_pretrained(run.tokenizer)
+    provenance = loaded.provenance
+    run.update(
+        model={
+            **provenance.to_dict(),
+            "parameters": sum(parameter.numel() for parameter in loaded.module.parameters()),
+            "example": provenance.kind == "example",
+        },
+        call_plan=plan.to_dict(),
+        seed=seed,
+        **text_facts(text),
+    )
+
+
+def rebuilds(run: RunDirectory, loaded: LoadedModel) -> list[Finding]:
+    """A warning where the run's copy of the source does not give the model again: better known now than after hours."""
+    if not loaded.provenance.files:
+        return []
+    try:
+        again = stored_model(run, loaded.provenance).module
+        shapes = [{name: p.shape for name, p in module.named_parameters()} for module in (again, loaded.module)]
+        problem = "" if shapes[0] == shapes[1] else "its parameters differ"
+    except AnyformerError as error:
+        problem = error.what
+    if not problem:
+        return []
+    why = f"evaluate, generate and --resume need it: {problem}; does the model read files beside its source?"
+    return [Finding("rebuild", "warn", "the run's copy of the model cannot be built", reason=why)]
+
+
+def begin_run(
+    run: RunDirectory,
+    loaded: LoadedModel,
+    settings: TrainSettings,
+    effective: Effective,
+    findings: list[Finding],
+    command: str,
+) -> None:
+    lasting = replace(settings, resume=None)  # for --config and for the next --resume
+    run.write_settings(lasting.to_dict())
+    run.update(
+        state="running",
+        finished=None,
+        error=None,
+        command=run.manifest.get("command") or command or _command(run, loaded, settings),
+        seed=settings.seed,
+        settings=lasting.to_dict(),
+        effective=effective.to_dict(),
+        findings=[finding.to_dict() for finding in findings],
+    )
+
+
+def _command(run: RunDirectory, loaded: LoadedModel, settings: TrainSettings) -> str:
+    """The command line for a run begun in Python; empty where it was given Python objects."""
+    provenance = loaded.provenance
+    if not provenance.files or settings.data.startswith("<") or (provenance.kind == "example" and provenance.config):
+        return ""
+    model = provenance.location
+    if provenance.kind in ("file", "folder"):
+        model = f"{Path(model) / next(iter(provenance.files)) if provenance.kind == 'folder' else model}"
+        model = model if model.endswith(f":{provenance.class_name}") else f"{model}:{provenance.class_name}"
+    return shlex.join(["anyformer", "train", model, "--config", str(run.path / "settings.yaml")])
+
+
+@contextmanager
+def recorded_end(run: RunDirectory, begin: float) -> Iterator[None]:
+    """However a run ends, its manifest says so; an error of training also says what is kept.
+
+    begin: when it would have begun, had it not been interrupted (``time.monotonic``).
+    """
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        told = (
+            stop
+            if isinstance(stop, Interrupted)
+            else Interrupted("stopped", fix=f"anyformer train --resume {run.path}")
+        )
+        run.update(state="interrupted", finished=now(), seconds=time.monotonic() - begin, error=str(told))
+        raise told from stop
+    except Exception as error:
+        problem = _with_last_checkpoint(error, run)
+        with suppress(TrainingError):  # a full disk: the reason that is raised matters more than its record
+            run.update(state="failed", finished=now(), seconds=time.monotonic() - begin, error=str(problem))
+        if problem is error:
+            raise
+        raise problem from error
+    run.update(state="finished", finished=now(), seconds=time.monotonic() - begin)
+
+
+def _with_last_checkpoint(error: Exception, run: RunDirectory) -> Exception:
+    """A training error that also says what is kept; other errors stay as they are."""
+    if not isinstance(error, TrainingError):
+        return error
+    kept = list_checkpoints(run.path)
+    last = f"the last good checkpoint is kept: {kept[0]}" if kept else "no checkpoint was saved yet"
+    return type(error)(error.what, f"{error.detail}\n{last}".strip(), error.fix)
