@@ -57,6 +57,7 @@ class Evaluation:
     tokens: int = 700_000
     unigram_entropy: float = 6.02
     bigram_entropy: float = 3.55
+    unknown_share: float = 0.0
     beats_bigram: bool = True
     findings: list[Finding] = dataclasses.field(default_factory=lambda: [FINDING])
 

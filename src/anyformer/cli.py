@@ -254,7 +254,7 @@ def _failed(text: str, record: dict[str, str], code: int, argv: Sequence[str], a
         import traceback
 
         traceback.print_exc()
-    print(f"anyformer: {text}", file=sys.stderr, flush=True)
+    print(f"anyformer: {printable(text)}", file=sys.stderr, flush=True)
     if as_json:
         print(_json({"error": record}))
     return code

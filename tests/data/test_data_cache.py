@@ -129,6 +129,15 @@ def test_the_training_text_cannot_be_held_out_as_well(tmp_path: Path, bpe: TextT
     assert not (tmp_path / "cache").exists()
 
 
+def test_the_fingerprint_that_runs_record_outlives_the_files_format(
+    tmp_path: Path, bpe: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path).meta
+    monkeypatch.setattr(cache_module, "_FORMAT", 99)
+    after = build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path).meta
+    assert (after["format"], after["fingerprint"]) == (99, before["fingerprint"])
+
+
 def test_truncation_left_on_by_a_call_does_not_cut_the_text(tmp_path: Path, bpe: TextTokenizer) -> None:
     bpe("a b c d", truncation=True, max_length=2, padding="max_length")
     cache = build_token_cache(open_corpus(DOCUMENTS), bpe, val_split=0.0, cache_dir=tmp_path)

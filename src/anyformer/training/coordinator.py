@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def run_training(
     view = view or PlainView()
     if isinstance(datamodule, AdaptiveTokenizerDataModule):
         settings = settings_of_module(settings, datamodule)
-    with preserved_rng(), quiet_lightning():
+    with preserved_rng(), quiet_lightning(), ExitStack() as held:
         plan = _plan(loaded, view)
         device = choose_device(settings.use_gpu)
         max_length, notes = choose_max_length(settings.max_length, plan)
@@ -83,6 +84,7 @@ def run_training(
             require_writable(settings.output_dir)  # before minutes of reading
         resumed = resume_point(settings, max_length, view) if settings.resume else None
         if resumed is not None:
+            held.enter_context(resumed.run.locked())
             settings = with_own_place(settings, resumed.run)
         text = prepare_text(
             settings,
@@ -96,11 +98,7 @@ def run_training(
         if resumed is not None:
             same_data(resumed.run, text)
         require_prompt(settings.prompt, text.tokenizer)
-        with placed(loaded.module, device):
-            proofs = prove_on_batch(loaded.module, plan, text.first_ids().to(device))
-        for finding in proofs:
-            if finding.verdict != "ok":
-                view.finding(finding)
+        proofs = _proven(loaded, plan, text, device, view)
         kept = same_precision(resumed.run, settings.precision, device) if resumed else None
         precision, why = kept or choose_precision(settings.precision, loaded.module, plan, text.first_ids(), device)
         effective, derived = derive(
@@ -116,20 +114,27 @@ def run_training(
         text.limit_evaluation(effective.eval_blocks)
         findings = [*loaded.findings, *plan.findings, *proofs, *notes, *text.findings, why, *derived]
         if resumed is not None:
-            run, findings = (
-                resumed.run,
-                [*findings, *resumed.findings, *goes_on(resumed, effective, view, finished_ok=finished_ok)],
-            )
+            run = resumed.run
+            findings += [*resumed.findings, *goes_on(resumed, effective, view, finished_ok=finished_ok)]
         else:
             name = settings.name or default_run_name(loaded.provenance.class_name, text.name)
             run = new_run(settings, name, loaded, plan, text)
-            for finding in rebuilds(run, loaded):
-                findings.append(finding)
-                view.finding(finding)
-        with run.locked(), recorded_end(run, time.monotonic() - (run.manifest.get("seconds") or 0.0)):
+            held.enter_context(run.locked())
+            findings += rebuilds(run, loaded, view)
+        with recorded_end(run, time.monotonic() - (run.manifest.get("seconds") or 0.0)):
             begin_run(run, loaded, settings, effective, findings, command)
             view.stage("run", str(run.path), f"{effective.total_steps:,} steps in {precision}: {why.reason}")
             return _fit_and_judge(run, loaded.module, plan, text, settings, effective, findings, resumed, view)
+
+
+def _proven(loaded: LoadedModel, plan: CallPlan, text: Text, device: torch.device, view: View) -> list[Finding]:
+    """Causality on the first training batch; what is not proven is shown."""
+    with placed(loaded.module, device):
+        proofs = prove_on_batch(loaded.module, plan, text.first_ids().to(device))
+    for finding in proofs:
+        if finding.verdict != "ok":
+            view.finding(finding)
+    return proofs
 
 
 def _plan(loaded: LoadedModel, view: View) -> CallPlan:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from anyformer.core.errors import AnyformerError, Interrupted, TrainingError
 from anyformer.core.findings import Finding
+from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.models.callplan import CallPlan
 from anyformer.models.source import LoadedModel
@@ -52,7 +53,7 @@ def _store(run: RunDirectory, loaded: LoadedModel, plan: CallPlan, text: Text, s
     )
 
 
-def rebuilds(run: RunDirectory, loaded: LoadedModel) -> list[Finding]:
+def rebuilds(run: RunDirectory, loaded: LoadedModel, view: View) -> list[Finding]:
     """A warning where the run's copy of the source does not give the model again: better known now than after hours."""
     if not loaded.provenance.files:
         return []
@@ -65,7 +66,9 @@ def rebuilds(run: RunDirectory, loaded: LoadedModel) -> list[Finding]:
     if not problem:
         return []
     why = f"evaluate, generate and --resume need it: {problem}; does the model read files beside its source?"
-    return [Finding("rebuild", "warn", "the run's copy of the model cannot be built", reason=why)]
+    finding = Finding("rebuild", "warn", "the run's copy of the model cannot be built", reason=why)
+    view.finding(finding)
+    return [finding]
 
 
 def begin_run(

@@ -13,6 +13,7 @@ from torch import nn
 
 from anyformer.core.errors import AnyformerError, DataError, SettingsError, SourceError
 from anyformer.core.findings import Finding
+from anyformer.core.names import run_folder
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.models.source import LoadedModel, Provenance, load_model
@@ -40,10 +41,7 @@ class ResumePoint:
 
 def run_of(path: str | Path) -> RunDirectory:
     """The run that a path names: its folder, or a checkpoint in it."""
-    folder = Path(path).expanduser()
-    if folder.parent.name == "checkpoints":
-        folder = folder.parent.parent
-    return RunDirectory.open(folder)
+    return RunDirectory.open(run_folder(path))
 
 
 def settings_of(run: RunDirectory) -> TrainSettings:
@@ -51,7 +49,7 @@ def settings_of(run: RunDirectory) -> TrainSettings:
     file = run.path / "settings.yaml"
     try:
         return TrainSettings(**yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, TypeError) as error:
+    except (OSError, yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
         raise SourceError(f"{file} cannot be read", str(error), "start the run anew") from error
 
 

@@ -79,7 +79,7 @@ def evaluation_lines(evaluation: Evaluation, width: int) -> list[str]:
         "unigram_entropy": evaluation.unigram_entropy,
         "bigram_entropy": evaluation.bigram_entropy,
         "beats_bigram": evaluation.beats_bigram,
-        "unknown_share": getattr(evaluation, "unknown_share", None),
+        "unknown_share": evaluation.unknown_share,
     }
     measured = f"on {evaluation.tokens:,} tokens · perplexity {evaluation.perplexity:,.1f}"
     return [*loss_lines(figures, width), f"  {measured}"]
@@ -101,6 +101,8 @@ def plan_lines(loaded: LoadedModel, plan: CallPlan, width: int) -> list[str]:
         for finding in findings
     ]
     task = "causal language modelling" if plan.causal else "no causal language model: it sees later tokens"
+    if any(finding.verdict == "fail" for finding in findings):
+        task = "not trainable as it is: see ✗ above"
     return [
         *wrapped(f"{head}    {parameters:,} parameters", first="", rest="  ", width=width),
         *table(rows, width),
