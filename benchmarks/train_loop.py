@@ -37,7 +37,7 @@ WARMUP_STEPS, LEARNING_RATE = 10, 3e-4
 
 
 class BareLoop:
-    """What one writes by hand: AdamW (fused), warm-up + cosine, clipping, a mean loss every 10 steps."""
+    """What one writes by hand: AdamW (fused), warm-up, clipping."""
 
     def __init__(self, module: nn.Module, steps: int) -> None:
         self.module = module.train()
