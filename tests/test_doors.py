@@ -178,10 +178,10 @@ COLAB = {
 
 
 def floors(lines: list[str]) -> dict[str, str]:
-    """Requirements with nothing but a floor: normalised name → version."""
+    """Requirements with a floor (and at most a ceiling beside it): normalised name → the floor's version."""
     found = {}
     for line in lines:
-        match = re.fullmatch(r"([\w.-]+)>=([\d.]+)", line)
+        match = re.fullmatch(r"([\w.-]+)>=([\d.]+)(,<[\d.]+)?", line)
         assert match, f"{line!r} is not a name with a floor"
         found[re.sub(r"[-_.]+", "-", match[1]).lower()] = match[2]
     return found
