@@ -219,8 +219,10 @@ def _batches(loader: Any, name: str) -> int:
 def _show(text: Text, view: View) -> None:
     train, val = text.splits["train"], text.splits["val"]
     tokens = f"{count(train['tokens'] + val['tokens'])} tokens"
-    held_out = f"held out: {val['documents']:,} of {train['documents'] + val['documents']:,} documents it never sees"
-    view.stage("data", text.name, f"{text.description} → {tokens} · {held_out}")
+    held_out = next((finding.measured for finding in text.findings if finding.name == "held out"), "")
+    if held_out.startswith("documents"):
+        held_out = f"{val['documents']:,} of {train['documents'] + val['documents']:,} documents"
+    view.stage("data", text.name, f"{text.description} → {tokens} · held out: {held_out}, which it never sees")
     kind = "characters" if "Character" in type(text.tokenizer).__name__ else "tokenizer"
     choice = next((finding for finding in text.findings if finding.name == "tokenizer"), None)
     for finding in text.findings:
