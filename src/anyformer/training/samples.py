@@ -49,9 +49,9 @@ def require_prompt(setting: str | None, tokenizer: Any) -> None:
     ids = list(tokenizer.encode(setting))
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is not None and unknown in ids and str(tokenizer.unk_token) not in setting:
-        characters = sorted({c for c in setting if unknown in list(tokenizer.encode(c))})
+        characters = " ".join(repr(c) for c in sorted(set(setting)) if unknown in list(tokenizer.encode(c)))
         raise TokenizerError(
-            f"the prompt holds what the tokenizer cannot write: {' '.join(map(repr, characters)) or setting!r}",
+            f"the prompt holds what the tokenizer cannot write: {characters or repr(setting)}",
             "the model would read an unknown-token there",
             "leave it out of the prompt",
         )
