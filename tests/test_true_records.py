@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import anyformer
-from anyformer.core.errors import DataError, SettingsError, TokenizerError, TrainingError
+from anyformer.core.errors import CallError, DataError, SettingsError, TokenizerError, TrainingError
 from anyformer.core.settings import TrainSettings
 from anyformer.core.view import QuietView
 from anyformer.training import TrainResult, UniversalModelAdapter
@@ -161,3 +161,20 @@ def test_wrong_types_and_values_are_named(given: dict[str, object], words: str) 
         TrainSettings(**given)  # type: ignore[arg-type]
     assert words in str(caught.value)
     assert TrainSettings(precision=16).precision == "16"  # type: ignore[arg-type]
+
+
+def test_a_plain_trainer_is_told_of_a_leak_that_begins_late() -> None:
+    class Late(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = torch.nn.Embedding(50, 16)
+            self.head = torch.nn.Linear(16, 50)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.tokens(ids)
+            return self.head(x + x.mean(1, keepdim=True) if ids.shape[1] > 40 else x)
+
+    adapter = UniversalModelAdapter(Late())
+    ids = torch.randint(0, 50, (4, 48), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(CallError, match="sees the future"):
+        adapter.training_step({"input_ids": ids, "labels": ids.clone()}, 0)

@@ -6,6 +6,7 @@ Legend: B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from anyformer.core.errors import CallError, DataError, SettingsError
 from anyformer.evaluation.generation import generate
+from anyformer.models.batchproof import prove_on_batch
 from anyformer.models.callplan import CallPlan, call_logits, infer_call_plan
 from anyformer.models.objectives import causal_lm_loss, causal_lm_total
 from anyformer.training.nonfinite import gradient_error, loss_error
@@ -76,7 +78,9 @@ class UniversalModelAdapter(pl.LightningModule):
         self._first_bad: Tensor | None = None
         self._val_sum = 0.0
         self._val_count = 0
-        self._labels_seen = False
+        self.proven = False
+        """Whether causality was proven on a training batch already; done on the first one where not."""
+        self._first_batch_seen = False
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
@@ -115,9 +119,8 @@ class UniversalModelAdapter(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean next-token loss of one batch, with label smoothing."""
         input_ids, labels = batch["input_ids"], batch["labels"]
-        if not self._labels_seen:
-            require_unshifted(input_ids, labels)
-            self._labels_seen = True
+        if not self._first_batch_seen:
+            self._look_at_first_batch(input_ids, labels)
         logits = call_logits(self.model, self.call_plan, input_ids, batch.get("attention_mask"))
         loss = causal_lm_loss(logits, labels, batch.get("next_ids"), label_smoothing=self.label_smoothing)
         if reading_is_free(loss) and not math.isfinite(loss.item()):
@@ -126,6 +129,15 @@ class UniversalModelAdapter(pl.LightningModule):
         self._loss_sum = detached if self._loss_sum is None else self._loss_sum + detached
         self._losses += 1
         return loss
+
+    def _look_at_first_batch(self, input_ids: Tensor, labels: Tensor) -> None:
+        """Refuse labels that are shifted already and a model that sees the future of such a batch."""
+        require_unshifted(input_ids, labels)
+        if not self.proven:
+            for finding in prove_on_batch(self.model, self.call_plan, input_ids):
+                if finding.verdict == "warn":
+                    warnings.warn(f"{finding.name}: {finding.measured} ({finding.reason})", stacklevel=2)
+        self._first_batch_seen = True
 
     def configure_gradient_clipping(
         self,

@@ -175,6 +175,7 @@ def _fit_and_judge(
         min_lr_ratio=settings.min_lr_ratio,
         total_steps=effective.total_steps,
     )
+    adapter.proven = True  # a moment ago, on the same kind of batch
     prompts = choose_prompts(settings.prompt, text.held_out, text.tokenizer, effective.max_length)
     writer = SampleWriter(run, module, plan, text.tokenizer, prompts, settings.seed) if text.tokenizer else None
     checkpoint = resumed.checkpoint if resumed else None
