@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from anyformer.core.findings import Finding
 
@@ -46,16 +45,3 @@ class View(Protocol):
 
     def line(self, text: str = "") -> None:
         """Free text (samples, the closing lines)."""
-
-
-class Tokenizer(Protocol):
-    """Text ↔ ids. Satisfied by the house's tokenizers and by any Hugging Face one."""
-
-    def __len__(self) -> int: ...
-
-    def encode(self, text: str) -> Sequence[int]: ...
-
-    def decode(self, token_ids: Any) -> str: ...
-
-    @property
-    def eos_token_id(self) -> int | None: ...
