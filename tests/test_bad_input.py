@@ -108,7 +108,8 @@ def test_several_candidates_are_named(said: Said) -> None:
 
 
 def test_a_missing_import_names_the_package(said: Said) -> None:
-    Path("m.py").write_text("import einops_of_another_kind\n" + MODEL)
+    used = MODEL.replace("    def forward", "    kind = einops_of_another_kind\n\n    def forward")
+    Path("m.py").write_text("import einops_of_another_kind\n" + used)
     assert "einops_of_another_kind" in said(*train(), code=1)
 
 

@@ -21,7 +21,7 @@ import anyformer
 from anyformer import cli
 from anyformer.core.errors import CheckpointError, Interrupted, SourceError
 from anyformer.core.findings import Finding
-from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, TrainSettings
+from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, RepairSettings, TrainSettings
 
 RESULTS = {
     "val_loss": 3.084,
@@ -60,6 +60,12 @@ class Evaluation:
     unknown_share: float = 0.0
     beats_bigram: bool = True
     findings: list[Finding] = dataclasses.field(default_factory=lambda: [FINDING])
+    objective: str = "causal"
+    examples: int | None = None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return {"objective": self.objective, "val_loss": self.loss, **dataclasses.asdict(self)}
 
 
 class FakeApi(types.ModuleType):
@@ -104,6 +110,18 @@ class FakeApi(types.ModuleType):
         plan = types.SimpleNamespace(family="decoder", causal=True, findings=(tokens,), to_dict=lambda: {"a": 1})
         return self._answer("inspect", (loaded, plan), model, **keywords)
 
+    def repair(self, model: str, **keywords: Any) -> Any:
+        weights = Finding("weights", "ok", "the same 14 names")
+        repair = types.SimpleNamespace(
+            path=Path(model),
+            source="x = 2\n",
+            diff="-x = 1\n+x = 2\n",
+            changes=("x is two",),
+            findings=(weights,),
+            needed=True,
+        )
+        return self._answer("repair", repair, model, **keywords)
+
     def report(self, run: str) -> Path:
         return self._answer("report", Path(run) / "report.html", run)
 
@@ -123,6 +141,7 @@ Capture = pytest.CaptureFixture[str]
 WHOLE = {
     "demo": [],
     "inspect": ["model.py"],
+    "repair": ["model.py"],
     "train": ["model.py"],
     "evaluate": ["runs/novel"],
     "generate": ["runs/novel"],
@@ -144,6 +163,19 @@ def test_train_passes_settings_and_shows_the_result(api: FakeApi, capsys: Captur
     assert "  def │ f(x):\n      │     return x\n" in out
     assert "  report     runs/novel/report.html\n" in out
     assert out.splitlines()[-1] == "  next       anyformer generate runs/novel --prompt 'def '"
+
+
+def test_repair_gives_the_diff_alone_on_stdout(api: FakeApi, capsys: Capture) -> None:
+    assert cli.main(["repair", "model.py"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "-x = 1\n+x = 2\n"
+    assert "  - x is two\n" in err
+    assert "anyformer repair model.py --write OUT.py   (nothing is written yet)" in err
+    assert cli.main(["repair", "model.py", "--in_place", "--json"]) == 0
+    assert api.calls[-1][2]["settings"] == RepairSettings(in_place=True)
+    record = json.loads(capsys.readouterr().out)
+    assert (record["repaired"], record["written"], record["changes"]) == (True, "model.py", ["x is two"])
+    assert cli.main(["repair", "model.py", "--in_place", "--write", "a.py"]) == 2
 
 
 def test_the_first_line_comes_before_the_heavy_import(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +292,10 @@ def test_debug_shows_the_traceback(api: FakeApi, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "there is no command 'trian'\n  commands: demo, inspect, train, evaluate, generate, report\n"),
+        (
+            ["trian"],
+            "there is no command 'trian'\n  commands: demo, inspect, repair, train, evaluate, generate, report\n",
+        ),
         (["trian"], "  → did you mean anyformer train?\n"),
         (["model.py"], "  → anyformer train model.py --data FILE\n"),
         (["train"], "train needs a model\n"),
@@ -340,6 +375,7 @@ def test_resume_starts_from_the_runs_own_settings(api: FakeApi, capsys: Capture,
         ("demo", DemoSettings),
         ("evaluate", EvaluateSettings),
         ("generate", GenerateSettings),
+        ("repair", RepairSettings),
     ],
 )
 def test_every_field_is_a_flag_with_its_docstring(capsys: Capture, command: str, settings: type) -> None:

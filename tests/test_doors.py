@@ -20,7 +20,7 @@ from anyformer.core.errors import DependencyError
 ROOT = Path(__file__).parent.parent
 
 NAMES = {
-    "adapters": ["ModelSignatureInspector", "UniversalModelAdapter"],
+    "adapters": ["ComputationalGraphExecutor", "ModelSignatureInspector", "UniversalModelAdapter"],
     "tokenization": ["AdaptiveTokenizerDataModule", "BPETrainerConfig", "CharacterLevelTokenizer", "FastBPETrainer"],
     "training": ["TrainingCoordinator", "UniversalModelAdapter", "train_model"],
 }

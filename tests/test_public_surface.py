@@ -18,6 +18,7 @@ PUBLIC = [
     "CallPlan",
     "CharacterLevelTokenizer",
     "CheckpointError",
+    "ComputationalGraphExecutor",
     "ConstructError",
     "CorruptCheckpoint",
     "DataError",
@@ -46,6 +47,7 @@ PUBLIC = [
     "generate",
     "infer_call_plan",
     "load_model",
+    "repair",
     "train",
     "train_model",
 ]

@@ -172,9 +172,9 @@ def test_a_plain_trainer_is_told_of_a_leak_that_begins_late() -> None:
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             x = self.tokens(ids)
-            return self.head(x + x.mean(1, keepdim=True) if ids.shape[1] > 40 else x)
+            return self.head(x + x.mean(1, keepdim=True) if ids.shape[1] > 200 else x)
 
     adapter = UniversalModelAdapter(Late())
-    ids = torch.randint(0, 50, (4, 48), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 50, (4, 240), generator=torch.Generator().manual_seed(0))
     with pytest.raises(CallError, match="sees the future"):
         adapter.training_step({"input_ids": ids, "labels": ids.clone()}, 0)

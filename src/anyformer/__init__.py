@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "2.1.0"
 
 _HOMES = {
-    "anyformer.api": ("evaluate", "generate", "load_model", "train"),
+    "anyformer.api": ("evaluate", "generate", "load_model", "repair", "train"),
     "anyformer.training": ("TrainingCoordinator", "UniversalModelAdapter", "train_model"),
     "anyformer.data": ("AdaptiveTokenizerDataModule",),
     "anyformer.tokenization": ("BPETrainerConfig", "CharacterLevelTokenizer", "FastBPETrainer"),
     "anyformer.models.callplan": ("CallPlan", "infer_call_plan"),
+    "anyformer.models.graph": ("ComputationalGraphExecutor",),
     "anyformer.models.signature": ("ModelSignatureInspector",),
     "anyformer.models.source": ("LoadedModel",),
     "anyformer.core.findings": ("Finding",),
@@ -36,6 +37,7 @@ __all__ = [
     "CallPlan",
     "CharacterLevelTokenizer",
     "CheckpointError",
+    "ComputationalGraphExecutor",
     "ConstructError",
     "CorruptCheckpoint",
     "DataError",
@@ -64,12 +66,13 @@ __all__ = [
     "generate",
     "infer_call_plan",
     "load_model",
+    "repair",
     "train",
     "train_model",
 ]
 
 if TYPE_CHECKING:
-    from anyformer.api import evaluate, generate, load_model, train
+    from anyformer.api import evaluate, generate, load_model, repair, train
     from anyformer.core.errors import (
         AnyformerError,
         CallError,
@@ -92,6 +95,7 @@ if TYPE_CHECKING:
     from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, TrainSettings
     from anyformer.data import AdaptiveTokenizerDataModule
     from anyformer.models.callplan import CallPlan, infer_call_plan
+    from anyformer.models.graph import ComputationalGraphExecutor
     from anyformer.models.signature import ModelSignatureInspector
     from anyformer.models.source import LoadedModel
     from anyformer.tokenization import BPETrainerConfig, CharacterLevelTokenizer, FastBPETrainer

@@ -1,4 +1,4 @@
-"""Door of the API reference: what a module's signature says, and the Lightning module around it.
+"""Door of the API reference: what a module's signature says, builder exports run, and the Lightning module around it.
 
 It only re-exports. Names are looked up when asked for: the inspector needs torch alone, the adapter needs Lightning.
 """
@@ -9,15 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from anyformer.models.graph import ComputationalGraphExecutor
     from anyformer.models.signature import ModelSignatureInspector
     from anyformer.training.adapter import UniversalModelAdapter
 
 _HOMES = {
+    "ComputationalGraphExecutor": "anyformer.models.graph",
     "ModelSignatureInspector": "anyformer.models.signature",
     "UniversalModelAdapter": "anyformer.training.adapter",
 }
 
-__all__ = ["ModelSignatureInspector", "UniversalModelAdapter"]
+__all__ = ["ComputationalGraphExecutor", "ModelSignatureInspector", "UniversalModelAdapter"]
 
 
 def __getattr__(name: str) -> Any:

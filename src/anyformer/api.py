@@ -11,28 +11,37 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from anyformer.core.errors import DataError, SettingsError
+from anyformer.core.errors import SettingsError
 from anyformer.core.findings import Finding
 from anyformer.core.names import default_run_name
 from anyformer.core.protocols import View
-from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, Precision, TrainSettings
+from anyformer.core.settings import (
+    DemoSettings,
+    EvaluateSettings,
+    GenerateSettings,
+    ObjectiveSetting,
+    Precision,
+    RepairSettings,
+    TrainSettings,
+)
 from anyformer.core.view import PlainView, QuietView
-from anyformer.data.cache import build_token_cache
-from anyformer.data.corpus import open_corpus
-from anyformer.data.module import open_held_out
 from anyformer.evaluation.generation import stream
-from anyformer.evaluation.scoring import score_tokens, unknown_share
 from anyformer.models.callplan import CallPlan, infer_call_plan
+from anyformer.models.gistmodel import all_source
+from anyformer.models.repair import Repair, repair_model, save_repair
 from anyformer.models.source import LoadedModel, load_model
+from anyformer.models.trust import TrustRequest
 from anyformer.report import write_report
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.rebuild import load_run
 from anyformer.training.coordinator import TrainResult, run_training
 from anyformer.training.effective import choose_device
+from anyformer.training.evaluate import evaluate_run, objective_of
+from anyformer.training.objective import start_and_end
 from anyformer.training.reference import TrainingCoordinator
 from anyformer.training.resume import model_of, require_same_model, run_of, settings_of
 from anyformer.training.samples import require_prompt
-from anyformer.training.text import resolve_dataset
+from anyformer.training.text import id_limit, resolve_dataset
 
 DEMO_MODEL = {"vocab_size": 768, "block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128}
 """Small enough for two cores to train in three minutes past the bigram entropy of its held-out text."""
@@ -43,25 +52,55 @@ DEMO_BATCH = 8
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a run's model predicts a text."""
+    """How well a run's model does on held-out data. What the run's objective has no use for is None."""
 
     run_path: Path
     data: str
-    """Name of the text."""
+    """Name of the data."""
     loss: float
-    """Mean cross-entropy, nats per token."""
-    perplexity: float
+    """Mean cross-entropy, nats per target: per token, hidden token, token to write, or example."""
+    perplexity: float | None
     bits_per_byte: float | None
     """None where a part of the text cannot be written by the tokenizer."""
-    unknown_share: float
+    unknown_share: float | None
     """That part: the share of tokens that stand for unknown text."""
-    tokens: int
+    tokens: int | None
     """Targets counted."""
-    unigram_entropy: float
-    bigram_entropy: float
+    unigram_entropy: float | None
+    bigram_entropy: float | None
     """No predictor that sees only the previous token can have a lower loss on this text."""
-    beats_bigram: bool
+    beats_bigram: bool | None
     findings: list[Finding]
+    objective: str = "causal"
+    beats_unigram: bool | None = None
+    examples: int | None = None
+    """Examples classified."""
+    accuracy: float | None = None
+    """Share of the hidden tokens, or examples, that were the model's first guess."""
+    macro_f1: float | None = None
+    majority_accuracy: float | None = None
+    """What always answering the most frequent class would score."""
+    prior_entropy: float | None = None
+    """The lowest loss of a guess that never looks at the text."""
+    beats_majority: bool | None = None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """As "results" in run.json."""
+        return {
+            "objective": self.objective,
+            "val_loss": self.loss,
+            **{name: getattr(self, name) for name in _FIGURES},
+            "evaluated_tokens": self.tokens,
+            "evaluated_examples": self.examples,
+        }
+
+
+# figures that have one name in an Evaluation and in a run's results
+_FIGURES = (
+    *("perplexity", "bits_per_byte", "unknown_share", "unigram_entropy", "bigram_entropy", "beats_unigram"),
+    *("beats_bigram", "accuracy", "macro_f1", "majority_accuracy", "prior_entropy", "beats_majority"),
+)
 
 
 def train(
@@ -72,6 +111,11 @@ def train(
     config: dict[str, Any] | None = None,
     val_data: str | None = None,
     text_column: str | None = None,
+    objective: ObjectiveSetting | None = None,
+    label_column: str | None = None,
+    source_column: str | None = None,
+    target_column: str | None = None,
+    target_data: str | None = None,
     val_split: float | None = None,
     tokenizer: Any = None,
     vocab_size: int | None = None,
@@ -101,14 +145,18 @@ def train(
     name: str | None = None,
     output_dir: str | None = None,
     resume: str | None = None,
+    trust: bool = False,
+    approve: Callable[[TrustRequest], bool] | None = None,
     view: View | None = None,
     command: str = "",
 ) -> TrainResult:
     """Train a model on text: load → plan → data → fit → evaluate → report.
 
     model: what ``anyformer train`` takes as MODEL, or an nn.Module; may be left out with ``resume``.
-    data: a path, "python-stdlib" (the default), a list of texts or a Dataset.
+    data: a path, "python-stdlib" (the default), a list of texts or a Dataset; for classification and seq2seq a table,
+    a list of dicts or of pairs, or a Dataset.
     tokenizer: "auto", "bpe", "char", a path, or a tokenizer object. config: values for the model's constructor.
+    trust, approve: as in ``load_model``, for a gist; no settings, so that no file can turn them on.
     settings: all settings at once (with ``resume``, those of the run where not given); every other keyword is a field
     of TrainSettings and wins over it.
     Raises an AnyformerError that says what happened and what to do.
@@ -127,10 +175,18 @@ def train(
     if chosen.resume is not None:
         run = run_of(chosen.resume)
         if model is not None:
-            require_same_model(run, load_model(model, config=config))
+            require_same_model(run, load_model(model, config=config, trust=trust, approve=approve, view=view))
         loaded = model_of(run, model if isinstance(model, nn.Module) else None)
     else:
-        loaded = load_model(cast(Any, model), config=config, weights=chosen.weights, seed=chosen.seed)
+        loaded = load_model(
+            cast(Any, model),
+            config=config,
+            weights=chosen.weights,
+            seed=chosen.seed,
+            trust=trust,
+            approve=approve,
+            view=view,
+        )
     if chosen.name is None and chosen.resume is None and isinstance(model, (str, Path)):
         chosen = replace(chosen, name=default_run_name(str(model), chosen.data))
     shown = view or PlainView()
@@ -149,6 +205,7 @@ __all__ = [
     "inspect",
     "load_model",
     "report",
+    "show_source",
     "train",
     "train_model",
 ]
@@ -180,6 +237,11 @@ def train_model(
     label_smoothing: float = 0.0,
     num_workers: int = 0,
     text_column: str | None = None,
+    objective: ObjectiveSetting = "auto",
+    label_column: str | None = None,
+    source_column: str | None = None,
+    target_column: str | None = None,
+    target_data: str | None = None,
     name: str | None = None,
     output_dir: str | Path = "./training_output",
     use_gpu: bool = True,
@@ -218,6 +280,11 @@ def train_model(
         label_smoothing=label_smoothing,
         num_workers=num_workers,
         text_column=text_column,
+        objective=objective,
+        label_column=label_column,
+        source_column=source_column,
+        target_column=target_column,
+        target_data=target_data,
         name=name,
     )
     page, _ = _page(Path(results["run_path"]), PlainView())
@@ -244,12 +311,46 @@ def demo(settings: DemoSettings | None = None, *, view: View | None = None, comm
 
 
 def inspect(
-    model: str | Path | nn.Module, *, config: dict[str, Any] | None = None, view: View | None = None
+    model: str | Path | nn.Module,
+    *,
+    config: dict[str, Any] | None = None,
+    trust: bool = False,
+    approve: Callable[[TrustRequest], bool] | None = None,
+    view: View | None = None,
 ) -> tuple[LoadedModel, CallPlan]:
     """Load a model and find the one way to call it, proven on the module. Raises SourceError … CallError."""
     (view or QuietView()).status("loading the model and calling it")
-    loaded = load_model(model, config=config)
-    return loaded, infer_call_plan(loaded.module)
+    loaded = load_model(model, config=config, trust=trust, approve=approve, view=view)
+    return loaded, infer_call_plan(loaded.module, overrides=loaded.overrides)
+
+
+def show_source(model: str | Path, *, view: View | None = None) -> list[str]:
+    """Every line of a gist's source and what stands out in it; runs nothing. Raises SourceError for what is no gist."""
+    return all_source(str(model), view or QuietView())
+
+
+def repair(
+    model: str | Path | nn.Module,
+    *,
+    config: dict[str, Any] | None = None,
+    settings: RepairSettings | None = None,
+    trust: bool = False,
+    view: View | None = None,
+) -> Repair:
+    """Propose a corrected file for a model that cannot be called or sees later tokens; proven before it is shown.
+
+    Nothing is written unless settings ask for it. trust: as in load_model.
+    Raises SourceError … CallError where it cannot be loaded or repaired, SettingsError where it cannot be written so.
+    """
+    view = view or QuietView()
+    view.status("loading the model and looking for what is wrong")
+    loaded = load_model(model, config=config, trust=trust, view=view)
+    found = repair_model(loaded, config=config)
+    chosen = settings or RepairSettings()
+    if found.needed and (chosen.write is not None or chosen.in_place):
+        own = loaded.provenance.kind in ("file", "folder")
+        save_repair(found, None if chosen.write is None else Path(chosen.write), own=own)
+    return found
 
 
 def _page(run: Path, view: View) -> tuple[Path | None, list[Finding]]:
@@ -271,60 +372,32 @@ def evaluate(
     model: nn.Module | None = None,
     view: View | None = None,
 ) -> Evaluation:
-    """Loss, perplexity and bits per byte of a run's best weights on a text, beside the baselines on the same tokens.
+    """Held-out loss of a run's best weights, and what its objective is judged by, beside baselines on the same data.
 
-    data: a path, a list of texts or a Dataset, all of it; the run's own held-out text where neither it nor
-    ``settings.data`` is given. model: the module, for a run that began with a Python object.
+    data: a path, a list of texts (or of examples) or a Dataset, all of it; what the run held out where neither it
+    nor ``settings.data`` is given. model: the module, for a run that began with a Python object.
     """
     view = view or QuietView()
     chosen = settings or EvaluateSettings()
     view.status("loading the run")
     loaded = load_run(run, module=model)
-    recorded = TrainSettings(**loaded.manifest["settings"])
-    source = data if data is not None else chosen.data
-    if source is not None:
-        corpus, held_out, split = open_corpus(source, chosen.text_column), None, 1.0
-    else:
-        if recorded.data.startswith("<"):
-            raise DataError(
-                f"the run was trained on a Python object ({recorded.data.strip('<>')}), which is not kept",
-                fix="evaluate(run, data=...), or --data FILE",
-            )
-        corpus = open_corpus(recorded.data, recorded.text_column)
-        held_out = open_held_out(recorded.val_data, recorded.text_column)
-        split = recorded.val_split
-    cache = build_token_cache(corpus, loaded.tokenizer, val_split=split, val_corpus=held_out, view=view)
-    if source is None and cache.meta["fingerprint"] != loaded.manifest["data"]["fingerprint"]:
-        raise DataError(
-            f"{corpus.name} is no longer the text that the run was trained on",
-            "a part of it may have been held out then and trained on since, or the other way round",
-            "name the text to measure: --data FILE",
-        )
-    view.status("measuring")
-    scores = score_tokens(
-        loaded.module,
-        loaded.plan,
-        cache.val,
-        block_size=loaded.manifest["effective"]["max_length"],
+    name, figures, findings = evaluate_run(
+        loaded,
+        data if data is not None else chosen.data,
+        chosen.text_column,
         batch_size=chosen.batch_size,
         device=choose_device(chosen.use_gpu),
-        bytes_total=cache.meta["val"]["bytes"],
         view=view,
     )
-    unknown = unknown_share(cache.val, loaded.tokenizer)
-    findings = [*corpus.findings, Finding("weights", "note", loaded.checkpoint.name, reason="best by held-out loss")]
     return Evaluation(
         run_path=Path(run),
-        data=corpus.name if held_out is None else held_out.name,
-        loss=scores.loss,
-        perplexity=scores.perplexity,
-        bits_per_byte=None if unknown else scores.bits_per_byte,
-        unknown_share=unknown,
-        tokens=scores.tokens,
-        unigram_entropy=scores.unigram,
-        bigram_entropy=scores.bigram,
-        beats_bigram=scores.beats_bigram,
-        findings=findings,
+        data=name,
+        loss=figures["val_loss"],
+        tokens=figures.get("evaluated_tokens"),
+        examples=figures.get("evaluated_examples"),
+        objective=objective_of(loaded),
+        findings=[*findings, Finding("weights", "note", loaded.checkpoint.name, reason="best by held-out loss")],
+        **{key: figures.get(key) for key in _FIGURES},
     )
 
 
@@ -340,7 +413,8 @@ def generate_text(
 
     on_text: called with the prompt, then with each piece of text as soon as it is certain; samples are a blank line
     apart. model: the module, for a run that began with a Python object.
-    Raises TokenizerError for a prompt that the run's tokenizer cannot write.
+    Of an encoder-decoder the prompt is what it reads, and the text what it writes.
+    Raises TokenizerError for a prompt that the run's tokenizer cannot write, CallError for an encoder or a classifier.
     """
     (view or QuietView()).status("loading the run")
     chosen = settings or GenerateSettings()
@@ -348,7 +422,12 @@ def generate_text(
     device = choose_device(chosen.use_gpu)
     loaded.module.to(device)
     require_prompt(chosen.prompt, loaded.tokenizer)
+    reads = loaded.plan.family == "encoder_decoder"
+    if reads and not chosen.prompt:
+        raise SettingsError("the model writes what belongs to a text; none is given", fix='--prompt "TEXT TO READ"')
+    start, end = start_and_end(loaded.tokenizer, id_limit(loaded.plan)) if reads else (None, None)
     prompt = list(loaded.tokenizer.encode(chosen.prompt)) or [loaded.tokenizer.eos_token_id or 0]
+    begin = "" if reads else chosen.prompt
     show = on_text or (lambda text: None)
     texts: list[str] = []
     for number in range(chosen.num_samples):
@@ -356,15 +435,16 @@ def generate_text(
             loaded.module,
             loaded.plan,
             torch.tensor([prompt], device=device),
-            max_length=len(prompt) + chosen.max_tokens,
+            max_length=(1 if reads else len(prompt)) + chosen.max_tokens,
             temperature=chosen.temperature,
             top_k=chosen.top_k,
             top_p=chosen.top_p,
-            eos_token_id=loaded.tokenizer.eos_token_id,
+            eos_token_id=end if reads else loaded.tokenizer.eos_token_id,
             generator=torch.Generator().manual_seed(chosen.seed + number),
+            start_token_id=start,
         )
-        show("\n\n" + chosen.prompt if number else chosen.prompt)
-        texts.append(chosen.prompt + _spoken(ids, loaded.tokenizer, show))
+        show("\n\n" + begin if number else begin)
+        texts.append(begin + _spoken(ids, loaded.tokenizer, show))
     return texts
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from anyformer.core.errors import FAILURE, INTERRUPTED, AnyformerError, SettingsError
 from anyformer.core.names import default_run_name
 from anyformer.core.protocols import View
-from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, TrainSettings
+from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, RepairSettings, TrainSettings
 from anyformer.core.view import PlainView, QuietView, printable
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class Request:
     close_view: Callable[[], None]
     """Takes a moving line away; called before anything goes to stdout."""
     as_json: bool
+    trust: bool = False
+    """Approve code that comes over a network, as it is now."""
+    show_source: bool = False
 
     @property
     def command_line(self) -> str:
@@ -122,10 +125,16 @@ def train(request: Request) -> dict[str, Any]:
     else:
         request.view.line(f"anyformer train · resuming {settings.resume}\n")
     api = _api(request)
-    from anyformer.ui.results import generate_command
+    from anyformer.ui.results import next_command
 
-    result = api.train(request.target or None, settings=settings, view=request.view, command=request.command_line)
-    return _trained(request, result, generate_command(result.run_path, result.samples))
+    result = api.train(
+        request.target or None,
+        settings=settings,
+        trust=request.trust,
+        view=request.view,
+        command=request.command_line,
+    )
+    return _trained(request, result, next_command(result.run_path, result.results, result.samples))
 
 
 def _planned_run(model: str, settings: TrainSettings) -> str:
@@ -158,12 +167,40 @@ def inspect(request: Request) -> dict[str, Any]:
     api = _api(request)
     from anyformer.ui.results import plan_lines
 
-    loaded, plan = api.inspect(model, view=request.view)
+    if request.show_source:
+        lines = api.show_source(model, view=request.view)
+        request.show(lines)
+        return {"source": lines}
+    loaded, plan = api.inspect(model, trust=request.trust, view=request.view)
     request.show(plan_lines(loaded, plan, _width()))
     return {
         "model": loaded.provenance.to_dict(),
         "call_plan": plan.to_dict(),
         "findings": [finding.to_dict() for finding in (*loaded.findings, *plan.findings)],
+    }
+
+
+def repair(request: Request) -> dict[str, Any]:
+    model = _needs(request, "a model", "anyformer repair MODEL   (MODEL: model.py or gist:ID)")
+    api = _api(request)
+    from anyformer.ui.results import diff_text, repair_lines
+
+    settings: RepairSettings = request.settings
+    found = api.repair(model, settings=settings, trust=request.trust, view=request.view)
+    if found.diff:
+        request.show([diff_text(found.diff, colour=sys.stdout.isatty())])
+    written = settings.write or (str(found.path) if settings.in_place else None)
+    request.close_view()
+    for line in repair_lines(found, model, written, _width()):  # stdout holds the diff alone, ready for patch
+        request.view.line(line)
+    return {
+        "file": str(found.path),
+        "repaired": found.needed,
+        "changes": list(found.changes),
+        "diff": found.diff,
+        "source": found.source,
+        "written": written if found.needed else None,
+        "findings": [finding.to_dict() for finding in found.findings],
     }
 
 
@@ -210,6 +247,9 @@ def report(request: Request) -> dict[str, Any]:
 COMMANDS = {
     "demo": Command("Train a small GPT on the Python standard library, in minutes.", None, DemoSettings, demo),
     "inspect": Command("How a model is called, measured on the model itself.", "MODEL", None, inspect),
+    "repair": Command(
+        "A corrected model file, as a diff; written only where asked for.", "MODEL", RepairSettings, repair
+    ),
     "train": Command("Train a model on text.", "MODEL", TrainSettings, train),
     "evaluate": Command("Held-out loss of a run, beside its baselines.", "RUN", EvaluateSettings, evaluate),
     "generate": Command("Text from a run.", "RUN", GenerateSettings, generate),
@@ -289,7 +329,16 @@ def _run(argv: tuple[str, ...], command: Command) -> int:
         print(yaml.safe_dump(asdict(parsed.settings), sort_keys=False, allow_unicode=True), end="")
         return 0
     with _view(quiet="--quiet" in rest) as (view, close):
-        request = Request(parsed.target or "", parsed.settings, argv, view, close, as_json="--json" in rest)
+        request = Request(
+            parsed.target or "",
+            parsed.settings,
+            argv,
+            view,
+            close,
+            as_json="--json" in rest,
+            trust=parsed.trust,
+            show_source=parsed.show_source,
+        )
         # a model's own print() must not spoil the one object
         with contextlib.redirect_stdout(sys.stderr) if request.as_json else contextlib.nullcontext():
             result = command.run(request)

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from anyformer.core.errors import SettingsError
-from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, TrainSettings
+from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, RepairSettings, TrainSettings
 
-ALL = [TrainSettings, DemoSettings, EvaluateSettings, GenerateSettings]
+ALL = [TrainSettings, DemoSettings, EvaluateSettings, GenerateSettings, RepairSettings]
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -117,42 +117,50 @@ def test_a_parameterless_constructor_says_that_config_is_not_used(tmp_path):
 def test_missing_values_are_named_with_the_config_that_gives_them(tmp_path):
     body = """
         class Net(nn.Module):
-            def __init__(self, vocab_size, width, depth=2):
+            def __init__(self, vocab_size, width, flavour, depth=2):
                 super().__init__()
+                self.flavour = flavour.strip()
     """
     with pytest.raises(ConstructError) as caught:
         load(tmp_path, body, {"width": 3})
     text = str(caught.value)
-    assert "Net needs vocab_size\n" in text
-    assert '{"vocab_size": …}' in text
+    assert "Net needs flavour\n" in text
+    assert '{"flavour": …}' in text
     assert "given: width" in text
+    assert "tried: config.json" in text
 
 
-def test_a_configuration_object_with_nothing_to_make_it_from(tmp_path):
+def test_a_configuration_value_that_nobody_knows(tmp_path):
     body = """
         class Net(nn.Module):
             def __init__(self, config):
                 super().__init__()
-                self.head = nn.Linear(config.width, 2)
+                self.head = nn.Linear(config.vocab_size, 2)
+                self.flavour = config.flavour.strip()
     """
-    with pytest.raises(ConstructError, match=r"Net needs config(?s:.*)config\.json"):
+    with pytest.raises(ConstructError, match=r"model\.py:8(?s:.*)no attribute 'flavour'"):
         load(tmp_path, body)
 
 
 def test_every_attempt_and_its_error_are_told(tmp_path):
     body = """
         class Net(nn.Module):
-            def __init__(self, config):
+            def __init__(self, config, vocab_size=None):
                 super().__init__()
-                self.head = nn.Linear(config.width, 2)
+                self.head = nn.Linear(self.pick(config), 2)
+            def pick(self, config):
+                return int(config)
+        def build_net(config):
+            return Net(config.flavour)
     """
     with pytest.raises(ConstructError) as caught:
         load(tmp_path, body, {"depth": 3})
     text = str(caught.value)
-    assert "SimpleNamespace" in text
-    assert "dict(config)" in text
-    assert text.count("model.py:7: self.head = nn.Linear(config.width, 2)") == 2
-    assert "has no attribute 'width'" in text
+    assert "SimpleNamespace(" in text
+    assert "dict(" in text
+    assert text.count("model.py:9: return int(config)") >= 2
+    assert "build_net" in text
+    assert "has no attribute 'flavour'" in text
 
 
 def test_a_failing_constructor_is_not_retried_without_its_values(tmp_path):
@@ -179,3 +187,384 @@ def test_a_class_that_gives_something_else(tmp_path):
 def test_a_finished_module_takes_no_config():
     with pytest.raises(ConstructError, match="finished module"):
         load_model(nn.Linear(1, 1), config={"a": 1})
+
+
+# required values that no configuration gives
+
+
+def test_required_sizes_are_chosen_fit_together_and_are_announced(tmp_path):
+    body = """
+        class Net(nn.Module):
+            def __init__(self, ntoken, ninp, nhead, nhid, nlayers, dropout, max_len, pad_idx, device, tie_weights):
+                super().__init__()
+                assert ninp % nhead == 0
+                assert tie_weights is False and device == "cpu" and pad_idx == 0
+                self.e = nn.Embedding(ntoken, ninp)
+                self.layers = nn.ModuleList(nn.Linear(ninp, nhid) for _ in range(nlayers))
+    """
+    loaded = load(tmp_path, body)
+    sizes = next(f for f in loaded.findings if f.name == "sizes")
+    assert sizes.verdict == "warn"
+    assert "ntoken=1024" in sizes.measured
+    assert "config.json" in sizes.reason
+    width, inner = loaded.module.layers[0].in_features, loaded.module.layers[0].out_features
+    assert inner == 4 * width
+    assert loaded.provenance.config["nhead"] > 1
+    again = load_model(f"{tmp_path / 'model.py'}:Net", config=loaded.provenance.config)
+    assert again.module.e.weight.shape == loaded.module.e.weight.shape
+    assert not [f for f in again.findings if f.name == "sizes"]
+
+
+def test_the_callers_fallback_is_used_only_where_it_is_needed(tmp_path):
+    body = """
+        class Net(nn.Module):
+            def __init__(self, n_vocab, width=4):
+                super().__init__()
+                self.e = nn.Embedding(n_vocab, width)
+    """
+    path = tmp_path / "model.py"
+    load(tmp_path, body)
+    wish = {"vocab_size": 77, "width": 9}
+    assert load_model(path, fallback=wish).module.e.weight.shape == (77, 4)
+    assert load_model(path, fallback=wish).provenance.config == {"n_vocab": 77}
+    assert load_model(path, fallback=wish, config={"n_vocab": 5}).module.e.num_embeddings == 5
+
+
+def test_what_is_no_size_by_name_is_known_by_its_use(tmp_path):
+    body = """
+        class Inner(nn.Module):
+            def __init__(self, embed_dim, num_heads):
+                super().__init__()
+                self.a = nn.MultiheadAttention(embed_dim, num_heads)
+        class Net(nn.Module):
+            def __init__(self, input_thing, size, k, m, rate, deep):
+                super().__init__()
+                self.tokens = nn.Embedding(input_thing, size)
+                self.pos = nn.Embedding(m, size)
+                self.layers = nn.ModuleList(Inner(size, k) for _ in range(deep))
+                self.drop = nn.Dropout(rate)
+                self.out = nn.Linear(size, input_thing)
+    """
+    module = load(tmp_path, body).module
+    assert module.tokens.num_embeddings == module.out.out_features == 1024
+    assert module.pos.num_embeddings == 256
+    assert 0 < module.drop.p < 1
+    assert len(module.layers) > 1
+
+
+@pytest.mark.parametrize("given", [{"n_heads": 6}, {"d_model": 66}, {"n_heads": 5, "head_dim": 10}])
+def test_chosen_sizes_fit_the_given_ones(tmp_path, given):
+    body = """
+        class Net(nn.Module):
+            def __init__(self, d_model, n_heads, head_dim, n_kv_heads):
+                super().__init__()
+                assert d_model == n_heads * head_dim and n_heads % n_kv_heads == 0
+                self.sizes = dict(d_model=d_model, n_heads=n_heads, head_dim=head_dim)
+    """
+    sizes = load(tmp_path, body, given).module.sizes
+    assert {k: sizes[k] for k in given} == given
+
+
+def test_the_files_own_values_win_over_ours(tmp_path):
+    body = """
+        VOCAB_SIZE = 99
+        n_embd = 24
+        class Net(nn.Module):
+            def __init__(self, vocab_size, n_embd, n_head):
+                super().__init__()
+                self.heads = n_head
+                self.e = nn.Embedding(vocab_size, n_embd)
+    """
+    module = load(tmp_path, body).module
+    assert module.e.weight.shape == (99, 24)
+    assert 24 % module.heads == 0
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        'if __name__ == "__main__":\n    a = 100\n    net = Net(a, 2 * 16, depth=5).to("cpu")',
+        "def main():\n    a, b = 100, 32\n    model = Net(vocab=a, dim=b, depth=5)\n    raise SystemExit",
+    ],
+)
+def test_the_call_in_main_gives_the_sizes(tmp_path, block):
+    body = textwrap.dedent("""
+        class Net(nn.Module):
+            def __init__(self, vocab, dim, depth=2):
+                super().__init__()
+                self.depth = depth
+                self.e = nn.Embedding(vocab, dim)
+    """)
+    loaded = load(tmp_path, body + block)
+    assert (loaded.module.e.weight.shape, loaded.module.depth) == ((100, 32), 5)
+    assert load(tmp_path, body + block, {"vocab": 7}).module.e.weight.shape == (7, 32)
+
+
+def test_a_trial_vocabulary_in_main_is_not_taken(tmp_path):
+    body = """
+        class Net(nn.Module):
+            def __init__(self, vocab, dim):
+                super().__init__()
+                self.e = nn.Embedding(vocab, dim)
+        if __name__ == "__main__":
+            Net(10, 32)
+    """
+    assert load(tmp_path, body).module.e.weight.shape == (1024, 32)
+
+
+CFG = """
+    {globals}
+    class Block(nn.Module):
+        def __init__(self, cfg):
+            super().__init__()
+            self.q = nn.Linear(cfg["emb_dim"], cfg["emb_dim"], bias=cfg["qkv_bias"])
+    class GPTModel(nn.Module):
+        def __init__(self, cfg):
+            super().__init__()
+            self.e = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+            self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg["n_layers"]))
+            self.extra = cfg.get("extra", 3)
+"""
+SIZES = '{"vocab_size": 500, "emb_dim": 24, "n_layers": 3, "qkv_bias": False}'
+
+
+@pytest.mark.parametrize(
+    "line", [f"GPT_124M = {SIZES}", f'PRESETS = {{"small": {SIZES}, "large": {{"vocab_size": 9}}}}']
+)
+def test_a_dict_of_the_file(tmp_path, line):
+    loaded = load(tmp_path, CFG.format(globals=line))
+    assert loaded.module.e.weight.shape == (500, 24)
+    assert len(loaded.module.blocks) == 3
+    assert load(tmp_path, CFG.format(globals=line), {"n_layer": 1}).module.e.weight.shape == (500, 24)
+
+
+def test_a_dict_from_what_the_constructor_and_its_parts_read(tmp_path):
+    loaded = load(tmp_path, CFG.format(globals=""), {"d_model": 20})
+    assert loaded.module.e.embedding_dim == 20
+    assert {"vocab_size", "n_layers", "qkv_bias", "d_model"} == set(loaded.provenance.config)
+    assert loaded.module.extra == 3
+    assert verdicts(loaded)["names"] == "emb_dim from d_model"
+
+
+def test_an_instance_of_the_file(tmp_path):
+    text = CONFIG.format(annotation="") + "    settings = GPTConfig(vocab_size=70, n_embd=6)\n"
+    assert load(tmp_path, text).module.head.weight.shape == (70, 6)
+    assert load(tmp_path, text, {"hidden_size": 8}).module.head.weight.shape == (70, 8)
+
+
+def test_a_vocabulary_to_be_set_later_is_missing(tmp_path):
+    text = CONFIG.format(annotation=": GPTConfig").replace("vocab_size: int = 11", "vocab_size: int = -1")
+    assert load(tmp_path, text).module.head.out_features == 1024
+    path = tmp_path / "model.py"
+    assert load_model(path, fallback={"vocab_size": 40}).module.head.out_features == 40
+
+
+def test_a_default_configuration_that_leaves_sizes_open(tmp_path):
+    body = """
+        class Node: pass
+        class GPT(nn.Module):
+            @staticmethod
+            def get_default_config():
+                C = Node()
+                C.model_type, C.n_layer, C.n_embd, C.vocab_size, C.rate = "gpt", None, None, None, 0.25
+                return C
+            def __init__(self, config):
+                super().__init__()
+                assert (config.model_type is not None) ^ (config.n_embd is not None)
+                if config.model_type is not None:
+                    config.__dict__.update({"nano": dict(n_layer=3, n_embd=12)}[config.model_type])
+                self.e = nn.Embedding(config.vocab_size, config.n_embd)
+                self.layers = nn.ModuleList(nn.Dropout(config.rate) for _ in range(config.n_layer))
+    """
+    loaded = load(tmp_path, body)
+    assert loaded.module.e.num_embeddings == 1024
+    assert loaded.module.layers[0].p == 0.25
+    nano = load(tmp_path, body, {"model_type": "nano"}).module
+    assert (nano.e.embedding_dim, len(nano.layers)) == (12, 3)
+    again = load(tmp_path, body, loaded.provenance.config).module
+    assert again.e.weight.shape == loaded.module.e.weight.shape
+
+
+def test_nested_configuration_and_dtype_by_name(tmp_path):
+    body = """
+        class Part(nn.Module):
+            def __init__(self, c):
+                super().__init__()
+                self.q = nn.Linear(c.dim, c.dim, dtype=c.dtype)
+        class Net(nn.Module):
+            def __init__(self, config):
+                super().__init__()
+                self.e = nn.Embedding(config.data.vocab_size, config.model.dim)
+                self.part = Part(config.model)
+    """
+    module = load(tmp_path, body, {"dtype": "torch.bfloat16", "vocab_size": 9}).module
+    assert str(module.part.q.weight.dtype) == "torch.bfloat16"
+    assert module.e.num_embeddings == 9
+
+
+def test_flags_defaults_are_the_configuration(tmp_path):
+    body = """
+        import argparse
+        class Net(nn.Module):
+            def __init__(self, args):
+                super().__init__()
+                self.e = nn.Embedding(args.vocab, args.d_model)
+        def get_args():
+            parser = argparse.ArgumentParser()
+            parser.add_argument("--d_model", type=int, default=48)
+            parser.add_argument("--vocab", type=int)
+            return parser.parse_args()
+    """
+    assert load(tmp_path, body).module.e.weight.shape == (1024, 48)
+
+
+def test_aliases_that_contradict_each_other_are_refused(tmp_path):
+    body = """
+        class Net(nn.Module):
+            def __init__(self, n_embd, vocab_size=9):
+                super().__init__()
+    """
+    with pytest.raises(ConstructError, match=r"gives n_embd twice: d_model=4, dim=8"):
+        load(tmp_path, body, {"d_model": 4, "dim": 8})
+    assert load(tmp_path, body, {"d_model": 4, "dim": 4}).provenance.config["d_model"] == 4
+
+
+def test_one_vocabulary_serves_source_and_target(tmp_path):
+    body = """
+        class Net(nn.Module):
+            def __init__(self, src_vocab_size, trg_vocab_size, src_pad_idx, device="cuda"):
+                super().__init__()
+                self.sizes = (src_vocab_size, trg_vocab_size, src_pad_idx, device)
+    """
+    loaded = load(tmp_path, body, {"vocab_size": 33})
+    assert loaded.module.sizes == (33, 33, 0, "cpu")
+    assert "cuda" in verdicts(loaded)["device"]
+
+
+# modules as arguments, factories
+
+
+def test_a_part_that_is_an_argument_is_built_first(tmp_path):
+    body = """
+        class BERT(nn.Module):
+            def __init__(self, vocab_size, hidden=12):
+                super().__init__()
+                self.hidden = hidden
+                self.e = nn.Embedding(vocab_size, hidden)
+        class BERTLM(nn.Module):
+            def __init__(self, bert: BERT, vocab_size):
+                super().__init__()
+                self.bert, self.head = bert, nn.Linear(bert.hidden, vocab_size)
+    """
+    module = load(tmp_path, body, {"vocab_size": 21}).module
+    assert (module.bert.e.num_embeddings, module.head.out_features) == (21, 21)
+
+
+FACTORY = """
+    class Encoder(nn.Module):
+        def __init__(self, size, layers):
+            super().__init__()
+            self.layers = layers
+    class Model(nn.Module):
+        def __init__(self, encoder: Encoder, embed: nn.Module):
+            super().__init__()
+            self.encoder, self.embed = encoder, embed
+    def {name}(src_vocab, N=2, d_model=16):
+        layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(N))
+        return Model(Encoder(d_model, layers), nn.Embedding(src_vocab, d_model))
+"""
+
+
+@pytest.mark.parametrize("name", ["make_model", "build_transformer", "create_model", "get_model"])
+def test_a_factory_builds_what_needs_modules(tmp_path, name):
+    loaded = load(tmp_path, FACTORY.format(name=name), {"src_vocab": 15, "n_layers": 3})
+    assert type(loaded.module).__name__ == loaded.provenance.class_name == "Model"
+    assert (loaded.module.embed.num_embeddings, len(loaded.module.encoder.layers)) == (15, 3)
+    again = load_model(f"{tmp_path / 'model.py'}:Model", config=loaded.provenance.config)
+    assert len(again.module.encoder.layers) == 3
+    assert type(load_model(f"{tmp_path / 'model.py'}:{name}").module).__name__ == "Model"
+
+
+def test_a_file_with_a_factory_and_no_class(tmp_path):
+    body = """
+        def get_model(vocab_size, d_model=16):
+            return nn.Sequential(nn.Embedding(vocab_size, d_model), nn.Linear(d_model, vocab_size))
+    """
+    loaded = load(tmp_path, body, {"vocab_size": 31})
+    assert loaded.module[0].num_embeddings == 31
+    again = load_model(f"{tmp_path / 'model.py'}:{loaded.provenance.class_name}", config=loaded.provenance.config)
+    assert again.module[1].out_features == 31
+
+
+def test_encoder_and_decoder_that_the_script_hands_over(tmp_path):
+    body = """
+        class Encoder(nn.Module):
+            def __init__(self, input_dim, hid_dim, n_layers):
+                super().__init__()
+                self.e = nn.Embedding(input_dim, hid_dim)
+        class Decoder(nn.Module):
+            def __init__(self, output_dim, hid_dim, n_layers):
+                super().__init__()
+                self.fc_out = nn.Linear(hid_dim, output_dim)
+                self.e = nn.Embedding(output_dim, hid_dim)
+        class Seq2Seq(nn.Module):
+            def __init__(self, enc, dec, device):
+                super().__init__()
+                self.enc, self.dec = enc, dec
+        def run():
+            HID = 40
+            enc = Encoder(len(words()), HID, 3)
+            dec = Decoder(len(words()), HID, 3)
+            model = Seq2Seq(enc, dec, device).cuda()
+    """
+    loaded = load(tmp_path, body)
+    assert loaded.provenance.class_name == "Seq2Seq"
+    assert loaded.module.enc.e.weight.shape == loaded.module.dec.e.weight.shape == (1024, 40)
+
+
+# after and before the construction
+
+
+@pytest.mark.parametrize(("call", "said"), [("", True), ("self.init_weights()", False)])
+def test_init_weights_is_called_where_the_constructor_does_not(tmp_path, call, said):
+    body = f"""
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.calls = 0
+                {call or "pass"}
+            def init_weights(self):
+                self.calls += 1
+    """
+    loaded = load(tmp_path, body)
+    assert loaded.module.calls == 1
+    assert ("initialisation" in verdicts(loaded)) is said
+
+
+def test_a_huge_model_is_refused_before_it_is_built(tmp_path):
+    body = """
+        class Net(nn.Module):
+            def __init__(self, vocab_size=10**7):
+                super().__init__()
+                self.e = nn.Embedding(vocab_size, 4_000_000)
+    """
+    with pytest.raises(ConstructError, match=r"Net would take 149,0\d\d\.\d GiB(?s:.*)\(10000000, 4000000\)"):
+        load(tmp_path, body)
+
+
+def test_every_attempt_draws_the_same_weights(tmp_path):
+    body = """
+        @dataclass
+        class Config:
+            n_embd: int = None
+        class Net(nn.Module):
+            def __init__(self, config: Config):
+                super().__init__()
+                self.first = nn.Linear(3, 3)
+                self.second = nn.Linear(config.n_embd, 3)
+    """
+    load(tmp_path, body)
+    path = tmp_path / "model.py"
+    first = load_model(path, seed=5)  # a first attempt draws numbers and fails
+    again = load_model(path, seed=5, config=first.provenance.config)
+    assert first.module.first.weight.equal(again.module.first.weight)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from anyformer.models.objectives import IGNORE_INDEX, causal_lm_loss, causal_lm_total, next_token_targets
+from anyformer.models.objectives import (
+    IGNORE_INDEX,
+    causal_lm_loss,
+    causal_lm_total,
+    next_token_targets,
+    objective_loss,
+    objective_total,
+)
 
 
 def reference(logits: np.ndarray, labels: np.ndarray, smoothing: float = 0.0) -> tuple[float, np.ndarray, int]:
@@ -122,3 +130,31 @@ def test_what_follows_a_row_is_the_last_positions_target():
     total, count = causal_lm_total(logits, labels, following)
     assert count.item() == 6
     assert torch.allclose(total, torch.stack(nats).sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("objective", ["causal", "seq2seq", "masked", "classification"])
+def test_each_objective_against_a_loop(objective: str) -> None:
+    rng = np.random.default_rng(4)
+    shape = (3, 7) if objective == "classification" else (3, 5, 7)
+    logits = rng.normal(size=shape)
+    labels = rng.integers(0, 7, shape[:-1])
+    if objective != "classification":
+        labels[0, 2] = labels[2, 4] = -100
+    nats = []
+    for place in np.ndindex(*labels.shape):
+        # shifted objectives: the logits before the token
+        before = place if objective in ("masked", "classification") else (place[0], place[1] - 1)
+        if labels[place] != -100 and min(before) >= 0:
+            row = logits[before]
+            nats.append(np.log(np.exp(row).sum()) - row[labels[place]])
+    arguments: Any = (objective, torch.tensor(logits), torch.tensor(labels))
+    assert objective_loss(*arguments).item() == pytest.approx(np.mean(nats), rel=1e-12)
+    total, count = objective_total(*arguments)
+    assert (total.item(), count.item()) == (pytest.approx(np.sum(nats), rel=1e-12), len(nats))
+
+
+def test_labels_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        objective_loss("classification", torch.zeros(3, 2), torch.zeros(3, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="do not fit"):
+        objective_loss("masked", torch.zeros(3, 4, 2), torch.zeros(3, dtype=torch.long))

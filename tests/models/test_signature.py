@@ -42,6 +42,7 @@ def test_a_builder_export_needs_intermediates():
     info = inspector.get_signature_info()
     assert info["intermediate_outputs"] == ["mhsa_0_output", "residual_0_output", "residual_1_output"]
     assert info["required"] == info["parameters"]
+    assert inspector.get_node_outputs() == info["intermediate_outputs"]
 
 
 def test_attention_mask_is_no_intermediate():

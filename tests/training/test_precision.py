@@ -21,7 +21,7 @@ def plan() -> CallPlan:
 
 def choose(plan: CallPlan, setting: str = "auto", module: nn.Module | None = None) -> tuple[str, str]:
     ids = torch.randint(0, VOCABULARY, (8, 16))
-    chosen, finding = choose_precision(setting, module or Small(), plan, ids, CPU)  # type: ignore[arg-type]
+    chosen, finding = choose_precision(setting, module or Small(), plan, {"input_ids": ids, "labels": ids}, CPU)  # type: ignore[arg-type]
     assert finding.measured == chosen
     return chosen, finding.reason
 
@@ -78,7 +78,7 @@ def test_the_module_is_left_as_it_was(plan: CallPlan) -> None:
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = torch.get_rng_state()
     ids = torch.randint(0, VOCABULARY, (8, 16), generator=torch.Generator().manual_seed(0))
-    choose_precision("auto", module, plan, ids, CPU)
+    choose_precision("auto", module, plan, {"input_ids": ids, "labels": ids}, CPU)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
     assert torch.equal(torch.get_rng_state(), state)

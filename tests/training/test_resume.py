@@ -169,7 +169,7 @@ def test_ctrl_c_while_measuring_after_the_last_step_loses_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("anyformer.training.coordinator.score_tokens", stopped)
+        patch.setattr("anyformer.training.measure.score_tokens", stopped)
         with pytest.raises(Interrupted, match="stopped at step 12 of 12"):
             fit()
     result = fit(resume=str(tmp_path / "runs" / "run"))

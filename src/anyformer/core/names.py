@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from anyformer.core.gistref import parse_gist
+
 MANIFEST = "run.json"
 _SHOWN = 8  # names in one line of an error
 
@@ -12,8 +14,12 @@ _SHOWN = 8  # names in one line of an error
 def default_run_name(model: str, data: str) -> str:
     """Name of a run that was given none: the model's and the data's, without folders and endings.
 
-    "models/my_gpt.py", "corpus.txt" → "my_gpt-corpus"; "example:gpt", "python-stdlib" → "example-gpt-python-stdlib".
+    "models/my_gpt.py", "corpus.txt" → "my_gpt-corpus"; "example:gpt", "python-stdlib" → "example-gpt-python-stdlib";
+    "gist:0123456789ab", "corpus.txt" → "gist-01234567-corpus".
     """
+    gist = parse_gist(model)
+    if gist is not None:
+        model = gist.name or gist.class_name or f"gist-{gist.id[:8]}"
     stems = (Path(model.replace(".py:", ":")).name.removesuffix(".py"), Path(data).stem)
     plain = "-".join(re.sub(r"[^\w.]+", "-", stem).strip("-.") for stem in stems).strip("-")
     return plain or "run"

@@ -45,3 +45,6 @@ class View(Protocol):
 
     def line(self, text: str = "") -> None:
         """Free text (samples, the closing lines)."""
+
+    def close(self) -> None:
+        """Take a moving line away: something else is about to write to the terminal."""

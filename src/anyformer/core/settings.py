@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from anyformer.core.errors import SettingsError
 
 Precision = Literal["auto", "32", "16", "bf16"]
+ObjectiveSetting = Literal["auto", "causal", "masked", "seq2seq", "classification"]
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -61,6 +62,16 @@ class TrainSettings:
     """Held-out text from a file or folder of its own, instead of a part of data."""
     text_column: str | None = None
     """Column that holds the text in .jsonl, .csv, .tsv and .parquet; found by name where not given."""
+    objective: ObjectiveSetting = "auto"
+    """causal, masked (fill in hidden tokens), seq2seq, classification; auto takes what the model was measured to be."""
+    label_column: str | None = None
+    """Column that holds the classes, for classification; found by name where not given."""
+    source_column: str | None = None
+    """Column that holds the texts to read, for seq2seq; found by name where not given."""
+    target_column: str | None = None
+    """Column that holds the texts to write, for seq2seq; found by name where not given."""
+    target_data: str | None = None
+    """For seq2seq from two files of as many lines: data holds the texts to read, this one the texts to write."""
     val_split: float = 0.1
     """Share of the documents held out for validation."""
     tokenizer: str = "auto"
@@ -221,3 +232,20 @@ class GenerateSettings:
             raise SettingsError(f"temperature is {self.temperature}; it must not be negative")
         if not 0 < self.top_p <= 1:
             raise SettingsError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class RepairSettings:
+    """Settings of a repair: a corrected model file is shown as a diff, and written only where asked for."""
+
+    write: str | None = None
+    """Write the corrected file to this new file."""
+    in_place: bool = False
+    """Write the corrected file over the model's own, which is kept beside it as .bak."""
+
+    def __post_init__(self) -> None:
+        _typed(self)
+        if self.write is not None and self.in_place:
+            raise SettingsError(
+                "write and in_place are both given", fix="give one of them: --write FILE, or --in_place true"
+            )

@@ -94,6 +94,9 @@ class PlainView:
         with contextlib.suppress(BrokenPipeError):
             print(printable(text), file=self._stream or sys.stderr, flush=True)
 
+    def close(self) -> None:
+        """Nothing moves here."""
+
 
 class QuietView:
     """Shows nothing (``--quiet``)."""
@@ -107,3 +110,5 @@ class QuietView:
     def finding(self, finding: Finding) -> None: ...
 
     def line(self, text: str = "") -> None: ...
+
+    def close(self) -> None: ...

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from anyformer.core.errors import DataError, TrainingError
 from anyformer.core.findings import Finding
+from anyformer.core.places import default_cache_dir as default_cache_dir
 from anyformer.core.protocols import Progress, View
 from anyformer.data.corpus import Corpus
 from anyformer.data.split import Piece, split_finding, split_pieces
@@ -43,11 +44,6 @@ class TokenCache:
     """format, fingerprint, path, dtype, vocab_size, eos; train and val, each with documents, bytes and tokens;
     sha256 of train.bin and val.bin."""
     findings: tuple[Finding, ...] = ()
-
-
-def default_cache_dir() -> Path:
-    """$ANYFORMER_CACHE, else ~/.cache/anyformer."""
-    return Path(os.environ.get("ANYFORMER_CACHE") or "~/.cache/anyformer").expanduser()
 
 
 def build_token_cache(

@@ -138,9 +138,7 @@ def open_corpus(data: Any, text_column: str | None = None) -> Corpus:
 def _from_path(data: str, text_column: str | None) -> Corpus:
     if data == PYTHON_STDLIB:
         return _python_stdlib(_no_columns(text_column, PYTHON_STDLIB))
-    path = Path(data).expanduser()
-    if "\0" in data or "\n" in data or not _exists(path):
-        raise _not_found(data, path)
+    path = require_path(data)
     if path.is_dir():
         return _from_folder(path, text_column)
     if not path.is_file():
@@ -152,6 +150,14 @@ def _from_path(data: str, text_column: str | None) -> Corpus:
     text = SingleText(path=path)
     next(text.pieces(), None)  # binary and wrong encodings show here, before anything else is done
     return Corpus(path.name, human_bytes(text.size), text=text, findings=_no_columns(text_column, path.name))
+
+
+def require_path(data: str) -> Path:
+    """The path that is meant; DataNotFound, with names like it, where there is nothing."""
+    path = Path(data).expanduser()
+    if "\0" in data or "\n" in data or not _exists(path):
+        raise _not_found(data, path)
+    return path
 
 
 def _exists(path: Path) -> bool:

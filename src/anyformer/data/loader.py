@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from anyformer.data.blocks import PackedBlocks, collate_blocks
+from anyformer.data.blocks import collate_blocks
 from anyformer.data.order import EpochOrder
 
 _AHEAD = 4096  # positions of the order computed at a time
@@ -79,7 +79,7 @@ class ResumableLoader(DataLoader[Any]):
 
     def __init__(
         self,
-        dataset: PackedBlocks,
+        dataset: Dataset[Any],
         batches: EpochBatches,
         *,
         num_workers: int = 0,
@@ -119,3 +119,11 @@ class ResumableLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Begin the next pass where ``state_dict`` was taken."""
         self._batches.resume_at(state["epoch"], state["batches"])
+
+
+def consumed_by(trainer: Any, batches: EpochBatches) -> tuple[int, int]:
+    """(batches of the current pass that a trainer has trained on, batches in a pass); what was begun without one."""
+    if trainer is None:
+        return batches.begun[1], len(batches)
+    # "processed" and not "ready": a batch in the middle of its step when the run stops is trained on again
+    return int(trainer.fit_loop.epoch_loop.batch_progress.current.processed), int(trainer.num_training_batches)

@@ -14,7 +14,7 @@ from anyformer.core.protocols import View
 from anyformer.data.blocks import PackedBlocks, collate_blocks
 from anyformer.data.cache import TokenCache, build_token_cache
 from anyformer.data.corpus import Corpus, open_corpus
-from anyformer.data.loader import EpochBatches, ResumableLoader
+from anyformer.data.loader import EpochBatches, ResumableLoader, consumed_by
 from anyformer.data.order import EpochOrder
 
 _LEAST_BLOCKS = 2
@@ -122,15 +122,8 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
             batches,
             num_workers=self.num_workers,
             pin_memory=self._pins(),
-            consumed=lambda: self._consumed(batches),
+            consumed=lambda: consumed_by(self.trainer, batches),
         )
-
-    def _consumed(self, batches: EpochBatches) -> tuple[int, int]:
-        if self.trainer is None:
-            return batches.begun[1], len(batches)
-        # "processed" and not "ready": a batch in the middle of its step when the run stops is trained on again
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return int(progress.processed), int(self.trainer.num_training_batches)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The held-out blocks in order; every token after the first is a target exactly once (without val_limit)."""

@@ -37,6 +37,23 @@ class FullRecomputation:
         return logits[:, : self._plan.embedding_rows]
 
 
+class DecoderRecomputation:
+    """Runs encoder and decoder anew for every token to write: what was written (B, S) → logits (B, V)."""
+
+    def __init__(self, module: nn.Module, plan: CallPlan, source: Tensor, source_mask: Tensor | None = None) -> None:
+        self._module = module
+        self._plan = plan
+        self._source = source
+        self._mask = source_mask
+
+    def __call__(self, input_ids: Tensor) -> Tensor:
+        with evaluating(self._module):
+            logits: Tensor = call_logits(self._module, self._plan, self._source, self._mask, target_ids=input_ids)[
+                :, -1
+            ]
+        return logits[:, : self._plan.target_vocab]
+
+
 class Sampler:
     """Chooses one id per row: logits (B, V) → (B,)."""
 
@@ -99,19 +116,25 @@ def generate(
     top_p: float = 1.0,
     eos_token_id: int | None = None,
     generator: torch.Generator | None = None,
+    start_token_id: int | None = None,
+    attention_mask: Tensor | None = None,
 ) -> Tensor:
     """Continue ``input_ids`` (B, T) to ``max_length`` tokens in all, fewer where all rows end; the prompt is included.
 
+    Of an encoder-decoder, input_ids are what it reads, attention_mask (B, T) says what of it is no padding, and the
+    result is what it writes, (B, S), beginning with start_token_id.
     max_length: total length, as in transformers; a prompt that is already as long comes back as it is.
     temperature: divides the logits; 0 takes the likeliest token.
     top_k, top_p: sample among the k likeliest, then among the likeliest that hold top_p (Holtzman et al. 2020, §3.1).
     eos_token_id: ends a row; a row that has ended is filled with it until the last one ends.
     generator: source of the randomness; without one every call draws a fresh seed. The global state is never touched.
-    Raises SettingsError for values out of range and CallError where the logits are not numbers.
+    Raises SettingsError for values out of range and CallError where the logits are not numbers or the model does not
+    write (an encoder, a classifier).
     """
     choose = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
     prompt = _checked(input_ids)
-    columns = list(_steps(FullRecomputation(module, plan), choose, prompt, max_length, eos_token_id))
+    following, prompt, max_length = _begin(module, plan, prompt, max_length, start_token_id, attention_mask)
+    columns = list(_steps(following, choose, prompt, max_length, eos_token_id))
     return torch.cat([prompt, torch.stack(columns, dim=1)], dim=1) if columns else prompt
 
 
@@ -126,13 +149,34 @@ def stream(
     top_p: float = 1.0,
     eos_token_id: int | None = None,
     generator: torch.Generator | None = None,
+    start_token_id: int | None = None,
 ) -> Iterator[int]:
     """The ids that ``generate`` would append to one row (1, T), each once it is chosen; the end token is the last."""
     choose = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
     prompt = _checked(input_ids)
     if len(prompt) != 1:
         raise SettingsError(f"stream continues one row, not {len(prompt)}", fix="generate() takes several")
-    return (int(chosen) for chosen in _steps(FullRecomputation(module, plan), choose, prompt, max_length, eos_token_id))
+    following, prompt, max_length = _begin(module, plan, prompt, max_length, start_token_id, None)
+    return (int(chosen) for chosen in _steps(following, choose, prompt, max_length, eos_token_id))
+
+
+def _begin(
+    module: nn.Module, plan: CallPlan, prompt: Tensor, max_length: int, start: int | None, mask: Tensor | None
+) -> tuple[NextLogits, Tensor, int]:
+    """What gives the next logits, the ids written so far, and their number at the end."""
+    if plan.family == "encoder_decoder":
+        if start is None:
+            raise CallError(
+                "the token that begins what the model writes is not known",
+                fix="start_token_id=…, or a tokenizer with bos_token_id",
+            )
+        if plan.max_positions is not None:
+            max_length = min(max_length, plan.max_positions)
+        return DecoderRecomputation(module, plan, prompt, mask), torch.full_like(prompt[:, :1], start), max_length
+    if plan.family != "decoder":
+        what = "an encoder: it fills gaps" if plan.family == "encoder" else "a classifier: it gives classes"
+        raise CallError(f"the model does not write text; it is {what}", fix="anyformer evaluate RUN measures it")
+    return FullRecomputation(module, plan), prompt, max_length
 
 
 def _steps(

@@ -83,7 +83,7 @@ def score_tokens(
         nats += float(batch_nats)
         counted += int(batch_count)
         if view is not None:
-            view.progress(_progress(counted, len(tokens) - 1, nats, time.monotonic() - started))
+            view.progress(progress_of(counted, len(tokens) - 1, nats / counted, time.monotonic() - started))
     loss = nats / counted
     return Scores(
         loss=loss,
@@ -104,7 +104,8 @@ def unknown_share(tokens: Tokens, tokenizer: Any) -> float:
     return float((np.asarray(tokens) == unknown).mean())
 
 
-def _progress(done: int, total: int, nats: float, seconds: float) -> Progress:
+def progress_of(done: int, total: int, loss: float | None, seconds: float, label: str = "token") -> Progress:
+    """How far a measurement has come. loss: the mean so far. label: what is counted."""
     rate = done / seconds if seconds > 0 else None
     left = (total - done) / rate if rate else None
-    return Progress(done=done, total=total, loss=nats / done, rate=rate, seconds_left=left, label="token")
+    return Progress(done=done, total=total, loss=loss, rate=rate, seconds_left=left, label=label)

@@ -1,12 +1,14 @@
-"""How to call a stranger's module: detected from names, decided by what it does when it runs.
+"""How a module is called and where its logits are: inferred once, by running it, and stored with the run.
 
-B batch, T time, V vocabulary.
+B batch, T time, V vocabulary. The steps, each in its own file: ``search`` and ``seq2seq`` find a call that runs,
+``outputs`` the logits in what it gives, ``masks`` what makes it causal and hides padding, ``causal`` measures that,
+``evidence`` tells an encoder from a decoder that leaks, ``ownloss`` compares its loss with ours.
 """
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,54 +17,44 @@ from torch import Tensor, nn
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
-from anyformer.models.plan import CallPlan, LogitsPath, call_logits, follow, path_text
+from anyformer.models.calling import call_logits
+from anyformer.models.causal import Sight, causality_findings, measure
+from anyformer.models.evidence import Evidence, gather
+from anyformer.models.graph import derive_graph, needs_graph
+from anyformer.models.masks import Settled, settle_masks
+from anyformer.models.names import hint, parameters_of, required, token_candidates
+from anyformer.models.outputs import find_head, hidden_width, logits_finding, require_head
+from anyformer.models.overrides import Stated, stated
+from anyformer.models.ownloss import own_loss
+from anyformer.models.plan import OBJECTIVES, CallPlan, Objective
 from anyformer.models.probes import untouched
-from anyformer.models.probing import Binding, Prober, describe, tensors_in, woken
-from anyformer.models.properties import (
-    batch_finding,
-    causality,
-    difference,
-    ids_limit,
-    mask_finding,
-    output_kind,
-    position_limit,
-    repeat_finding,
-)
-from anyformer.models.signature import forward_parameters
+from anyformer.models.probing import Prober, Seen, difference, woken
+from anyformer.models.properties import batch_finding, ids_limit, output_kind, position_limit, repeat_finding
+from anyformer.models.refusals import refuse_other_input
+from anyformer.models.search import Found, blank, find_sequence, locate, nothing_found, seen_of
+from anyformer.models.seq2seq import find_seq2seq, names_two_sequences, settle_seq2seq, source_finding
+from anyformer.models.signature import ModelSignatureInspector
 
 __all__ = ["CallPlan", "call_logits", "infer_call_plan"]
 
-# Names order the candidates; what the module does decides.
-TOKEN_NAMES = ("input_ids", "idx", "tokens", "input_tokens", "token_ids", "ids", "inputs", "input", "x", "src")
-MASK_NAMES = ("attention_mask", "mask", "attn_mask", "padding_mask", "key_padding_mask", "src_key_padding_mask")
-TARGET_NAMES = ("targets", "labels", "target", "label", "y", "target_ids")
-# B and T differ within and between the two, so that no axis can be taken for another; then shorter ones
-SIZES = (((2, 5), (3, 7)), ((5, 2), (4, 3)))
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
+def infer_call_plan(
+    module: nn.Module, *, overrides: Mapping[str, Any] | None = None, objective: Objective | None = None
+) -> CallPlan:
+    """Find how the module takes ids (B, T) and where its logits are, by running it on tiny batches.
 
-@dataclass(frozen=True)
-class _Found:
-    """A way to call the module that gave logits for every position."""
-
-    binding: Binding
-    needs_targets: bool
-    paths: dict[LogitsPath, int]
-    """Where (B, T, V) tensors lie, with their V."""
-
-
-def infer_call_plan(module: nn.Module) -> CallPlan:
-    """Find how the module takes ids (B, T) and where its logits (B, T, V) are, by running it on tiny batches.
-
-    Runs in eval mode without gradients and leaves the module as it was. Every line of the plan leaves a finding.
-    Raises CallError where no call gives logits for every position, naming what was tried and found.
+    overrides: what ``call:`` of anyformer.yaml states; it is not searched for, and proven like the rest.
+    objective: what the user insists on; causal keeps a decoder that leaks, masked makes an encoder of it.
+    Runs in eval mode without gradients and leaves the module as it was. Every line of the plan leaves a finding; one
+    whose verdict is fail blocks training. Raises CallError where no call gives logits, naming what was tried and found.
     """
+    said = stated(overrides)
     with untouched(module), torch.no_grad():
         module.eval()
         awake, asleep, refused = woken(module)
         with untouched(awake):
             awake.eval()
-            plan = _infer(Prober(awake))
+            plan = _infer(Prober(awake), said, objective)
     if asleep:
         how = f"they could not be filled in a copy ({refused})" if refused else "measured on a copy with noise in them"
         shown = ", ".join(asleep[:4]) + (" …" if len(asleep) > 4 else "")
@@ -73,172 +65,273 @@ def infer_call_plan(module: nn.Module) -> CallPlan:
     return plan
 
 
-def _infer(prober: Prober) -> CallPlan:
-    parameters = [p for p in forward_parameters(prober.module) if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    found = _find_call(prober, parameters)
-    seen = prober.watched(found.binding, *_arguments(prober, found, prober.ids(2, prober.length, 0, 2)))
-    path, V, choice = _choose_logits(prober, found, seen.embedding_rows)
-    draft = CallPlan(
-        token_arg=found.binding.token_arg,
-        mask_arg=found.binding.mask_arg,
-        targets_arg=found.binding.targets_arg,
-        needs_targets=found.needs_targets,
-        logits_path=path,
-        vocab_size=V,
-        embedding_rows=seen.embedding_rows,
-        max_positions=None,
-        family="decoder",
-        causal=True,
-        findings=(),
-        needs_mask=found.binding.mask_arg is not None,
-    )
-    rows, about_ids = ids_limit(prober, draft)
-    draft = replace(draft, embedding_rows=rows)
-    kind, about_kind = output_kind(prober, draft)
-    findings = [_token_finding(prober, draft, parameters), choice, *about_kind]
-    draft = replace(draft, kind=kind)
-    mask_arg, about_mask = _mask(prober, draft, parameters)
-    targets_arg, about_targets = _targets(prober, draft, parameters)
-    repeats = repeat_finding(prober, draft)
-    causal, about_causality = causality(prober, draft)
-    if not causal and repeats.verdict == "warn":
-        # what differs between equal calls differs between changed ones, too: nothing is known about the future
-        causal, about_causality = True, [Finding("causality", "n/a", "cannot be measured", reason=repeats.measured)]
-        repeats = replace(repeats, verdict="fail")
-    longest, about_positions = position_limit(prober, draft, seen.position_rows)
-    findings += [*about_mask, *about_targets, about_ids, *about_causality]
-    findings += [repeats, batch_finding(prober, draft), about_positions]
-    return replace(
-        draft,
-        mask_arg=mask_arg,
-        targets_arg=targets_arg,
-        max_positions=longest,
-        family="decoder" if causal else "encoder",
-        causal=causal,
-        findings=tuple(findings),
-    )
+def _infer(prober: Prober, said: Stated, objective: Objective | None) -> CallPlan:
+    found = _find(prober, said)
+    seen = seen_of(prober, found.plan)
+    plan, about_logits = _with_head(prober, found, seen, said)
+    rows, about_ids = ids_limit(prober, plan)
+    plan = replace(plan, embedding_rows=rows)
+    evidence = gather(prober.module)
+    settled = _settle_masks(prober, plan, said, evidence, objective)
+    kind, about_kind = output_kind(prober, settled.plan)
+    plan = replace(settled.plan, kind=kind)
+    plan, about_order = _sight(prober, plan, said)
+    own = own_loss(prober, replace(plan, causal=_seems_causal(prober, plan)))
+    plan = replace(plan, targets_arg=own.targets_arg)
+    repeats = repeat_finding(prober, plan)
+    if own.in_place:
+        evidence = replace(evidence, encoder=(*evidence.encoder, "its own loss, which never shifts"))
+    plan, about_family, repeats = _family(prober, plan, evidence, repeats, said, objective)
+    longest, about_positions = position_limit(prober, plan, seen.position_rows)
+    findings = [
+        *_about_call(prober, plan, said),
+        *about_logits,
+        *about_kind,
+        *settled.findings,
+        *own.findings,
+        about_ids,
+        *about_order,
+        *about_family,
+        repeats,
+        _batch(prober, plan, repeats),
+        about_positions,
+    ]
+    return replace(plan, max_positions=longest, findings=tuple(findings))
 
 
-def _find_call(prober: Prober, parameters: list[inspect.Parameter]) -> _Found:
-    """The first candidate for the ids, in the order of its name, that gives logits for every position."""
+def _find(prober: Prober, said: Stated) -> Found:
+    """A call that runs: the dataflow of a builder export, an encoder-decoder, or one sequence in."""
+    module = prober.module
     failures: list[str] = []
-    for token_arg in _token_candidates(parameters):
-        required = [p.name for p in parameters if p.default is p.empty and p.kind not in _VARIADIC]
-        others = [name for name in required if name != token_arg.lstrip("*")]
-        mask_arg = next((name for name in others if name in MASK_NAMES), None)
-        targets_arg = next((name for name in others if name in TARGET_NAMES), None)
-        unknown = [name for name in others if name not in (mask_arg, targets_arg)]
-        if unknown:
-            failures.append(f"{token_arg} takes the ids: nothing known for {', '.join(unknown)}")
-            continue
-        optional = next((p.name for p in parameters if p.name in TARGET_NAMES and p.name != token_arg), None)
-        tries = [(targets_arg, targets_arg is not None)]
-        if targets_arg is None and optional is not None:
-            tries.append((optional, True))
-        for targets, needed in tries:
-            binding = Binding(token_arg, mask_arg, targets)
-            found, failure = _try(prober, binding, needed)
-            if found is not None:
-                return found
-            failures.append(failure)
-    names = ", ".join(str(p) for p in parameters) or "nothing"
+    if needs_graph(module):
+        return _by_graph(prober, said)
+    if names_two_sequences(module, said):
+        two = find_seq2seq(prober, said, failures)
+        if two is not None:
+            return two
+        if said.family == "encoder_decoder":
+            raise nothing_found(prober, parameters_of(module), failures, said)
+    try:
+        one = find_sequence(prober, said)
+    except CallError as error:
+        if ModelSignatureInspector(module).requires_intermediate_outputs():
+            return _by_graph(prober, said)
+        refuse_other_input(module)
+        two = find_seq2seq(prober, said, failures) if len(required(parameters_of(module))) > 1 else None
+        if two is None:
+            if failures:
+                error.detail += "\n" + "\n".join(list(dict.fromkeys(failures))[:3])
+            raise
+        return two
+    if one.plan.needs_targets and said.family in (None, "encoder_decoder"):
+        two = find_seq2seq(prober, replace(said, target=one.plan.targets_arg), failures)
+        if two is not None:
+            return two
+        prober.sizes = one.sizes
+    if one.place.use == "last" or _is_last_position(prober, one, said):
+        raise nothing_found(prober, parameters_of(module), [_last_text(one)], said)
+    return one
+
+
+def _by_graph(prober: Prober, said: Stated) -> Found:
+    """The dataflow of a builder export whose forward asks for its own intermediate results."""
+    module = prober.module
+    plan = replace(blank(_graph_tokens(module), ()), graph=derive_graph(module))
+    found, failure = locate(prober, plan, said)
+    if found is None:
+        raise nothing_found(prober, parameters_of(module), [failure], said)
+    return found
+
+
+def _graph_tokens(module: nn.Module) -> str:
+    names = [p.name for p in parameters_of(module)]
+    likely = [n for n in names if "token" in n or n.startswith("input")]
+    return next(iter([*likely, *token_candidates(parameters_of(module)), *names]), "input_ids")
+
+
+def _is_last_position(prober: Prober, found: Found, said: Stated) -> bool:
+    """Whether one row of numbers per text is the next token's logits, not classes."""
+    if found.place.use != "pooled" or said.family == "classifier":
+        return False
+    return found.plan.embedding_rows == found.place.V
+
+
+def _last_text(found: Found) -> str:
+    B, T = 2, 5
+    shape = (B, 1, found.place.V) if found.place.use == "last" else (B, found.place.V)
+    return f"{found.plan.token_arg}: ids ({B}, {T}) gave {shape} at {found.place.where()}: the last position alone"
+
+
+def _with_head(prober: Prober, found: Found, seen: Seen, said: Stated) -> tuple[CallPlan, list[Finding]]:
+    """The plan with the head that forward leaves out; where the logits are, in words."""
+    plan, about = found.plan, []
+    if found.place.use == "sequence":
+        width = hidden_width(prober, plan, seen)
+        if width is not None or said.head is not None:
+            headed = find_head(prober, plan, seen, only=said.head)
+            if said.head is not None and headed is None:
+                raise CallError(
+                    f"anyformer.yaml states head: {said.head}, which makes no logits",
+                    f"{found.place.text()} cannot go through it, or it gives no number per token of the vocabulary",
+                )
+            if headed is not None:
+                plan, finding = headed
+                about.append(finding)
+            elif width != (seen.target_rows or seen.embedding_rows):
+                require_head(prober, plan, seen)
+    needed = plan.targets_arg if plan.needs_targets else None
+    rows = plan.target_vocab or plan.embedding_rows
+    words = "targets" if needed else ""
+    return plan, [logits_finding(found.place, plan, found.others, rows, words), *about]
+
+
+def _settle_masks(
+    prober: Prober, plan: CallPlan, said: Stated, evidence: Evidence, objective: Objective | None
+) -> Settled:
+    if plan.graph is not None:
+        return Settled(plan, ())
+    if plan.family == "encoder_decoder":
+        return settle_seq2seq(prober, plan, said)
+    encoder = said.family == "encoder" or objective == "masked"
+    encoder = encoder or (evidence.says_encoder and objective != "causal" and said.family is None)
+    return settle_masks(prober, plan, said, encoder=encoder)
+
+
+def _sight(prober: Prober, plan: CallPlan, said: Stated) -> tuple[CallPlan, list[Finding]]:
+    """Whether the input is shifted right inside: logits[t] depend on tokens before t alone."""
+    if plan.family == "classifier" or plan.alignment != "next":
+        _shift_fits(plan, said)
+        about = [Finding("shift", "note", "the last position is dropped inside: logits (B, T - 1, V)")]
+        return plan, about if plan.alignment == "short" else []
+    two = plan.family == "encoder_decoder"
+    sight = measure(prober, plan, target=two)
+    if not sight.decodes or sight.own:
+        _shift_fits(plan, said)
+        return plan, []
+    own = replace(plan, alignment="own")
+    if not measure(prober, own, target=two).own:
+        return plan, []
+    _shift_fits(own, said)
+    which = "target token" if two else "token"
+    return own, [Finding("shift", "ok", f"right, inside: logits[t] depend on each {which} before t, not on t itself")]
+
+
+def _shift_fits(plan: CallPlan, said: Stated) -> None:
+    """CallError where the user states another shift than was measured."""
+    if said.shift is None or (said.shift == "inside") == (plan.alignment == "own"):
+        return
+    measured = "depend on tokens before t alone" if plan.alignment == "own" else "depend on token t"
     raise CallError(
-        f"no way to call {type(prober.module).__name__} gave logits for every position",
-        f"its forward takes: {names}\n" + "\n".join(failures or ["none of these could take token ids"]),
-        "forward should take ids (B, T) int64 and give logits (B, T, vocabulary), alone or named logits;"
-        " every other argument needs a default",
+        f"anyformer.yaml states shift: {said.shift}, which the module contradicts",
+        f"its logits at t {measured}",
+        f"shift: {'inside' if plan.alignment == 'own' else 'caller'}, or leave the line out",
     )
 
 
-def _token_candidates(parameters: list[inspect.Parameter]) -> list[str]:
-    """Parameters that could take the ids: by name first, then by position; masks and targets are none."""
-    usable = [p for p in parameters if p.name not in MASK_NAMES + TARGET_NAMES]
-    hinted = [p for name in TOKEN_NAMES for p in usable if p.name == name]
-    required = [p for p in usable if p.default is p.empty and p not in hinted]
-    names = []
-    for p in [*hinted, *required]:
-        positional = p.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-        names.append(f"*{p.name}" if positional else p.name)
-    return names
+def _seems_causal(prober: Prober, plan: CallPlan) -> bool:
+    if plan.family == "classifier":
+        return False
+    return measure(prober, plan, target=plan.family == "encoder_decoder").causal
 
 
-def _try(prober: Prober, binding: Binding, with_targets: bool) -> tuple[_Found | None, str]:
-    """Run at two sizes; the places where (B, T, V) tensors of one V lie in both, or why there are none."""
-    failure = ""
-    for sizes in SIZES:
-        places: list[dict[LogitsPath, int]] = []
-        for number, (B, T) in enumerate(sizes):
-            output, ids, error = None, None, None
-            for high in (3, 2):  # a vocabulary of two has no id 2
-                ids = prober.ids(B, T, number, high)
-                mask = torch.ones_like(ids) if binding.mask_arg else None
-                output, error = prober.run(binding, ids, mask=mask, targets=ids if with_targets else None)
-                if not isinstance(error, IndexError):
-                    break
-            if error is not None:
-                failure = failure or _failure_text(binding, with_targets, f"ids ({B}, {T}):\n{blame(error)}")
-                break
-            shaped = {p: t.shape[2] for p, t in tensors_in(output) if t.dim() == 3 and t.shape[:2] == (B, T)}
-            places.append({p: V for p, V in shaped.items() if V > 1})
-            if not places[-1]:
-                failure = failure or _failure_text(binding, with_targets, f"ids ({B}, {T}) gave {describe(output)}")
-                break
-        if len(places) == 2:
-            both = {p: V for p, V in places[0].items() if places[1].get(p) == V}
-            if both:
-                prober.length = min(prober.length, sizes[1][1], sizes[0][1] + 1)
-                return _Found(binding, with_targets, both), ""
-            failure = failure or _failure_text(binding, with_targets, f"no (B, T, V) of one V at {sizes}: {places}")
-    return None, failure
-
-
-def _failure_text(binding: Binding, with_targets: bool, text: str) -> str:
-    others = [binding.mask_arg] if binding.mask_arg else []
-    others += [binding.targets_arg] if with_targets and binding.targets_arg else []
-    given = f"{binding.token_arg}" + (f" with {' and '.join(others)}" if others else "")
-    return f"{given}: {text}".replace("\n", "\n  ")
-
-
-def _arguments(prober: Prober, found: _Found, ids: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    mask = torch.ones_like(ids) if found.binding.mask_arg else None
-    return ids, mask, ids if found.needs_targets else None
-
-
-def _choose_logits(prober: Prober, found: _Found, rows: int | None) -> tuple[LogitsPath, int, Finding]:
-    """The place of the logits among the (B, T, V) tensors: by name, else as wide as the embedding has rows."""
-    paths = found.paths
-    named = [p for p in paths if p and p[-1] == "logits"]
-    as_wide = [p for p in paths if rows is not None and paths[p] == rows]
-    path = next(iter([*named, *as_wide, *paths]))
-    V = paths[path]
-    widths = {m.embedding_dim for m in prober.module.modules() if isinstance(m, nn.Embedding)}
-    if rows is not None and rows > V and V in widths and not named:
+def _family(
+    prober: Prober,
+    plan: CallPlan,
+    evidence: Evidence,
+    repeats: Finding,
+    said: Stated,
+    objective: Objective | None,
+) -> tuple[CallPlan, list[Finding], Finding]:
+    """Decoder, encoder, encoder-decoder or classifier: by what it does, then by what speaks for it."""
+    families = ("decoder", "encoder") if plan.family == "decoder" else (plan.family,)
+    if said.family is not None and said.family not in families:
         raise CallError(
-            f"{type(prober.module).__name__} gives hidden states, no logits: {path_text(path)} is (B, T, {V})",
-            f"{V} is the width of its embedding; a head would give {rows:,}, one number per token of the vocabulary",
-            f"add a head: self.head = nn.Linear({V}, {rows}), and return self.head(x)",
+            f"anyformer.yaml states family: {said.family}, which the module contradicts",
+            f"what it gives is that of a {' or '.join(families)}",
+            "leave the line out",
         )
-    measured = f"{path_text(path)}, (B, T, {V})" + (", only when targets are given" if found.needs_targets else "")
-    others = [f"{path_text(p)} (B, T, {w})" for p, w in paths.items() if p != path]
-    if others and not named and not as_wide:
-        return path, V, Finding("logits", "warn", measured, reason=f"the first of several: also {', '.join(others)}")
-    if rows is not None and rows > V:
-        reason = f"narrower than the embedding's {rows:,} rows: ids from {V:,} on can be read but not predicted"
-        return path, V, Finding("logits", "warn", measured, "as wide as the embedding has rows", reason)
-    return path, V, Finding("logits", "ok", measured, reason=f"beside {', '.join(others)}" if others else "")
+    if plan.family == "classifier":
+        _objective_fits(prober, plan, objective)
+        text = f"classifier: one row of {plan.vocab_size:,} numbers per text"
+        return plan, [Finding("family", "ok", text)], repeats
+    two = plan.family == "encoder_decoder"
+    sight = measure(prober, plan, target=two)
+    if repeats.verdict == "fail" or (not sight.causal and repeats.verdict == "warn"):
+        # what differs between equal calls differs between changed ones, too: nothing is known about the future
+        unknown = Finding("causality", "n/a", "cannot be measured", reason=repeats.measured)
+        return replace(plan, causal=True), [unknown], replace(repeats, verdict="fail")
+    if two:
+        about = [replace(f, measured=f.measured.replace("token", "target token")) for f in causality_findings(sight)]
+        plan = replace(plan, causal=sight.causal)
+        _objective_fits(prober, plan, objective)
+        return plan, [*about, source_finding(prober, plan)], repeats
+    plan, about = _one_sequence(plan, sight, evidence, said, objective)
+    _objective_fits(prober, plan, objective)
+    return plan, about, repeats
 
 
-def _token_finding(prober: Prober, draft: CallPlan, parameters: list[inspect.Parameter]) -> Finding:
-    """That the logits react to the ids; CallError where they do not, or are NaN."""
-    high = min(draft.vocab_size, draft.embedding_rows or draft.vocab_size)
-    found = _Found(Binding(draft.token_arg, draft.mask_arg, draft.targets_arg), draft.needs_targets, {})
+def _one_sequence(
+    plan: CallPlan, sight: Sight, evidence: Evidence, said: Stated, objective: Objective | None
+) -> tuple[CallPlan, list[Finding]]:
+    asked = "encoder" if objective == "masked" else "decoder" if objective == "causal" else said.family
+    measured = causality_findings(sight)
+    if sight.leak is None:
+        if asked == "encoder" and sight.causal:
+            why = "a masked token is then guessed from those before it alone"
+            return replace(plan, family="encoder"), [
+                Finding("family", "warn", "encoder, as asked; it is causal", "", why)
+            ]
+        return replace(plan, family="decoder", causal=sight.causal), measured
+    both = Finding("causality", "note", f"none: {sight.leak.text().replace('; must be 0', '')}")
+    if asked == "encoder":
+        return replace(plan, family="encoder", causal=False), [both, Finding("family", "note", "encoder, as asked")]
+    if asked == "decoder":
+        insisted = replace(measured[0], verdict="warn", reason=measured[0].reason + "; you insist on it")
+        return replace(plan, family="decoder", causal=False), [insisted]
+    if evidence.says_encoder:
+        why = "it sees both sides, and " + ", ".join(evidence.encoder[:3]) + " says so: masked language modelling"
+        return replace(plan, family="encoder", causal=False), [both, Finding("family", "ok", "encoder", reason=why)]
+    leak = measured[0]
+    against = f" (a decoder: {evidence.decoder[0]})" if evidence.decoder else ""
+    fix = f"{leak.reason}{against}; --objective masked trains it as an encoder, anyformer repair proposes a mask"
+    return replace(plan, family="decoder", causal=False), [replace(leak, reason=fix)]
+
+
+def _batch(prober: Prober, plan: CallPlan, repeats: Finding) -> Finding:
+    if repeats.verdict == "fail":
+        return Finding("batch", "n/a", "cannot be measured", reason=repeats.measured)
+    finding = batch_finding(prober, plan)
+    if finding.verdict == "fail" and repeats.verdict == "warn":
+        return replace(finding, verdict="n/a", measured="cannot be measured", reason=repeats.measured)
+    return finding
+
+
+def _objective_fits(prober: Prober, plan: CallPlan, objective: Objective | None) -> None:
+    if objective is None or OBJECTIVES[plan.family] == objective:
+        return
+    gives = {
+        "decoder": "logits for every position",
+        "encoder": "logits for every position",
+        "encoder_decoder": "logits for a second sequence",
+        "classifier": "one row of classes per text",
+    }[plan.family]
+    raise CallError(
+        f"objective {objective} does not fit {type(prober.module).__name__}",
+        f"it is of the family {plan.family}: it gives {gives}",
+        f"leave --objective out, or give {OBJECTIVES[plan.family]}",
+    )
+
+
+def _about_call(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding]:
+    """That the logits react to the ids; what else goes in. CallError where they do not, or are NaN."""
     both: list[Tensor] = []
     for seed in (1, 2):
-        ids, mask, targets = _arguments(prober, found, prober.ids(2, prober.length, seed, high))
-        output, error = prober.run(found.binding, ids, mask=mask, targets=targets)
-        if error is not None:
-            raise CallError(f"{type(prober.module).__name__} refuses ids below {high:,}", blame(error)) from error
-        both.append(follow(output, draft.logits_path))
+        inputs = prober.inputs(plan, 2, max(2, prober.length), seed)
+        try:
+            both.append(prober.logits(plan, inputs))
+        except Exception as error:
+            limit = plan.embedding_rows or plan.vocab_size
+            raise CallError(f"{type(prober.module).__name__} refuses ids below {limit:,}", blame(error)) from error
     first, second = both
     if bool(first.isnan().any()):
         raise CallError(
@@ -246,44 +339,37 @@ def _token_finding(prober: Prober, draft: CallPlan, parameters: list[inspect.Par
             f"{int(first.isnan().sum()):,} of {first.numel():,} logits",
             "look for a row of the attention mask that hides everything, or for weights that are not initialised",
         )
+    name = plan.token_arg.lstrip("*")
     if float(difference(first, second).max()) == 0.0:
         raise CallError(
-            f"the logits of {type(prober.module).__name__} do not depend on {draft.token_arg.lstrip('*')}",
+            f"the logits of {type(prober.module).__name__} do not depend on {name}",
             "two random batches gave equal logits",
             "forward should compute its output from the ids",
         )
-    alone = len([p for p in parameters if p.name not in MASK_NAMES + TARGET_NAMES]) == 1
-    name = draft.token_arg.lstrip("*")
+    axes = {"T": "(T,)", "1T": "(1, T)"}.get(plan.packed, "(T, B)" if plan.time_first else "(B, T)")
+    alone = len([p for p in parameters_of(prober.module) if hint(p.name) not in ("targets", "mask")]) == 1
     reason = "the only argument that can take ids" if alone else "the logits react to it"
-    return Finding("tokens", "ok", f"{name} (B, T) int64", reason=reason)
-
-
-def _mask(prober: Prober, draft: CallPlan, parameters: list[inspect.Parameter]) -> tuple[str | None, list[Finding]]:
-    """The mask argument if it is proven: ones change nothing, a zero hides its token."""
-    if draft.mask_arg is not None:
-        return draft.mask_arg, [Finding("mask", "note", f"{draft.mask_arg} has no default: ones are passed")]
-    name = next((n for n in MASK_NAMES for p in parameters if p.name == n and n != draft.token_arg), None)
-    if name is None:
-        return None, []
-    proven, finding = mask_finding(prober, draft, name)
-    return name if proven else None, [finding]
-
-
-def _targets(prober: Prober, draft: CallPlan, parameters: list[inspect.Parameter]) -> tuple[str | None, list[Finding]]:
-    """The targets argument, if the module runs with it."""
-    if draft.targets_arg is not None:
-        why = "without them it gives no logits for every position"
-        return draft.targets_arg, [Finding("targets", "ok", f"{draft.targets_arg} (B, T) int64", reason=why)]
-    name = next((n for n in TARGET_NAMES for p in parameters if p.name == n and n != draft.token_arg), None)
-    if name is None:
-        return None, []
-    ids = prober.ids(2, prober.length, 1, min(draft.vocab_size, draft.embedding_rows or draft.vocab_size))
-    binding = Binding(draft.token_arg, draft.mask_arg, name)
-    mask: Any = torch.ones_like(ids) if draft.needs_mask else None
-    output, error = prober.run(binding, ids, mask=mask, targets=ids)
-    if error is not None:
-        why = f"it fails with them: {blame(error)}"
-        return None, [Finding("targets", "note", f"{name} is not used", reason=why)]
-    same = isinstance(follow(output, draft.logits_path), Tensor)
-    why = "the loss is computed from the logits here" + ("" if same else "; with targets the output is another")
-    return name, [Finding("targets", "note", f"{name} exists and is not needed", reason=why)]
+    findings = [Finding("tokens", "ok", f"{name} {axes} int64", reason=reason)]
+    if plan.packed:
+        findings.append(
+            Finding("rows", "warn", "one after the other", "a batch at once", "it takes one sequence: slow")
+        )
+    if plan.graph is not None:
+        findings.append(Finding("graph", "ok", f"{len(plan.graph.steps)} nodes, run in the order of their inputs"))
+        findings += plan.graph.findings
+    if plan.target_arg:
+        findings.append(
+            Finding("target", "ok", f"{plan.target_arg} {axes.replace('T', 'S')} int64", reason="its input")
+        )
+    for call in plan.methods:
+        given = ", ".join(a.text() for a in call.arguments)
+        findings.append(Finding("method", "ok", f"{call.name}({given})"))
+    for argument in plan.extras:
+        if "causal" not in argument.role and "mask" not in argument.role and "causal" not in argument.name:
+            unsure = hint(argument.name) == "unknown" and argument.role != "constant"
+            why = "the first of what ran with it; its name says nothing" if unsure else ""
+            verdict = "warn" if unsure else "ok"
+            findings.append(Finding("argument", verdict, argument.text(), reason=why))  # type: ignore[arg-type]
+    if said.lines():
+        findings.append(Finding("stated", "note", "; ".join(said.lines()), reason="in anyformer.yaml"))
+    return findings

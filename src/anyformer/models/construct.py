@@ -1,232 +1,392 @@
-"""From a class and a configuration to a module."""
+"""From a class or a factory and a configuration to a module."""
 
 from __future__ import annotations
 
-import dataclasses
+import ast
 import inspect
+import json
+import random
 import re
 import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from anyformer.core.errors import AnyformerError, ConstructError
 from anyformer.core.findings import Finding
+from anyformer.models import aliases, configs
+from anyformer.models.arguments import Arguments, Missing, call
 from anyformer.models.blame import blame
-from anyformer.models.choose import CLASS_KEYS
+from anyformer.models.configs import MISSING, VARIADIC
+from anyformer.models.limits import BUILD_SECONDS, OutOfTime, build_within, has_no_memory, numbers_in, time_limit
+from anyformer.models.reads import function_node, methods
+from anyformer.models.sizes import CLASS_KEYS, Ledger
+from anyformer.models.written import Written
 
-_CONFIG_NAMES = ("config", "cfg", "args", "hparams", "conf", "configuration", "params")
-_CONFIG_CLASS = re.compile(r"(Config|Configuration|Args|Arguments|HParams|Hparams|Hyperparameters|Params|Settings)$")
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+FACTORY = re.compile(r"(build|create|get|make|init|load|construct)_?\w*|\w+_(factory|builder)")
+"""Functions that may build the model: build_model, create_model, get_model, make_transformer."""
+_MAX_FILLED = 64
+_MAX_TOLD = 8
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """One way to call the constructor."""
+@dataclass
+class _Try:
+    """One way to build the module."""
 
-    how: str
-    arguments: Callable[[], dict[str, Any]]
-    """Builds the keyword arguments; may raise what the user's configuration class raises."""
-    used: frozenset[str]
-    """Keys of the configuration that it uses."""
+    target: Any
+    option: int
+    fill_none: bool
+    everything: bool
 
 
 def construct(
-    cls: type[nn.Module], config: dict[str, Any] | None, namespace: types.ModuleType | None
+    cls: Any,
+    config: dict[str, Any] | None,
+    namespace: types.ModuleType | None,
+    *,
+    fallback: dict[str, Any] | None = None,
+    text: str | None = None,
+    consumed: frozenset[str] = frozenset(),
 ) -> tuple[nn.Module, dict[str, Any] | None, list[Finding]]:
-    """Build the class: keyword arguments from ``config``, a configuration object made of it, or no argument.
+    """Build a class, or call a factory: keywords from ``config``, a configuration object made of it, or no argument.
 
-    namespace: the module that defines the class, where its configuration classes are looked up.
-    Returns the module, the values it was given (None for none) and findings (the way taken, keys not used).
-    Raises ConstructError with every attempt and its error, or naming the required values that are missing.
+    namespace: the module that defines it; text: its source, whose own sizes and calls fill what is required and not
+    given. fallback: values for what is then still open; small ones of ours come last. consumed: keys of ``config``
+    that were used before (as globals of a script).
+    Returns the module, the values it was given (None for none) and findings (the way taken, sizes chosen, names
+    translated, keys not used). Raises ConstructError with every attempt and its error, or naming what is missing.
     """
-    values = dict(config or {})
-    parameters = _parameters(cls)
-    attempts = _attempts(cls, parameters, values, namespace)
-    if not attempts:
-        raise _missing_values(cls, parameters, values)
-    failures: list[str] = []
-    for attempt in attempts:
-        try:
-            module: Any = cls(**attempt.arguments())
-        except AnyformerError:
-            raise
-        except Exception as error:  # noqa: BLE001  (a stranger's constructor may raise anything)
-            failures.append(f"{attempt.how}:\n  " + blame(error).replace("\n", "\n  "))
-            continue
-        if not isinstance(module, nn.Module):
-            raise ConstructError(f"{cls.__name__} gave a {type(module).__name__}, not a torch.nn.Module")
-        given = {k: v for k, v in values.items() if k in attempt.used}
-        return module, given or None, _findings(attempt, values, failures)
-    raise ConstructError(
-        f"{cls.__name__} could not be built",
-        "\n".join(failures),
-        "give the constructor's values in config.json beside the file",
+    given = dict(config or {})
+    written = Written(text, namespace) if text is not None and namespace is not None else None
+    scope = dict(vars(namespace)) if namespace is not None else {}
+    builder = _Builder(cls, given, dict(fallback or {}), written, scope, text or "")
+    if isinstance(cls, nn.Module):
+        return cls, None, [Finding("construction", "note", f"the {type(cls).__name__} that the file builds itself")]
+    return builder.build(consumed)
+
+
+class _Builder:
+    def __init__(
+        self,
+        cls: Any,
+        given: dict[str, Any],
+        fallback: dict[str, Any],
+        written: Written | None,
+        scope: dict[str, Any],
+        text: str,
+    ) -> None:
+        self._cls, self._given, self._fallback = cls, given, fallback
+        self._written, self._scope, self._text = written, scope, text
+        self._failures: list[str] = []
+        self._missing: list[Missing] = []
+
+    def build(self, consumed: frozenset[str]) -> tuple[nn.Module, dict[str, Any] | None, list[Finding]]:
+        state = _random_state()
+        for attempt in self._tries():
+            arguments = Arguments(self._given, self._fallback, self._written, self._scope)
+            arguments.option, arguments.fill_none = attempt.option, attempt.fill_none
+            built = self._attempt(attempt, arguments, state)
+            if built is not None:
+                module, how = built
+                if not isinstance(module, nn.Module):
+                    raise ConstructError(
+                        f"{_name(attempt.target)} gave a {type(module).__name__}, not a torch.nn.Module"
+                    )
+                findings = self._findings(how, arguments.ledger, consumed)
+                findings += _initialised(module)
+                findings += _one_dtype(module)
+                return module, self._record(attempt, arguments.ledger, consumed), findings
+        instance = self._instance()
+        if instance is not None:
+            return (
+                instance,
+                None,
+                [Finding("construction", "note", f"the {_name(type(instance))} that the file builds")],
+            )
+        raise self._failed()
+
+    def _tries(self) -> Iterator[_Try]:
+        """Ways to build, best first: never one that drops values which another would use."""
+        for target in self._targets():
+            seen = 1
+            for fill_none in (False, True):
+                option = 0
+                while option < max(1, seen):
+                    for everything in self._keywords(target):
+                        attempt = _Try(target, option, fill_none, everything)
+                        yield attempt
+                        seen = max(seen, self._options)
+                    option += 1
+
+    _options = 1
+
+    def _targets(self) -> list[Any]:
+        if not inspect.isclass(self._cls):
+            return [self._cls]
+        factories = self._factories()
+        named = [f for f in factories if f.__name__ == self._given.get("factory")]
+        if named:
+            return named
+        if factories and self._needs_modules():
+            return [*factories, self._cls]
+        return [self._cls, *factories]
+
+    def _factories(self) -> list[Any]:
+        """Functions of the file that build the class, by name and by what their body calls."""
+        own = [f for f in self._scope.values() if isinstance(f, types.FunctionType)]
+        found = []
+        for function in own:
+            node = function_node(function) if FACTORY.fullmatch(function.__name__) else None
+            if node is None or not any(isinstance(n, ast.Return) and n.value is not None for n in ast.walk(node)):
+                continue
+            called = {getattr(n.func, "id", "") for n in ast.walk(node) if isinstance(n, ast.Call)}
+            if self._cls.__name__ in called:
+                found.append(function)
+        return found
+
+    def _needs_modules(self) -> bool:
+        for p in inspect.signature(self._cls).parameters.values():
+            annotation = configs.annotation_of(p, self._scope)
+            module = inspect.isclass(annotation) and issubclass(annotation, nn.Module)
+            unknown = aliases.role(p.name, letters=True) is None and p.name not in configs.CONFIG_NAMES
+            if p.kind not in VARIADIC and p.default is MISSING and p.name not in self._given and (module or unknown):
+                return True
+        return False
+
+    def _keywords(self, target: Any) -> tuple[bool, ...]:
+        """Whether to hand the whole configuration to a constructor that takes any keyword."""
+        parameters = inspect.signature(target).parameters.values()
+        names = {p.name for p in parameters}
+        rest = self._given.keys() - set(CLASS_KEYS) - names
+        if not rest or not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            return (False,)
+        # a constructor that takes keywords only is made for the whole configuration
+        return (False, True) if names & self._given.keys() else (True, False)
+
+    def _attempt(self, attempt: _Try, arguments: Arguments, state: Callable[[], None]) -> tuple[Any, str] | None:
+        target = attempt.target
+        sites = self._written.sites(target) if self._written is not None else []
+        site = sites[0] if sites else None
+
+        def make() -> Any:
+            arguments.ledger = Ledger()
+            arguments.decided = {}
+            values = arguments.of(target, site)
+            if attempt.everything:
+                extra = {k: v for k, v in self._given.items() if k not in CLASS_KEYS and k not in values}
+                arguments.ledger.used |= extra.keys()
+                values |= extra
+            self.how = _described(target, values, arguments.ledger)
+            return call(target, values)
+
+        while True:
+            state()
+            self.how = _name(target)
+            try:
+                with time_limit(BUILD_SECONDS):
+                    module = build_within(_name(target), make, state, self._numbers())
+                    if isinstance(module, nn.Module) and has_no_memory(module):
+                        module = make()
+                if isinstance(module, nn.Module) and has_no_memory(module):
+                    raise _without_memory(module)
+                return module, self.how
+            except Missing as error:
+                self._missing.append(error)
+                self._tell(f"{_name(error.target)} needs {error}")
+                return None
+            except AnyformerError:
+                raise
+            except (Exception, SystemExit, OutOfTime) as error:  # noqa: BLE001  (a stranger's code may raise anything)
+                name = _lacking(error)
+                if name is not None and name not in arguments.extra and len(arguments.extra) < _MAX_FILLED:
+                    arguments.extra.add(name)
+                    continue
+                self._tell(f"{self.how}:\n  " + blame(error).replace("\n", "\n  "))
+                return None
+            finally:
+                self._options = max(1, len(arguments.options))
+
+    def _tell(self, failure: str) -> None:
+        if failure not in self._failures:
+            self._failures.append(failure)
+
+    def _numbers(self) -> list[int]:
+        values = [*self._given.values(), *self._fallback.values()]
+        return [v for v in values if type(v) is int] + (numbers_in(self._text) if self._text else [])
+
+    def _instance(self) -> nn.Module | None:
+        return next((v for v in self._scope.values() if type(v) is self._cls), None)
+
+    def _record(self, attempt: _Try, ledger: Ledger, consumed: frozenset[str]) -> dict[str, Any] | None:
+        """What builds the same module again from the same file."""
+        record = {k: v for k, v in self._given.items() if k in ledger.used | consumed}
+        record |= {k: v for k, v in {**ledger.asked, **ledger.chosen}.items() if _is_json(v)}
+        if attempt.target is not self._cls and inspect.isclass(self._cls):
+            record["factory"] = attempt.target.__name__
+        return record or None
+
+    def _findings(self, how: str, ledger: Ledger, consumed: frozenset[str]) -> list[Finding]:
+        told = "; ".join(f.replace("\n", " ") for f in self._failures[:2])
+        reason = f"after {len(self._failures)} other ways failed: {told}" if self._failures else ""
+        findings = [Finding("construction", "note", how, reason=reason)]
+        if ledger.chosen or ledger.asked:
+            findings.append(_sizes(ledger))
+        if ledger.aliases:
+            said = ", ".join(f"{name} from {key}" for name, key in ledger.aliases.items())
+            findings.append(
+                Finding("names", "note", said, reason="the constructor reads these names; the configuration has others")
+            )
+        if ledger.moved:
+            why = "this machine has no such device; the run moves the model where it trains"
+            findings.append(Finding("device", "note", f"cpu instead of {', '.join(ledger.moved)}", reason=why))
+        unused = [k for k in self._given if k not in ledger.used and k not in CLASS_KEYS and k not in consumed]
+        if unused:
+            findings.append(
+                Finding(
+                    "configuration",
+                    "warn",
+                    f"not used: {', '.join(f'{k}={self._given[k]!r}' for k in unused)}",
+                    "every value has a parameter of the constructor",
+                    "the constructor has no such parameter; what the code says applies",
+                )
+            )
+        return findings
+
+    def _failed(self) -> ConstructError:
+        if self._missing and len(self._failures) == 1:
+            return self._needs(self._missing[0])
+        told = self._failures[:_MAX_TOLD]
+        names = sorted({n for m in self._missing for n in m.names})
+        example = ", ".join(f'"{n}": …' for n in names)
+        fix = f"write config.json beside the file: {{{example}}}" if names else ""
+        return ConstructError(
+            f"{_name(self._cls)} could not be built",
+            "\n".join(told)
+            + (f"\n… and {len(self._failures) - _MAX_TOLD} more" if len(self._failures) > _MAX_TOLD else ""),
+            fix or "give the constructor's values in config.json beside the file",
+        )
+
+    def _needs(self, missing: Missing) -> ConstructError:
+        given = [k for k in self._given if k not in CLASS_KEYS]
+        said = f"given: {', '.join(given)}" if given else "no config.json beside it"
+        example = ", ".join(f'"{name}": …' for name in missing.names)
+        if len(missing.names) == 1 and missing.names[0] in configs.CONFIG_NAMES:
+            example = '"vocab_size": …, and what else the model reads from it'
+        return ConstructError(
+            f"{_name(missing.target)} needs {missing}",
+            f"its constructor: {_name(missing.target)}{inspect.signature(missing.target)}\n{said}\n"
+            f"tried: config.json, the file's own values and calls, the sizes that anyformer knows by name or by use",
+            f"write config.json beside the file: {{{example}}}",
+        )
+
+
+def _sizes(ledger: Ledger) -> Finding:
+    parts = [", ".join(f"{k}={v!r}" for k, v in d.items()) for d in (ledger.asked, ledger.chosen)]
+    said = "; ".join(p + w for p, w in zip(parts, (" (as asked)", ""), strict=True) if p)
+    wide = [k for k in ledger.chosen if aliases.role(k) in ("vocab_size", "d_model", "n_layers", "n_heads")]
+    return Finding(
+        "sizes",
+        "warn" if wide else "note",
+        said,
+        reason="chosen by anyformer because the constructor asks for them; put your own into config.json beside it",
     )
 
 
-def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
-    return list(inspect.signature(cls).parameters.values())
+def _initialised(module: nn.Module) -> list[Finding]:
+    """Call a public init_weights() that the constructor leaves to the caller."""
+    method = getattr(type(module), "init_weights", None)
+    own = {name: function for _, name, function in reversed(list(methods(type(module))))}
+    if method is None or "init_weights" not in own or own["init_weights"].__code__.co_argcount != 1:
+        return []
+    for name, function in own.items():
+        node = function_node(function)
+        if node is None or name == "init_weights":
+            continue
+        # called here, or handed to apply(): the constructor, or what it calls, initialises already
+        mentioned = [n for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr == "init_weights"]
+        if any(isinstance(n.value, ast.Name) and n.value.id == "self" for n in mentioned):
+            return []
+    try:
+        module.init_weights()  # type: ignore[operator]
+    except Exception as error:  # a stranger's code may raise anything
+        raise ConstructError(f"init_weights() of {_name(type(module))} failed", blame(error)) from error
+    return [Finding("initialisation", "note", "init_weights() called", reason="the constructor does not call it")]
 
 
-def _attempts(
-    cls: type[nn.Module],
-    parameters: list[inspect.Parameter],
-    values: dict[str, Any],
-    namespace: types.ModuleType | None,
-) -> list[_Attempt]:
-    """Ways to call the constructor, best first. Never one that drops values which another would use."""
-    named = [p for p in parameters if p.kind not in _VARIADIC]
-    matched = {p.name: values[p.name] for p in named if p.name in values}
-    required = [p for p in named if p.default is inspect.Parameter.empty]
-    unfilled = [p for p in required if p.name not in matched]
-    attempts: list[_Attempt] = []
-    nested = _nested_parameter(cls, named, unfilled, matched, values, namespace)
-    if nested is not None:
-        attempts += _nested_attempts(cls, nested, matched, values, namespace)
-    elif not unfilled:
-        how = f"{cls.__name__}({', '.join(f'{k}={v!r}' for k, v in matched.items())})"
-        attempts.append(_Attempt(how, lambda: matched, frozenset(matched)))
-        extra = {k: v for k, v in values.items() if k not in CLASS_KEYS}
-        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters) and extra.keys() - matched.keys():
-            everything = _Attempt(f"{cls.__name__}(**config)", lambda: extra, frozenset(extra))
-            # a constructor that takes keywords only is made for the whole configuration
-            attempts.insert(1 if matched else 0, everything)
-    return attempts
+def _one_dtype(module: nn.Module) -> list[Finding]:
+    """Make parameters of several floating types float32: such a model runs under autocast only. Buffers stay."""
+    found: dict[torch.dtype, list[str]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point():
+            found.setdefault(parameter.dtype, []).append(name)
+    if len(found) < 2:
+        return []
+    odd = {str(d).removeprefix("torch."): names for d, names in found.items() if d != torch.float32}
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    shown = "; ".join(
+        f"{d}: {', '.join(n[:2])}{f' and {len(n) - 2} more' if len(n) > 2 else ''}" for d, n in odd.items()
+    )
+    reason = (
+        "its parameters have several types, which runs under autocast only; --precision chooses what it computes in"
+    )
+    return [Finding("dtype", "warn", f"float32 instead of {shown}", reason=reason)]
 
 
-def _nested_parameter(
-    cls: type[nn.Module],
-    named: list[inspect.Parameter],
-    unfilled: list[inspect.Parameter],
-    matched: dict[str, Any],
-    values: dict[str, Any],
-    namespace: types.ModuleType | None,
-) -> inspect.Parameter | None:
-    """The parameter that wants a configuration object: the one required value left, or an optional one by name."""
-    if len(unfilled) == 1:
-        candidates = unfilled
-    elif not unfilled and values.keys() - set(CLASS_KEYS) and not matched:
-        candidates = named
-    else:
-        return None
-    for parameter in candidates:
-        annotation = _annotation(cls, parameter, namespace)
-        if parameter.name in _CONFIG_NAMES or dataclasses.is_dataclass(annotation):
-            return parameter
+def _without_memory(module: nn.Module) -> ConstructError:
+    names = [n for n, t in (*module.named_parameters(), *module.named_buffers()) if t.is_meta]
+    return ConstructError(
+        f"{_name(type(module))} leaves {len(names)} tensors without memory",
+        f"its code puts them on torch's meta device: {', '.join(names[:3])}",
+        "give them a real device, or sizes in config.json that do not use this part",
+    )
+
+
+def _described(target: Any, values: dict[str, Any], ledger: Ledger) -> str:
+    def shown(name: str, value: Any) -> str:
+        if isinstance(value, nn.Module):
+            return f"{name}={_name(type(value))}(…)"
+        if name in ledger.made:
+            return f"{name}={ledger.made[name]}"
+        text = repr(value)
+        return f"{name}={text if len(text) < 60 else text[:57] + '…'}"
+
+    return f"{_name(target)}({', '.join(shown(k, v) for k, v in values.items())})"
+
+
+def _lacking(error: BaseException) -> str | None:
+    """The value that a configuration object turned out not to have."""
+    if isinstance(error, AttributeError) and not isinstance(error.obj, nn.Module | types.ModuleType):
+        return error.name if error.obj is not None and not isinstance(error.obj, int | float | str) else None
+    if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str) and error.args[0].isidentifier():
+        return error.args[0]
     return None
 
 
-def _nested_attempts(
-    cls: type[nn.Module],
-    parameter: inspect.Parameter,
-    matched: dict[str, Any],
-    values: dict[str, Any],
-    namespace: types.ModuleType | None,
-) -> list[_Attempt]:
-    fields = {k: v for k, v in values.items() if k not in matched and k not in CLASS_KEYS}
-    attempts = []
+def _random_state() -> Callable[[], None]:
+    """A function that puts the random state of now back: every attempt draws the same weights."""
+    python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
 
-    def attempt(kind: str, build: Callable[[], Any], used: set[str]) -> None:
-        how = f"{cls.__name__}({parameter.name}={kind})"
-        attempts.append(_Attempt(how, lambda: {**matched, parameter.name: build()}, frozenset(used | matched.keys())))
+    def back() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(cpu)
 
-    annotation = _annotation(cls, parameter, namespace)
-    if annotation is dict or typing.get_origin(annotation) in (dict, Mapping) or annotation is Mapping:
-        attempt("dict", lambda: dict(fields), set(fields))
-        return attempts
-    for config_class in _config_classes(annotation, namespace):
-        accepted = _accepted(config_class, fields)
-        attempt(
-            f"{config_class.__name__}({', '.join(f'{k}={v!r}' for k, v in accepted.items())})",
-            lambda config_class=config_class, accepted=accepted: _build(config_class, accepted),  # type: ignore[misc]
-            set(accepted),
-        )
-    if fields and not attempts:
-        attempt("SimpleNamespace(**config)", lambda: types.SimpleNamespace(**fields), set(fields))
-        attempt("dict(config)", lambda: dict(fields), set(fields))
-    return attempts
+    return back
 
 
-def _annotation(cls: type[nn.Module], parameter: inspect.Parameter, namespace: types.ModuleType | None) -> Any:
-    """The parameter's annotation as an object; text that names nothing stays text, ``X | None`` becomes X."""
-    annotation: Any = parameter.annotation
-    if isinstance(annotation, str):
-        name = annotation.strip("'\"").replace("Optional[", "").rstrip("]").partition("|")[0].strip()
-        head = name.partition("[")[0]
-        annotation = {"dict": dict, "Dict": dict, "Mapping": Mapping}.get(head) or vars(namespace or types).get(head)
-    inner = [a for a in typing.get_args(annotation) if a is not type(None)]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType) and len(inner) == 1:
-        annotation = inner[0]
-    return annotation
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
-def _config_classes(annotation: Any, namespace: types.ModuleType | None) -> list[type]:
-    """The annotated class, else the file's dataclasses and classes that are named like a configuration."""
-    plain = inspect.isclass(annotation) and annotation is not inspect.Parameter.empty
-    if plain and annotation.__module__ not in ("builtins", "typing", "types", "argparse", "collections.abc"):
-        return [annotation]
-    found = [c for c in vars(namespace).values() if inspect.isclass(c)] if namespace is not None else []
-    own = [c for c in found if not issubclass(c, nn.Module) and not c.__module__.startswith(("torch", "typing"))]
-    named = [c for c in own if _CONFIG_CLASS.search(c.__name__)]
-    return named or [c for c in own if dataclasses.is_dataclass(c)]
-
-
-def _accepted(config_class: type, fields: dict[str, Any]) -> dict[str, Any]:
-    """Those values that the configuration class has a field, a parameter or a class attribute for."""
-    if dataclasses.is_dataclass(config_class):
-        names = {f.name for f in dataclasses.fields(config_class) if f.init}
-        return {k: v for k, v in fields.items() if k in names}
-    parameters = inspect.signature(config_class).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return dict(fields)
-    names = {p.name for p in parameters if p.kind not in _VARIADIC}
-    return {k: v for k, v in fields.items() if k in names or hasattr(config_class, k)}
-
-
-def _build(config_class: type, values: dict[str, Any]) -> Any:
-    """The configuration object; values that its constructor does not take are set as attributes."""
-    parameters = inspect.signature(config_class).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return config_class(**values)
-    names = {p.name for p in parameters}
-    built = config_class(**{k: v for k, v in values.items() if k in names})
-    for name in values.keys() - names:
-        setattr(built, name, values[name])
-    return built
-
-
-def _findings(attempt: _Attempt, values: dict[str, Any], failures: list[str]) -> list[Finding]:
-    reason = f"after {len(failures)} other ways failed: {'; '.join(failures)}" if failures else ""
-    findings = [Finding("construction", "note", attempt.how, reason=reason)]
-    unused = [k for k in values if k not in attempt.used and k not in CLASS_KEYS]
-    if unused:
-        findings.append(
-            Finding(
-                "configuration",
-                "warn",
-                f"not used: {', '.join(f'{k}={values[k]!r}' for k in unused)}",
-                "every value has a parameter of the constructor",
-                "the constructor has no such parameter; what the code says applies",
-            )
-        )
-    return findings
-
-
-def _missing_values(
-    cls: type[nn.Module], parameters: list[inspect.Parameter], values: dict[str, Any]
-) -> ConstructError:
-    required = [p for p in parameters if p.kind not in _VARIADIC and p.default is inspect.Parameter.empty]
-    missing = [p.name for p in required if p.name not in values]
-    given = f"given: {', '.join(k for k in values if k not in CLASS_KEYS)}" if values else "no config.json beside it"
-    example = ", ".join(f'"{name}": …' for name in missing)
-    if len(missing) == 1 and missing[0] in _CONFIG_NAMES:
-        example = '"vocab_size": …, and what else the model reads from it'
-    return ConstructError(
-        f"{cls.__name__} needs {', '.join(missing)}",
-        f"its constructor: {cls.__name__}{inspect.signature(cls)}\n{given}",
-        f"write config.json beside the file: {{{example}}}",
-    )
+def _name(target: Any) -> str:
+    return str(getattr(target, "__name__", type(target).__name__))

@@ -1,13 +1,19 @@
 """Losses in nats, and the one place where labels are shifted against logits.
 
-B batch, T time, V vocabulary.
+B batch, T time (source), S time (target), V vocabulary, C classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from anyformer.models.calling import call_logits
+from anyformer.models.plan import CallPlan, Objective
 
 IGNORE_INDEX = -100
 """Label of a position that is no target; the default ignore_index of torch.nn.functional.cross_entropy."""
@@ -37,8 +43,7 @@ def causal_lm_loss(
     label_smoothing: share of the target probability spread evenly over all V entries (Szegedy et al. 2016, §7).
     Returns a scalar; NaN where there is no target at all.
     """
-    flat_NV, targets_N = _flatten(logits, labels, next_ids)
-    return F.cross_entropy(flat_NV, targets_N, ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing)
+    return objective_loss("causal", logits, labels, next_ids, label_smoothing=label_smoothing)
 
 
 def causal_lm_total(logits: Tensor, labels: Tensor, next_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -48,17 +53,71 @@ def causal_lm_total(logits: Tensor, labels: Tensor, next_ids: Tensor | None = No
     Returns two scalars, float64 and int64, so that sums over millions of tokens keep their digits; on the logits'
     device where it has float64, else on the CPU.
     """
-    flat_NV, targets_N = _flatten(logits, labels, next_ids)
-    nats_N = F.cross_entropy(flat_NV, targets_N, ignore_index=IGNORE_INDEX, reduction="none")
+    return objective_total("causal", logits, labels, next_ids)
+
+
+def objective_loss(
+    objective: Objective,
+    logits: Tensor,
+    labels: Tensor,
+    next_ids: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Mean cross-entropy in nats per target of any objective; a scalar, NaN where there is no target at all.
+
+    logits: (B, T, V), (B, S, V) of seq2seq, (B, C) of classification. labels, IGNORE_INDEX = no target: causal (B, T)
+    and seq2seq (B, S) unshifted, shifted here; masked (B, T), classification (B,) as they stand. next_ids: causal only.
+    """
+    flat, targets = _aligned(objective, logits, labels, next_ids)
+    return F.cross_entropy(flat, targets, ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing)
+
+
+def objective_total(
+    objective: Objective, logits: Tensor, labels: Tensor, next_ids: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropies in nats and the number of targets; shapes as in ``objective_loss``.
+
+    Returns two scalars, float64 and int64; on the logits' device where it has float64, else on the CPU.
+    """
+    flat, targets = _aligned(objective, logits, labels, next_ids)
+    nats_N = F.cross_entropy(flat, targets, ignore_index=IGNORE_INDEX, reduction="none")
     if nats_N.device.type == "mps":  # has no float64
         nats_N = nats_N.cpu()
-    return nats_N.sum(dtype=torch.float64), (targets_N != IGNORE_INDEX).sum()
+    return nats_N.sum(dtype=torch.float64), (targets != IGNORE_INDEX).sum()
+
+
+def batch_logits(module: nn.Module, plan: CallPlan, batch: Mapping[str, Any]) -> Tensor:
+    """Logits of the module for a batch {"input_ids", "attention_mask", "target_ids", "target_mask", "segment_ids"}.
+
+    All but the ids may be missing. Of an encoder-decoder, target_ids (B, S) are <bos> y … <eos>.
+    """
+    return call_logits(
+        module,
+        plan,
+        batch["input_ids"],
+        batch.get("attention_mask"),
+        target_ids=batch.get("target_ids") if plan.family == "encoder_decoder" else None,
+        target_mask=batch.get("target_mask") if plan.family == "encoder_decoder" else None,
+        segment_ids=batch.get("segment_ids"),
+    )
+
+
+def _aligned(objective: Objective, logits: Tensor, labels: Tensor, next_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) and targets (N,) that stand opposite each other."""
+    if objective in ("causal", "seq2seq"):
+        return _flatten(logits, labels, next_ids)
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not fit together")
+    return _wide(logits).flatten(0, -2), labels.flatten()
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _flatten(logits: Tensor, labels: Tensor, next_ids: Tensor | None) -> tuple[Tensor, Tensor]:
     """(B·T, V) view of the logits and (B·T,) shifted targets."""
     if logits.dim() != 3 or labels.shape != logits.shape[:2]:
         raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} are not (B, T, V) and (B, T)")
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    return logits.flatten(0, 1), next_token_targets(labels, next_ids).flatten()
+    return _wide(logits).flatten(0, 1), next_token_targets(labels, next_ids).flatten()

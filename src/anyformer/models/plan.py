@@ -1,32 +1,107 @@
-"""The call plan: how a module is called and where its logits are, and the call itself.
+"""The call plan: how a module is called and where its logits are. ``calling.call_logits`` carries it out.
 
-B batch, T time, V vocabulary.
+B batch, T time (source), S time (target), V vocabulary, C classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor, nn
-
-from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
+from anyformer.models.graph import Graph
 
 LogitsPath = tuple[str | int, ...]
 OutputKind = Literal["logits", "log-probabilities", "probabilities"]
+Family = Literal["decoder", "encoder", "encoder_decoder", "classifier"]
+Objective = Literal["causal", "masked", "seq2seq", "classification"]
+Layout = Literal["BTV", "TBV", "NV", "BVT"]
+"""N is B·T, in the order in which the ids were given: T varies fastest where they are (B, T)."""
+Alignment = Literal["next", "short", "own"]
+# fmt: off
+Role = Literal[
+    "tokens", "mask", "causal_mask", "positions", "segments", "lengths", "constant",
+    "target_ids", "target_mask", "target_causal_mask", "memory", "memory_mask",
+]
+# fmt: on
+MaskForm = Literal["keep", "masked", "additive"]
+OBJECTIVES: dict[Family, Objective] = {
+    "decoder": "causal",
+    "encoder": "masked",
+    "encoder_decoder": "seq2seq",
+    "classifier": "classification",
+}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What one parameter is given at every call."""
+
+    name: str
+    role: Role
+    """tokens: the ids. mask: padding of the source. causal_mask: position t may look at ≤ t, with the padding where the
+    shape has a B. target_…: the same for the decoder's input. memory: what the method before gave. memory_mask: padding
+    of the source, where the decoder takes it. lengths: tokens that are no padding, (B,). constant: ``value``."""
+    shape: str = "BT"
+    """Axes in order: B, T (S for target_ roles and the last axis of memory masks), 1; "" for a constant."""
+    dtype: str = "int64"
+    """int64, bool or float32."""
+    form: MaskForm = "keep"
+    """keep: 1 = may be looked at. masked: 1 = may not. additive: 0 and -inf."""
+    value: Any = None
+    """Of a constant: None, a bool, a number or a string."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON stores it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Argument:
+        """Back from JSON."""
+        if record["role"] not in get_args(Role):
+            raise ValueError(f"an argument has no role {record['role']!r}")
+        return cls(**record)
+
+    def text(self) -> str:
+        """In words: "mask (B, T) bool, 1 = masked"."""
+        if self.role == "constant":
+            return f"{self.name} = {self.value!r}"
+        axes = ", ".join(self.shape) + ("," if len(self.shape) == 1 else "")
+        words = {"keep": "1 = keep", "masked": "1 = masked", "additive": "-inf = masked"}
+        polarity = f", {words[self.form]}" if "mask" in self.role else ""
+        causal = ", causal" if "causal" in self.role else ""
+        return f"{self.name} ({axes}) {self.dtype}{polarity}{causal}"
+
+
+@dataclass(frozen=True)
+class MethodCall:
+    """One method of a module that has no usable forward: encode, decode, project."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON stores it."""
+        return {"name": self.name, "arguments": [a.to_dict() for a in self.arguments]}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> MethodCall:
+        """Back from JSON."""
+        return cls(record["name"], tuple(Argument.from_dict(a) for a in record["arguments"]))
 
 
 @dataclass(frozen=True)
 class CallPlan:
-    """How to get (B, T, V) logits out of a module, each line proven by running it."""
+    """How to get logits out of a module, each line proven by running it.
+
+    Logits are (B, T, V) of a decoder or encoder, (B, S, V) of an encoder-decoder, (B, C) of a classifier.
+    """
 
     token_arg: str
-    """Parameter that takes the (B, T) int64 ids; with a leading * they are passed as the first positional argument."""
+    """Parameter that takes the ids (B, T) int64; with a leading * they are passed as the first positional argument."""
     mask_arg: str | None
-    """Parameter that takes a (B, T) int64 mask, 1 = keep; None where none was proven."""
+    """Parameter that takes the padding mask; None where none was proven."""
     targets_arg: str | None
     """Parameter that takes (B, T) int64 targets."""
     needs_targets: bool
@@ -34,84 +109,85 @@ class CallPlan:
     logits_path: LogitsPath
     """(): the output itself; (0,): first of a tuple; ("logits",): a dict's key or an object's attribute."""
     vocab_size: int
-    """V, the width of the logits."""
+    """V, the width of the logits; C of a classifier."""
     embedding_rows: int | None
     """Ids must be below this; None where no limit was found."""
     max_positions: int | None
     """Longest T that runs; None where no limit was found up to what was tried."""
-    family: Literal["decoder", "encoder"]
+    family: Family
     causal: bool
-    """Whether the logits at t were seen not to depend on tokens after t."""
+    """Whether the logits at t were seen not to depend on (target) tokens after t. False of a decoder: it leaks."""
     findings: tuple[Finding, ...]
     kind: OutputKind = "logits"
     """What the module gives at logits_path; probabilities become logits by their logarithm."""
     needs_mask: bool = False
     """Whether the mask has no default, so that one of ones is passed where the caller has none."""
+    mask_shape: str = "BT"
+    """Axes of the padding mask: BT, B11T, B1TT, BTT, TB …; T may stand twice, both for the same tokens."""
+    mask_dtype: str = "int64"
+    mask_form: MaskForm = "keep"
+    extras: tuple[Argument, ...] = ()
+    """Further arguments: positions, segments, lengths, causal masks, constants, those of the decoder."""
+    time_first: bool = False
+    """Whether ids (and targets, segments) go in as (T, B)."""
+    layout: Layout = "BTV"
+    """Axes of what lies at logits_path."""
+    logits_from: str = "output"
+    """output; attribute:NAME, set on the module by the call; loss: what its own cross-entropy is computed from."""
+    head: str | None = None
+    """Submodule or method that makes logits of the hidden states at logits_path, where forward leaves that out."""
+    alignment: Alignment = "next"
+    """next: logits[t] are for token t + 1. short: as next, but the last position is dropped inside. own: for token t
+    itself, which is shifted right inside. (An encoder's and a classifier's are "next" too: nothing is shifted.)"""
+    target_arg: str | None = None
+    """Parameter that takes the decoder's input (B, S) int64, beginning with the start token; encoder-decoders only."""
+    target_vocab: int | None = None
+    """Ids of the decoder's input must be below this; None where no limit was found."""
+    methods: tuple[MethodCall, ...] = ()
+    """Called one after the other instead of forward; the last one's output holds the logits."""
+    packed: str = ""
+    """"T": ids go in as (T,), "1T": as (1, T), one row of a batch after the other; empty where a batch goes in."""
+    graph: Graph | None = None
+    """The dataflow of a builder export whose forward asks for its own intermediate results."""
+
+    @property
+    def objective(self) -> Objective:
+        """What a model of this family is trained on."""
+        return OBJECTIVES[self.family]
+
+    @property
+    def causal_by_mask(self) -> bool:
+        """Whether causality is ours to give, by a mask or a flag, and not the module's own."""
+        flags = any(a.role == "constant" and a.value is True and "causal" in a.name for a in self.extras)
+        return flags or any("causal_mask" in a.role for a in self.extras)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it."""
-        record = asdict(self)
-        return {**record, "logits_path": list(self.logits_path), "findings": [f.to_dict() for f in self.findings]}
+        record = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            **record,
+            "logits_path": list(self.logits_path),
+            "findings": [f.to_dict() for f in self.findings],
+            "extras": [a.to_dict() for a in self.extras],
+            "methods": [m.to_dict() for m in self.methods],
+            "graph": None if self.graph is None else self.graph.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> CallPlan:
-        """Back from JSON; an unknown key raises TypeError, a missing one KeyError."""
+        """Back from JSON; an unknown key raises TypeError, a missing one without a default KeyError or TypeError."""
         unknown = record.keys() - {f.name for f in fields(cls)}
         if unknown:
             raise TypeError(f"a call plan has no {', '.join(sorted(unknown))}")
-        path: LogitsPath = tuple(record["logits_path"])
-        findings = tuple(Finding.from_dict(f) for f in record["findings"])
-        return cls(**{**record, "logits_path": path, "findings": findings})
-
-
-def call_logits(module: nn.Module, plan: CallPlan, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Logits (B, T, V) of the module for ids (B, T) int64: the one way in which the house calls a user's module.
-
-    attention_mask: (B, T), 1 = keep; passed on where the plan has a mask argument. Targets are passed where the plan
-    needs them (the ids themselves: any valid ids do). Works under autograd and torch.compile.
-    Raises CallError for a sequence longer than plan.max_positions and for an output without the planned logits.
-    """
-    if plan.max_positions is not None and input_ids.shape[1] > plan.max_positions:
-        raise CallError(
-            f"a sequence of {input_ids.shape[1]:,} tokens is longer than the model's {plan.max_positions:,} positions",
-            fix=f"--max_length {plan.max_positions}",
-        )
-    mask = attention_mask if plan.mask_arg is not None else None
-    if plan.needs_mask and mask is None:
-        mask = torch.ones_like(input_ids)
-    targets = input_ids if plan.needs_targets else None
-    output = call(module, plan.token_arg, input_ids, plan.mask_arg, mask, plan.targets_arg, targets)
-    logits = follow(output, plan.logits_path)
-    if not isinstance(logits, Tensor) or logits.shape[:2] != input_ids.shape:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise CallError(
-            f"the model gave no logits for every position: {found}",
-            f"expected {(*input_ids.shape, plan.vocab_size)} at {path_text(plan.logits_path)}",
-        )
-    if plan.kind == "probabilities":
-        # softmax(log p) = p: their cross-entropy is the likelihood; of p itself it would be another objective
-        logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
-    return logits
-
-
-def call(
-    module: nn.Module,
-    token_arg: str,
-    input_ids: Tensor,
-    mask_arg: str | None,
-    mask: Tensor | None,
-    targets_arg: str | None,
-    targets: Tensor | None,
-) -> Any:
-    """The module's raw output; what is None is not passed."""
-    arguments: dict[str, Tensor] = {}
-    if mask_arg is not None and mask is not None:
-        arguments[mask_arg] = mask
-    if targets_arg is not None and targets is not None:
-        arguments[targets_arg] = targets
-    if token_arg.startswith("*"):
-        return module(input_ids, **arguments)
-    return module(**{token_arg: input_ids}, **arguments)
+        graph = record.get("graph")
+        read: dict[str, Any] = {
+            "logits_path": tuple(record["logits_path"]),
+            "findings": tuple(Finding.from_dict(f) for f in record["findings"]),
+            "extras": tuple(Argument.from_dict(a) for a in record.get("extras", ())),
+            "methods": tuple(MethodCall.from_dict(m) for m in record.get("methods", ())),
+            "graph": None if graph is None else Graph.from_dict(graph),
+        }
+        return cls(**{**record, **read})
 
 
 def follow(output: Any, path: LogitsPath) -> Any:

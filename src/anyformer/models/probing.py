@@ -1,39 +1,47 @@
-"""Running a module on tiny batches: what it takes, what it gives, which embedding sees the ids.
+"""Running a module on tiny batches: what it gives, which embedding sees the ids.
 
-B batch, T time, V vocabulary.
+B batch, T time (source), S time (target), V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anyformer.models.plan import LogitsPath, call
+from anyformer.models.calling import Inputs, LossTap, call_logits, raw_output
+from anyformer.models.plan import CallPlan, LogitsPath
 
 _DEPTH = 4  # how deep logits may lie in nested outputs; none of the libraries' outputs goes beyond 2
 _NOISE = 0.1  # stands in for what training would write into weights that start at zero
 
 
-@dataclass(frozen=True)
-class Binding:
-    """Which parameters are given what."""
+@dataclass
+class Run:
+    """What one call of the module gave."""
 
-    token_arg: str
-    mask_arg: str | None = None
-    targets_arg: str | None = None
+    output: Any
+    attributes: dict[str, Any]
+    """What the call set on the module."""
+    tapped: Tensor | None
+    """What its own cross-entropy was computed from."""
 
 
 @dataclass
 class Seen:
-    """What a run showed besides its output."""
+    """Which embeddings a run used."""
 
     embedding_rows: int | None = None
+    target_rows: int | None = None
     position_rows: list[int] = field(default_factory=list)
+    called: set[str] = field(default_factory=set)
+    """Submodules that ran."""
 
 
 class Prober:
@@ -43,49 +51,176 @@ class Prober:
         self.module = module
         tensors = [*module.parameters(), *module.buffers()]
         self.device = tensors[0].device if tensors else torch.device("cpu")
-        self.length = 5
-        """T of small batches; shorter where the module takes no more."""
+        self.sizes: tuple[tuple[int, int, int], ...] = ()
+        """(B, T, S) at which the call was found; no two of them equal, so that no axis is taken for another."""
+        self.pads = tuple(
+            m.padding_idx for m in module.modules() if isinstance(m, nn.Embedding) and m.padding_idx not in (None, 0)
+        )
+        """Ids that an embedding keeps for padding: a model may hide them, or leave them out of its positions."""
+        self.calls = 0
+        self.kept: dict[Any, Any] = {}
+        """Measurements that two proofs share, by what was called and measured."""
 
-    def run(
-        self, binding: Binding, ids: Tensor, *, mask: Tensor | None = None, targets: Tensor | None = None
-    ) -> tuple[Any, Exception | None]:
-        """Output and None, or None and what the module raised. The same random state before each run."""
-        torch.manual_seed(0)
+    @property
+    def fixed(self) -> int | None:
+        """The one T that runs, where the module takes no other."""
+        lengths = {T for _, T, _ in self.sizes}
+        return lengths.pop() if len(lengths) == 1 and self.sizes else None
+
+    @property
+    def length(self) -> int:
+        """T of small batches."""
+        return min((T for _, T, _ in self.sizes), default=5)
+
+    def inputs(self, plan: CallPlan, B: int, T: int, seed: int, S: int | None = None, *, low: int = 1) -> Inputs:
+        """A batch of random ids that the plan's model can read."""
+        ids = self.ids(B, T, seed, high(plan), low=low)
+        if plan.family != "encoder_decoder":
+            return Inputs(ids)
+        return Inputs(ids, target_ids=self.ids(B, S or max(2, T - 2), seed + 50, target_high(plan), low=low))
+
+    def run(self, plan: CallPlan, inputs: Inputs) -> tuple[Run | None, Exception | None]:
+        """What the module gives, or what it raised. The same random state before each run."""
+        self.calls += 1
+        before = {k: id(v) for k, v in vars(self.module).items()}
+        seeded()
+        tap = LossTap()
         try:
-            with torch.no_grad():
-                output = call(self.module, binding.token_arg, ids, binding.mask_arg, mask, binding.targets_arg, targets)
+            with torch.no_grad(), tap:
+                output = raw_output(self.module, plan, inputs)
         except Exception as error:  # noqa: BLE001  (a stranger's forward may raise anything; the caller reports it)
             return None, error
-        return output, None
+        after = {k: v for k, v in vars(self.module).items() if before.get(k) != id(v) and not k.startswith("_")}
+        return Run(output, after, tap.logits), None
 
-    def watched(self, binding: Binding, ids: Tensor, mask: Tensor | None, targets: Tensor | None) -> Seen:
-        """Which nn.Embedding receives exactly the ids, and which the positions 0…T-1."""
-        seen = Seen()
-        flat, positions = ids.flatten(), torch.arange(ids.shape[1], device=ids.device)
+    def logits(self, plan: CallPlan, inputs: Inputs, *, seed: int = 0) -> Tensor:
+        """Logits as training sees them, with the same random state each time; raises what the module raises."""
+        self.calls += 1
+        seeded(seed)
+        with torch.no_grad():
+            return call_logits(
+                self.module,
+                plan,
+                inputs.input_ids,
+                inputs.attention_mask,
+                target_ids=inputs.target_ids,
+                target_mask=inputs.target_mask,
+                segment_ids=inputs.segment_ids,
+            )
 
-        def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            given = inputs[0] if inputs else None
-            if not isinstance(given, Tensor) or not isinstance(module, nn.Embedding) or given.is_floating_point():
-                return
-            if given.numel() == flat.numel() and torch.equal(given.flatten().to(flat), flat):
-                rows = module.num_embeddings
-                seen.embedding_rows = rows if seen.embedding_rows is None else min(rows, seen.embedding_rows)
-            elif given.shape[-1:] == positions.shape and torch.equal(given.flatten()[: len(positions)], positions):
-                seen.position_rows.append(module.num_embeddings)
-
-        handles = [m.register_forward_pre_hook(look) for m in self.module.modules() if isinstance(m, nn.Embedding)]
+    def try_logits(self, plan: CallPlan, inputs: Inputs, *, seed: int = 0) -> Tensor | None:
+        """Logits, or None where the module refuses this batch."""
         try:
-            self.run(binding, ids, mask=mask, targets=targets)
+            logits = self.logits(plan, inputs, seed=seed)
+        except Exception:  # noqa: BLE001  (a stranger's forward may raise anything; None says that it refused)
+            return None
+        return logits
+
+    def watched(self, plan: CallPlan, inputs: Inputs) -> Seen:
+        """Which nn.Embedding receives exactly the ids, which the positions 0…T-1, and which submodules run."""
+        seen = Seen()
+        handles = []
+        for name, module in self.module.named_modules():
+            look = _look(seen, name, inputs)
+            handles.append(module.register_forward_pre_hook(look))
+        try:
+            self.run(plan, inputs)
         finally:
             for handle in handles:
                 handle.remove()
         return seen
 
-    def ids(self, B: int, T: int, seed: int, high: int) -> Tensor:
-        """Random ids (B, T) from 1 to high-1: id 0 is padding in many models, which may hide it from itself."""
+    def ids(self, B: int, T: int, seed: int, below: int, *, low: int = 1) -> Tensor:
+        """Random ids (B, T) from 1 to below - 1: id 0 is padding in many models, which may hide it from itself."""
         generator = torch.Generator().manual_seed(seed)
-        low = 1 if high > 2 else 0
-        return torch.randint(low, high, (B, T), generator=generator).to(self.device)
+        ids = torch.randint(low if below > 2 else 0, below, (B, T), generator=generator).to(self.device)
+        return self.unpadded(ids, below)
+
+    def unpadded(self, ids: Tensor, below: int) -> Tensor:
+        """The ids with another one in the place of padding."""
+        for pad in self.pads if below > len(self.pads) + 3 else ():
+            ids = torch.where(ids == pad, (ids + 1 + len(self.pads)) % below, ids)
+        return ids
+
+
+def _look(seen: Seen, name: str, inputs: Inputs) -> Any:
+    places = torch.arange(inputs.input_ids.shape[1], device=inputs.input_ids.device)
+
+    def same(given: Tensor, ids: Tensor | None) -> bool:
+        """Whether the ids went in: as they are, transposed, or without the last or first of each row."""
+        if ids is None:
+            return False
+        return any(
+            given.shape == form.shape and torch.equal(given.to(form), form)
+            for form in (ids, ids.t(), ids[:, :-1], ids.flatten(), ids[0], ids[:, :-1].t())
+        )
+
+    def look(module: nn.Module, given: tuple[Any, ...]) -> None:
+        seen.called.add(name)
+        first = given[0] if given else None
+        if not isinstance(module, nn.Embedding) or not isinstance(first, Tensor) or first.is_floating_point():
+            return
+        rows = module.num_embeddings
+        if same(first, inputs.input_ids):
+            seen.embedding_rows = min(rows, seen.embedding_rows or rows)
+        elif same(first, inputs.target_ids):
+            seen.target_rows = min(rows, seen.target_rows or rows)
+        elif first.numel() >= len(places) and torch.equal(first.flatten()[: len(places)], places):
+            seen.position_rows.append(rows)
+
+    return look
+
+
+def high(plan: CallPlan) -> int:
+    """Ids of the (source) batch stay below this."""
+    if plan.family in ("encoder_decoder", "classifier"):
+        return plan.embedding_rows or 3
+    return min(plan.vocab_size, plan.embedding_rows or plan.vocab_size)
+
+
+def target_high(plan: CallPlan) -> int:
+    """Ids of the decoder's input stay below this."""
+    return min(plan.vocab_size, plan.target_vocab or plan.vocab_size)
+
+
+def seeded(seed: int = 0) -> None:
+    """The same random state for every call."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+def difference(first: Tensor, second: Tensor) -> Tensor:
+    """Largest |difference| over V, (B, T); equal infinities differ by nothing."""
+    return torch.where(first == second, 0.0, (first.double() - second.double()).abs()).nan_to_num(posinf=1e30).amax(-1)
+
+
+def tolerance(logits: Tensor, share: float = 1e-5) -> float:
+    """Absolute tolerance for logits of this size and number format.
+
+    share: of the usual logit; float32 carries 1.2e-7, summed over a few layers. One column at -1e9 (a masked part of
+    the vocabulary) must not excuse the rest.
+    """
+    finite = logits[logits.isfinite() & (logits != 0)].abs()
+    scale = min(float(finite.max()), 10 * float(finite.median())) if finite.numel() else 1.0
+    return scale * max(share, 4 * torch.finfo(logits.dtype).eps)
+
+
+def changed(ids: Tensor, t: int, below: int) -> Tensor:
+    """The same ids with another token at t in every row."""
+    low = 1 if below > 2 else 0
+    other = ids.clone()
+    other[:, t] = low + (ids[:, t] - low + max(1, (below - low) // 2)) % (below - low)
+    return other
+
+
+def changed_inputs(prober: Prober, plan: CallPlan, inputs: Inputs, t: int, *, target: bool = False) -> Inputs:
+    """The same batch with another (target) token at t in every row."""
+    if target and inputs.target_ids is not None:
+        below = target_high(plan)
+        return replace(inputs, target_ids=prober.unpadded(changed(inputs.target_ids, t, below), below))
+    below = high(plan)
+    return replace(inputs, input_ids=prober.unpadded(changed(inputs.input_ids, t, below), below))
 
 
 def tensors_in(output: Any, path: LogitsPath = ()) -> Iterator[tuple[LogitsPath, Tensor]]:
@@ -94,7 +229,7 @@ def tensors_in(output: Any, path: LogitsPath = ()) -> Iterator[tuple[LogitsPath,
         if output.is_floating_point():
             yield path, output
         return
-    if len(path) >= _DEPTH:
+    if len(path) >= _DEPTH or isinstance(output, nn.Module):
         return
     for step, value in _children(output):
         yield from tensors_in(value, (*path, step))

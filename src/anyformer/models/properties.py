@@ -1,4 +1,4 @@
-"""Properties of a module measured by running it: causality, batch rows, positions, ids, mask, kind of output.
+"""Properties of a module measured by running it: rows of a batch, repetition, ids, masks, kind of output.
 
 B batch, T time, V vocabulary.
 """
@@ -6,139 +6,157 @@ B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
-from anyformer.models.blame import blame
-from anyformer.models.plan import CallPlan, OutputKind, call_logits
+from anyformer.models.calling import Inputs, raw_output, row
+from anyformer.models.plan import Argument, CallPlan, OutputKind
 from anyformer.models.positions import longest_sequence
-from anyformer.models.probing import Binding, Prober
+from anyformer.models.probing import (
+    Prober,
+    changed_inputs,
+    difference,
+    high,
+    seeded,
+    target_high,
+    tensors_in,
+    tolerance,
+)
 
-_TOLERANCE = 1e-5  # of the largest logit: float32 carries 1.2e-7, summed over a few layers
-_BATCHES = ((12, 1), (12, 2), (33, 1))  # T and seed; a leak may need a block of 16 or 32 tokens to be filled
-
-
-def difference(first: Tensor, second: Tensor) -> Tensor:
-    """Largest |difference| over V, (B, T); equal infinities differ by nothing."""
-    return torch.where(first == second, 0.0, (first.double() - second.double()).abs()).nan_to_num(posinf=1e30).amax(-1)
-
-
-def tolerance(logits: Tensor, share: float = _TOLERANCE) -> float:
-    """Absolute tolerance for logits of this size and number format.
-
-    The size is that of the usual logit: one column at -1e9 (a masked part of the vocabulary) must not excuse the rest.
-    """
-    finite = logits[logits.isfinite() & (logits != 0)].abs()
-    scale = min(float(finite.max()), 10 * float(finite.median())) if finite.numel() else 1.0
-    return scale * max(share, 4 * torch.finfo(logits.dtype).eps)
-
-
-def _high(plan: CallPlan) -> int:
-    return min(plan.vocab_size, plan.embedding_rows or plan.vocab_size)
+__all__ = [
+    "batch_finding",
+    "difference",
+    "hides",
+    "ids_limit",
+    "output_kind",
+    "position_limit",
+    "repeat_finding",
+    "tolerance",
+]
 
 
-def _logits(prober: Prober, plan: CallPlan, ids: Tensor) -> Tensor | None:
-    """Logits, or None where the module refuses this batch."""
-    torch.manual_seed(0)
-    try:
-        with torch.no_grad():
-            logits = call_logits(prober.module, plan, ids)
-    except Exception:  # noqa: BLE001  (a stranger's forward may raise anything; None says that it refused)
+def rows_apart(prober: Prober, plan: CallPlan) -> float | None:
+    """How far a row alone differs from the row in a batch, in tolerances; None where a single row does not run."""
+    T = max(2, prober.length)
+    B = 3 if T != 3 else 4
+    inputs = prober.inputs(plan, B, T, 3)
+    together = prober.try_logits(plan, inputs)
+    alone = [prober.try_logits(plan, row(inputs, i)) for i in range(B)]
+    if together is None or any(a is None for a in alone):
         return None
-    return logits if logits.shape[-1] == plan.vocab_size else None
-
-
-def causality(prober: Prober, plan: CallPlan) -> tuple[bool, list[Finding]]:
-    """Whether a token can change logits before it (it must not), and whether it changes logits after it."""
-    worst, size, at, checked, past = 0.0, 0.0, (0, 0, 0, 0), 0, False
-    for T, seed in _BATCHES:
-        ids = prober.ids(2, T, seed, _high(plan))
-        base = _logits(prober, plan, ids)
-        if base is None:
-            continue
-        for t in sorted({1, T // 2, T - 1}):
-            other = _logits(prober, plan, _changed(ids, t, _high(plan)))
-            if other is None:
-                continue
-            moved = difference(base, other).amax(0)
-            checked += 1
-            past = past or bool((moved[t + 1 :] > 0).any())
-            share = float(moved[:t].max()) / tolerance(base)
-            if share > max(1.0, worst):
-                worst, size = share, float(moved[:t].max())
-                at = (t, int(moved[:t].argmax()), int((moved[:t] > tolerance(base)).sum()), T)
-    if checked == 0:  # T is below 12: the shortest sizes at which the call was found
-        return _short_causality(prober, plan)
-    if worst > 0:
-        t, s, count, length = at
-        measured = (
-            f"changing token {t} of {length} changes the logits at {count} earlier positions,"
-            f" most at {s} (by {size:.2g}; must be 0)"
-        )
-        why = "trained on the next token it would learn to copy it: a causal mask is missing, or this is an encoder"
-        return False, [Finding("causality", "warn", measured, "no change before the changed token", why)]
-    findings = [Finding("causality", "ok", f"no logit before a changed token moves ({checked} pairs of batches)")]
-    if not past:
-        why = "each position sees only its own token: nothing but token pairs can be learned"
-        findings.append(Finding("past", "warn", "no logit after a changed token moves", "later logits react", why))
-    return True, findings
-
-
-def _short_causality(prober: Prober, plan: CallPlan) -> tuple[bool, list[Finding]]:
-    ids = prober.ids(4, 3, 1, _high(plan))
-    base, other = _logits(prober, plan, ids), _logits(prober, plan, _changed(ids, 2, _high(plan)))
-    if base is None or other is None:
-        raise CallError("causality could not be measured: the model refuses a second batch of the same shape")
-    leak = float(difference(base, other)[:, :2].max())
-    if leak > tolerance(base):
-        return False, [Finding("causality", "warn", f"changing token 2 moves earlier logits by {leak:.2g}", "0")]
-    return True, [Finding("causality", "ok", "no logit before a changed token moves", reason="measured at T = 3 only")]
-
-
-def _changed(ids: Tensor, t: int, high: int) -> Tensor:
-    """The same ids with another token at t in every row."""
-    low = 1 if high > 2 else 0
-    other = ids.clone()
-    other[:, t] = low + (ids[:, t] - low + max(1, (high - low) // 2)) % (high - low)
-    return other
+    if bool(together.isnan().any()):
+        return float("inf")
+    limit = tolerance(together, 1e-4)
+    return max(float(difference(together[i : i + 1], a).max()) / limit for i, a in enumerate(alone) if a is not None)
 
 
 def batch_finding(prober: Prober, plan: CallPlan) -> Finding:
     """Whether a row alone gives what it gives among others."""
-    ids = prober.ids(3, prober.length, 3, _high(plan))
-    together = _logits(prober, plan, ids)
-    alone = [_logits(prober, plan, ids[i : i + 1]) for i in range(3)]
-    if together is None or any(a is None for a in alone):
+    apart = rows_apart(prober, plan)
+    order = " (ids go in as (T, B))" if plan.time_first else ""
+    if apart is None:
         return Finding("batch", "note", "a single row could not be run", "a row alone gives what it gives in a batch")
-    worst = max(float(difference(together[i : i + 1], a).max()) for i, a in enumerate(alone) if a is not None)
-    if worst <= tolerance(together, 1e-4):
-        return Finding("batch", "ok", f"a row alone = the row in a batch ({worst:.0e})")
+    if apart <= 1:
+        return Finding("batch", "ok", f"a row alone = the row in a batch{order}")
     why = "the rows see one another; nn.MultiheadAttention and nn.TransformerEncoderLayer need batch_first=True"
-    return Finding("batch", "fail", f"a row alone differs by {worst:.2g}", "the same logits as in a batch", why)
+    return Finding("batch", "fail", f"a row alone differs by {apart:.2g} tolerances", "the same as in a batch", why)
 
 
 def repeat_finding(prober: Prober, plan: CallPlan) -> Finding:
-    """Whether eval mode gives the same logits twice, without the random state being reset."""
-    ids = prober.ids(2, 3, 4, _high(plan))
-    first = _logits(prober, plan, ids)
-    with torch.no_grad():
-        second = call_logits(prober.module, plan, ids) if first is not None else None
-    if first is None or second is None:
-        return Finding("repeat", "note", "not measured: the model refuses T = 3")
-    worst = float(difference(first, second).max())
+    """Whether eval mode gives the same logits twice, without the random state being reset; else which part does not."""
+    inputs = prober.inputs(plan, 2, prober.fixed or max(2, min(4, prober.length)), 4)
+    first = prober.try_logits(plan, inputs)
+    if first is None:
+        return Finding("repeat", "note", "not measured: the model refuses this batch")
+    second = prober.try_logits(plan, inputs, seed=1)
+    if second is None or second.shape != first.shape:
+        where = _first_difference(prober, plan, inputs)
+        kept = _kept(prober, plan, inputs)
+        cause = f"a state kept between calls{f' in {kept}' if kept else ''}{where}"
+        return Finding("repeat", "fail", "the second call with the same ids fails", "it gives the same", cause)
+    worst = float(difference(first, second).nan_to_num(nan=1e30).max())
     if worst <= tolerance(first):
         return Finding("repeat", "ok", "the same ids give the same logits twice")
-    why = "dropout that ignores eval mode, or a state kept between calls"
-    return Finding("repeat", "warn", f"the logits differ by {worst:.2g} at the second call", "equal", why)
+    where = _first_difference(prober, plan, inputs)
+    measured = f"the logits differ by {worst:.2g} at the second call"
+    again = [prober.try_logits(plan, inputs) for _ in range(2)]
+    if again[0] is not None and again[1] is not None and _close(again[0], again[1], tolerance(first)):
+        cause = "dropout that ignores eval mode, or a random choice per call"
+        return Finding("repeat", "warn", measured, "equal", cause + where)
+    kept = _kept(prober, plan, inputs)
+    cause = f"a state kept between calls{f' in {kept}' if kept else ''}"
+    return Finding("repeat", "fail", measured, "equal", cause + where)
+
+
+def _kept(prober: Prober, plan: CallPlan, inputs: Inputs) -> str:
+    """Names of the tensors that a call leaves on the module with other values than it found."""
+    before = {n: [t.clone() for t in ts] for n, ts in _attributes(prober.module)}
+    prober.try_logits(plan, inputs)
+    after = dict(_attributes(prober.module))
+    names = [n for n, ts in after.items() if not _all_equal(ts, before.get(n, []))]
+    return ", ".join(names[:3])
+
+
+def _attributes(module: nn.Module) -> list[tuple[str, list[Tensor]]]:
+    found = []
+    for name, part in module.named_modules():
+        values = {**vars(part), **part._buffers}
+        for key, value in values.items():
+            tensors = [t for _, t in tensors_in(value)] if not key.startswith("_") else []
+            if tensors:
+                found.append((f"{name}.{key}" if name else f"self.{key}", tensors))
+    return found
+
+
+def _all_equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _first_difference(prober: Prober, plan: CallPlan, inputs: Inputs) -> str:
+    """Which submodule gives another output first, in the order in which they end: ", first in drop (Dropout)"."""
+    both: list[list[tuple[str, list[Tensor]]]] = []
+    for seed in (0, 1):
+        outputs: list[tuple[str, list[Tensor]]] = []
+
+        def keep(name: str) -> Any:
+            def hook(module: nn.Module, given: Any, output: Any) -> None:
+                outputs.append((name, [t.detach().clone() for _, t in tensors_in(output)]))  # noqa: B023
+
+            return hook
+
+        handles = [m.register_forward_hook(keep(n)) for n, m in prober.module.named_modules() if n]
+        seeded(seed)
+        try:
+            with torch.no_grad():
+                raw_output(prober.module, plan, inputs)
+        except Exception:  # noqa: BLE001  (what it raised is in the finding; here only the order counts)
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        both.append(outputs)
+    kinds = {n: type(m).__name__ for n, m in prober.module.named_modules()}
+    for (name, first), (_, second) in zip(*both, strict=False):
+        if not _all_equal(first, second):
+            return f", first in {name} ({kinds[name]})"
+    return f", in {type(prober.module).__name__}.forward itself"
+
+
+def _close(first: Tensor, second: Tensor, limit: float) -> bool:
+    return first.shape == second.shape and float(difference(first, second).max()) <= limit
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 def output_kind(prober: Prober, plan: CallPlan) -> tuple[OutputKind, list[Finding]]:
     """What the output is, with a finding where it is normalised already."""
-    logits = _logits(prober, plan, prober.ids(2, prober.length, 1, _high(plan)))
+    logits = prober.try_logits(replace(plan, kind="logits"), prober.inputs(plan, 2, max(2, prober.length), 1))
     if logits is None:
         return "logits", []
     values = logits.double()
@@ -148,36 +166,60 @@ def output_kind(prober: Prober, plan: CallPlan) -> tuple[OutputKind, list[Findin
     if bool((values <= 0).all()) and bool((values.logsumexp(-1).abs() < 1e-3).all()):
         why = "their cross-entropy is that of logits"
         return "log-probabilities", [Finding("output", "note", "log-probabilities", reason=why)]
+    if bool((values >= 0).all()) and bool((values <= 1).all()) and float(values.std()) > 0:
+        why = (
+            "a sigmoid per class, most likely: they are used as logits, which a softmax then spreads over 0 … 1 only;"
+            " leave the sigmoid out to train well"
+        )
+        return "logits", [Finding("output", "warn", "numbers from 0 to 1 that do not sum to 1", "logits", why)]
     return "logits", []
 
 
-def mask_finding(prober: Prober, plan: CallPlan, name: str) -> tuple[bool, Finding]:
-    """Whether ones (B, T) int64 change nothing and a zero hides its token from the others."""
-    masked = replace(plan, mask_arg=name)
-    ids = prober.ids(2, prober.length, 1, _high(plan))
+@dataclass(frozen=True)
+class Hidden:
+    """What a padding mask did."""
+
+    works: bool
+    why: str
+
+
+def hides(prober: Prober, plan: CallPlan, *, target: bool = False, against: CallPlan | None = None) -> Hidden:
+    """Whether a 0 in the padding mask hides its token from the others, and ones change nothing.
+
+    against: the plan without the mask, whose logits those with ones must equal; None where it has no default.
+    """
+    T = max(3, prober.length)
+    inputs = prober.inputs(plan, 2, T, 1, T - 1 if T > 3 else 2)
+    ids = inputs.target_ids if target and inputs.target_ids is not None else inputs.input_ids
     ones = torch.ones_like(ids)
-    unused = "not used; packed batches have no padding, so none is needed"
-    plain = _logits(prober, plan, ids)
-    targets = ids if plan.needs_targets else None
-    binding = Binding(plan.token_arg, name, plan.targets_arg)
-    _, error = prober.run(binding, ids, mask=ones, targets=targets)
-    if error is not None or plain is None:
-        why = (
-            f"it takes no (B, T) mask of ones: {blame(error)}" if error is not None else "the model refuses this batch"
-        )
-        return False, Finding("mask", "note", f"{name} is {unused}", reason=why)
-    with torch.no_grad():
-        same = float(difference(plain, call_logits(prober.module, masked, ids, ones)).max())
-        if not same <= tolerance(plain):
-            why = f"a mask of ones moves the logits by {same:.2g}"
-            return False, Finding("mask", "note", f"{name} is {unused}", "ones change nothing", why)
+    name = "target_mask" if target else "attention_mask"
+    try:
+        full = prober.logits(plan, replace(inputs, **{name: ones}))
+        if against is not None:
+            moved = float(difference(full, prober.logits(against, inputs)).nan_to_num(nan=1e30).max())
+            if not moved <= tolerance(full):
+                return Hidden(False, f"a mask of ones moves the logits by {moved:.2g}")
+        at = 1  # not the first: a causal row that sees nothing at all gives NaN
         hidden = ones.clone()
-        hidden[:, 1] = 0  # not the first: a causal row that sees nothing at all gives NaN
-        pair = [call_logits(prober.module, masked, i, hidden) for i in (ids, _changed(ids, 1, _high(plan)))]
-    moved = difference(*pair)[:, [t for t in range(ids.shape[1]) if t != 1]]
-    if bool(pair[0][:, 2:].isnan().any()) or float(moved.max()) > tolerance(plain):
-        return False, Finding("mask", "note", f"{name} is {unused}", "a 0 hides its token", "a 0 does not hide it")
-    return True, Finding("mask", "ok", f"{name} (B, T), 1 = keep", reason="ones change nothing, a 0 hides its token")
+        hidden[:, at] = 0
+        masked = replace(inputs, **{name: hidden})
+        pair = [prober.logits(plan, i) for i in (masked, changed_inputs(prober, plan, masked, at, target=target))]
+        shown = prober.logits(plan, changed_inputs(prober, plan, inputs, at, target=target))
+    except Exception as error:  # noqa: BLE001  (a stranger's forward may raise anything: this form is not its own)
+        return Hidden(False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    reads_itself = full.dim() == 3 and (target or plan.family != "encoder_decoder")
+    others = [t for t in range(ids.shape[1]) if t != at] if reads_itself else slice(None)
+    if full.dim() == 2:
+        moved_by, seen_by = difference(*pair), difference(full, shown)
+    else:
+        moved_by, seen_by = difference(*pair)[:, others], difference(full, shown)[:, others]
+    if bool(full.isnan().any()) or bool(pair[0].isnan().any()) or bool(moved_by.isnan().any()):
+        return Hidden(False, "it gives NaN")
+    if not float(seen_by.max()) > tolerance(full):
+        return Hidden(False, "no token is seen by the others, with or without it")
+    if float(moved_by.max()) > tolerance(full):
+        return Hidden(False, "a 0 does not hide it")
+    return Hidden(True, "ones change nothing, a 0 hides its token" if against else "a 0 hides its token")
 
 
 def ids_limit(prober: Prober, plan: CallPlan) -> tuple[int | None, Finding]:
@@ -188,9 +230,11 @@ def ids_limit(prober: Prober, plan: CallPlan) -> tuple[int | None, Finding]:
     V = plan.vocab_size
     if prober.device.type == "cpu":  # on a GPU an id out of range breaks the process
         good, bad = 1, V + 1  # id 1 ran when the call was found
+        sample = prober.inputs(plan, 2, prober.fixed or max(2, min(4, prober.length)), 1)
 
         def runs(id_: int) -> bool:
-            return _logits(prober, plan, torch.full((2, 2), id_)) is not None
+            given = replace(sample, input_ids=torch.full_like(sample.input_ids, id_))
+            return prober.try_logits(plan, given) is not None
 
         if not runs(V):
             good, bad = (V - 1, V) if runs(V - 1) else (1, V - 1)
@@ -202,12 +246,30 @@ def ids_limit(prober: Prober, plan: CallPlan) -> tuple[int | None, Finding]:
 
 
 def position_limit(prober: Prober, plan: CallPlan, position_rows: list[int]) -> tuple[int | None, Finding]:
-    """The longest T that runs, where one more raises."""
+    """The longest T (and S) that runs, where one more raises."""
+    if prober.fixed is not None:
+        why = "its forward is written for this length alone: train with --max_length of it"
+        return prober.fixed, Finding(
+            "positions", "warn", f"exactly {prober.fixed:,}; others fail", "shorter ones run", why
+        )
     if prober.device.type != "cpu":  # a position out of range breaks a GPU process: measured on a copy on the CPU
         try:
             prober = Prober(copy.deepcopy(prober.module).cpu())
         except Exception as error:  # noqa: BLE001  (a stranger's module may refuse in any way)
             return None, Finding("positions", "note", "not measured", reason=f"no copy on the CPU: {error}")
-    return longest_sequence(
-        prober, plan, position_rows, _high(plan), lambda ids: _logits(prober, plan, ids) is not None
-    )
+    unlimited = replace(plan, max_positions=None)
+
+    def runs(ids: Tensor) -> bool:
+        inputs = Inputs(ids)
+        if plan.family == "encoder_decoder":
+            inputs = Inputs(ids, target_ids=prober.ids(ids.shape[0], ids.shape[1], 6, target_high(plan)))
+        return prober.try_logits(unlimited, inputs) is not None
+
+    return longest_sequence(prober, plan, position_rows, high(plan), runs)
+
+
+def argument_of(plan: CallPlan) -> Argument | None:
+    """The padding mask as an argument."""
+    if plan.mask_arg is None:
+        return None
+    return Argument(plan.mask_arg, "mask", plan.mask_shape, plan.mask_dtype, plan.mask_form)

@@ -34,6 +34,10 @@ class ModelSignatureInspector:
         variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         return [p.name for p in self._parameters if p.default is inspect.Parameter.empty and p.kind not in variadic]
 
+    def get_node_outputs(self) -> list[str]:
+        """Names of the required parameters that name a node's output, mhsa_0_output; attention_mask is none."""
+        return self._intermediates()
+
     def requires_intermediate_outputs(self) -> bool:
         """Whether a required parameter names another node's output (``mhsa_0_output``).
 

@@ -12,7 +12,7 @@ import os
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,18 +23,25 @@ from torch import nn
 
 from anyformer.core.errors import AnyformerError, ConstructError, DependencyError, SourceError
 from anyformer.core.findings import Finding
-from anyformer.models import example_gpt
+from anyformer.core.gistref import GistRef, parse_gist
+from anyformer.core.protocols import View
+from anyformer.models import example_gpt, huggingface
 from anyformer.models.blame import blame
 from anyformer.models.choose import choose_class, module_class
 from anyformer.models.construct import construct
+from anyformer.models.gistcache import Gist
+from anyformer.models.gistmodel import class_wanted, in_gists_words, require_approved
+from anyformer.models.overrides import FILE, read_overrides
 from anyformer.models.probes import preserved_rng
 from anyformer.models.pyfile import UserFile
+from anyformer.models.trust import TrustRequest
 from anyformer.models.weights import load_weights
 
-Kind = Literal["file", "folder", "import", "module", "example"]
+Kind = Literal["file", "folder", "import", "module", "example", "gist", "hf"]
 
 ACCEPTED = (
     "accepted: model.py, model.py:ClassName, a folder with model.py, pkg.module:ClassName, example:gpt, example:gpt2,"
+    " gist:ID or a gist's address, hf:ID, hf:FOLDER,"
     " or in Python an nn.Module"
 )
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -42,7 +49,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     # Radford et al. 2019, table 2, smallest model: 124,439,808 parameters with the head tied
     "gpt2": {"vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768, "bias": True},
 }
-_ELSEWHERE = re.compile(r"(gist|hf|manual|https?|git\+\w+):")
+_ELSEWHERE = re.compile(r"(manual|https?|git\+\w+):")
 _IMPORT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _WITH_CLASS = re.compile(r"(?P<path>.+):(?P<name>[A-Za-z_]\w*)")
 
@@ -59,6 +66,10 @@ class Provenance:
     """File name relative to the source's folder → sha256 of its bytes."""
     config: dict[str, Any] | None
     """The values the constructor was given; None where it was given none."""
+    revision: str | None = None
+    """Commit of a source that came over a network."""
+    owner: str | None = None
+    """Who published it there."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it."""
@@ -69,7 +80,8 @@ class Provenance:
         """Back from JSON; keys of other records are ignored, an unknown kind raises ValueError."""
         if record["kind"] not in get_args(Kind):
             raise ValueError(f"kind {record['kind']!r} is none of {get_args(Kind)}")
-        return cls(**{name: record[name] for name in ("kind", "location", "class_name", "files", "config")})
+        known = {name: record[name] for name in ("kind", "location", "class_name", "files", "config")}
+        return cls(**known, revision=record.get("revision"), owner=record.get("owner"))
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,8 @@ class LoadedModel:
     sources: dict[str, Path]
     """Name relative to the source's folder → file on disk, the main file first; empty for a plain nn.Module."""
     findings: tuple[Finding, ...]
+    overrides: dict[str, Any] | None = None
+    """What ``call:`` of an anyformer.yaml beside the file states, for infer_call_plan."""
 
 
 def load_model(
@@ -89,18 +103,30 @@ def load_model(
     config: dict[str, Any] | None = None,
     weights: str | Path | None = None,
     seed: int | None = None,
+    trust: bool = False,
+    approve: Callable[[TrustRequest], bool] | None = None,
+    view: View | None = None,
+    fallback: dict[str, Any] | None = None,
 ) -> LoadedModel:
-    """Load a model from MODEL: a file, a folder, an import path, an example, or an nn.Module. Never uses a network.
+    """Load a model from MODEL: a file, a folder, an import path, an example, a gist, hf:ID, or an nn.Module.
 
     config: values for the constructor; they win over those of a config.json beside the file.
+    fallback: values that are used only where the constructor requires them and nothing else gives them.
     weights: .safetensors file or state dict to start from.
     seed: seeds torch, numpy and random for the construction; their state is put back afterwards.
-    Raises SourceError (not found, not Python, fails while loaded), DependencyError (a missing package),
-    ConstructError (no class, several, cannot be built, weights that do not fit).
+    trust: approves the code of a gist as it is now. approve: asked about it instead of the terminal, with what is to be
+    known of it; only True means yes. Code that was approved before is not asked about again.
+    view: where a fetch and the review are shown; lines on stderr where not given.
+    Raises SourceError (not found, not Python, fails while loaded), DependencyError (a missing package), TrustError
+    (nobody approved the code of a gist), ConstructError (no class, several, cannot be built, weights that do not fit).
     """
     with preserved_rng() if seed is not None else contextlib.nullcontext():
         with _kept_directory():
-            loaded = _load(model, config, seed)
+            gist = _gist_named(str(model)) if isinstance(model, str | Path) else None
+            if gist is not None:
+                loaded = _from_gist(gist, config, seed, require_approved(gist, trust, approve, view), fallback)
+            else:
+                loaded = _load(model, config, seed, fallback)
         if weights is not None:
             load_weights(loaded.module, weights)
     return loaded
@@ -116,25 +142,36 @@ def _kept_directory() -> Iterator[None]:
         os.chdir(before)
 
 
-def _load(model: str | Path | nn.Module, config: dict[str, Any] | None, seed: int | None) -> LoadedModel:
+def _load(
+    model: str | Path | nn.Module, config: dict[str, Any] | None, seed: int | None, fallback: dict[str, Any] | None
+) -> LoadedModel:
     if isinstance(model, nn.Module):
         if config:
             raise ConstructError("config is given together with a finished module", fix="leave one of them out")
         return _from_module(model)
+    if huggingface.is_config(model):
+        _seed(seed)
+        return _from_transformers(huggingface.from_config(model, config), "module")
     text = str(model)
     if text.startswith("example:"):
         return _from_example(text, config, seed)
+    if text.startswith("hf:"):
+        _seed(seed)
+        return _from_transformers(huggingface.load_hub(text, config), "hf")
     path, name = _path_and_class(text)
+    if path.is_dir() and huggingface.is_folder(path):
+        _seed(seed)
+        return _from_transformers(huggingface.load_folder(path, config), "hf")
     if path.is_dir():
-        return _from_file(_model_file(path), name, config, seed, kind="folder")
+        return _from_file(_model_file(path), name, config, seed, kind="folder", fallback=fallback)
     if path.is_file():
-        return _from_file(path, name, config, seed, kind="file")
+        return _from_file(path, name, config, seed, kind="file", fallback=fallback)
     if path.exists():
         raise SourceError(f"{path} is neither a file nor a folder", ACCEPTED)
     if _ELSEWHERE.match(text):
         raise SourceError(f"{text} cannot be loaded here: {text.partition(':')[0]} sources are not supported", ACCEPTED)
     if _IMPORT.fullmatch(text) and not text.partition(":")[0].endswith(".py"):
-        return _from_import(text, config, seed)
+        return _from_import(text, config, seed, fallback)
     raise _not_found(text, path)
 
 
@@ -191,25 +228,90 @@ def _from_example(text: str, config: dict[str, Any] | None, seed: int | None) ->
 
 
 def _from_file(
-    path: Path, name: str | None, config: dict[str, Any] | None, seed: int | None, *, kind: Kind
+    path: Path,
+    name: str | None,
+    config: dict[str, Any] | None,
+    seed: int | None,
+    *,
+    kind: Kind,
+    fallback: dict[str, Any] | None = None,
 ) -> LoadedModel:
     merged, beside = _config_beside(path, config)
     user = UserFile(path)
     with user.importable():
-        namespace = user.execute()
+        _seed(seed)  # a module that the file builds itself draws its weights while the file runs
+        namespace = user.execute(merged, fallback)
         cls, findings = choose_class(namespace, user.text, path, name, merged)
+        user.require_complete(cls)
+        user.fill_globals(cls, merged, fallback)
         _seed(seed)
-        with contextlib.redirect_stdout(sys.stderr):
-            module, used, more = construct(cls, merged, namespace)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                module, used, more = construct(
+                    cls, merged, namespace, fallback=fallback, text=user.text, consumed=frozenset(user.filled)
+                )
+        except ConstructError as error:
+            user.require_packages(error)
+            raise
     sources = user.sources()
-    if beside is not None:
-        sources[beside.name] = beside
+    overrides = read_overrides(path.parent)
+    for extra in (beside, path.parent / FILE if overrides is not None else None):
+        if extra is not None:
+            sources[(user.folder.relative_to(user.root()) / extra.name).as_posix()] = extra
     location = str(user.folder if kind == "folder" else user.path)
-    provenance = Provenance(kind, location, cls.__name__, _hashes(sources), used)
-    return LoadedModel(module, provenance, sources, (*findings, *more))
+    sizes = {k: v for k, v in user.filled.items() if k != "device"}
+    recorded = {**sizes, **(used or {})} or None
+    provenance = Provenance(kind, location, _loadable_name(namespace, cls, module), _hashes(sources), recorded)
+    return LoadedModel(module, provenance, sources, (*user.findings, *findings, *more), overrides)
 
 
-def _from_import(text: str, config: dict[str, Any] | None, seed: int | None) -> LoadedModel:
+def _loadable_name(namespace: Any, chosen: Any, module: nn.Module) -> str:
+    """The class's name, or that of the function or variable that gives it where the class is not the file's own."""
+    name = type(module).__name__
+    own = isinstance(getattr(namespace, name, None), type) and not type(module).__module__.startswith("torch.")
+    if isinstance(chosen, type) or own:
+        return name
+    return next((n for n, value in vars(namespace).items() if value is chosen), name)
+
+
+def _from_transformers(found: huggingface.HubModel, kind: Kind) -> LoadedModel:
+    name = type(found.module).__name__
+    provenance = Provenance(kind, found.location, name, _hashes(found.sources), found.config)
+    return LoadedModel(found.module, provenance, found.sources, found.findings)
+
+
+def _gist_named(text: str) -> GistRef | None:
+    """MODEL as a gist; what lies on this disk under that very name is not one."""
+    return None if Path(text).exists() else parse_gist(text)
+
+
+def _from_gist(
+    ref: GistRef,
+    config: dict[str, Any] | None,
+    seed: int | None,
+    approved: tuple[Gist, Finding],
+    fallback: dict[str, Any] | None = None,
+) -> LoadedModel:
+    """The model of a gist. The one place where code of a network runs: it takes what ``require_approved`` returned."""
+    gist, trusted = approved
+    name, named = class_wanted(gist, ref)
+    path = gist.folder / gist.main
+    try:
+        loaded = _from_file(path, name, config, seed, kind="file", fallback=fallback)
+    except AnyformerError as error:
+        raise in_gists_words(error, gist) from error
+    sources = {gist.main: path, **{file: gist.folder / file for file in gist.files}}
+    files = {file: gist.files[file] for file in sources}  # as approved, whatever the code did to the folder meanwhile
+    cls = loaded.provenance.class_name
+    location = gist.location + (f":{cls}" if name else "")
+    provenance = Provenance("gist", location, cls, files, loaded.provenance.config, gist.revision, gist.owner)
+    findings = (*gist.findings, trusted, *named, *loaded.findings)
+    return LoadedModel(loaded.module, provenance, sources, findings, loaded.overrides)
+
+
+def _from_import(
+    text: str, config: dict[str, Any] | None, seed: int | None, fallback: dict[str, Any] | None = None
+) -> LoadedModel:
     dotted, _, name = text.partition(":")
     with _import_path(str(Path.cwd())), contextlib.redirect_stdout(sys.stderr):
         namespace = _import(dotted)
@@ -219,12 +321,19 @@ def _from_import(text: str, config: dict[str, Any] | None, seed: int | None) -> 
                 classes = [n for n, c in vars(namespace).items() if inspect.isclass(c) and issubclass(c, nn.Module)]
                 raise ConstructError(f"{dotted} has no class {name}", f"its models: {', '.join(classes) or 'none'}")
             found = getattr(found, part)
-        cls = module_class(found, name, dotted)
+        file = getattr(inspect.getmodule(found) or namespace, "__file__", None)
+        sources = {Path(file).name: Path(file)} if file and file.endswith(".py") else {}
         _seed(seed)
-        module, used, findings = construct(cls, config, namespace)
-    file = getattr(namespace, "__file__", None)
-    sources = {Path(file).name: Path(file)} if file and file.endswith(".py") else {}
-    provenance = Provenance("import", text, cls.__name__, _hashes(sources), used)
+        if huggingface.is_library_class(found):
+            hub = huggingface.from_class(found, config, fallback)
+            provenance = Provenance("import", text, type(hub.module).__name__, _hashes(sources), hub.config)
+            return LoadedModel(hub.module, provenance, sources, hub.findings)
+        cls = module_class(found, name, dotted)
+        source = next(iter(sources.values())).read_text(encoding="utf-8-sig") if sources else None
+        module, used, findings = construct(
+            cls, config, inspect.getmodule(found) or namespace, fallback=fallback, text=source
+        )
+    provenance = Provenance("import", text, type(module).__name__, _hashes(sources), used)
     return LoadedModel(module, provenance, sources, tuple(findings))
 
 

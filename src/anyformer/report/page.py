@@ -21,6 +21,7 @@ from anyformer.core.errors import SourceError
 from anyformer.core.view import printable
 from anyformer.report import sections
 from anyformer.report.charts import Curve, Level, line_chart, short
+from anyformer.report.kinds import words
 from anyformer.report.words import count, decimal, number
 from anyformer.runs.directory import MANIFEST, unwritable
 from anyformer.runs.files import write_atomically
@@ -93,6 +94,8 @@ def render(folder: Path) -> str:
         verdict=guarded("results", lambda: sections.verdict(run, rows), unknown),
         figures=guarded("results", lambda: sections.figures(run, rows), []),
         charts=guarded("metrics", lambda: _charts(run, rows), no_charts),
+        unit=words(run).unit,
+        caption=words(run).caption,
         samples=samples,
         findings=guarded("findings", lambda: sections.findings(run), []),
         facts=guarded("facts", lambda: sections.facts(run), []),
@@ -138,10 +141,10 @@ def _charts(run: dict[str, Any], rows: list[dict[str, float | None]]) -> Charts:
     loss = [curve("train_loss", "train", "quiet"), curve("val_loss", "held-out", "main")]
     levels = [
         Level(name, value)
-        for key, name in (("unigram_entropy", "single tokens"), ("bigram_entropy", "token pairs"))
+        for key, name in words(run).levels
         if (value := number(sections.results(run).get(key))) is not None
     ]
-    title = "Loss in nats per token"
+    title = f"Loss in nats per {words(run).unit}"
     return Charts(
         loss=line_chart(loss, levels, title=title, number=decimal, height=320),
         loss_log=line_chart(

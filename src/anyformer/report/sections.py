@@ -13,6 +13,7 @@ from typing import Any
 from anyformer.core.findings import MARKS
 from anyformer.core.settings import TrainSettings
 from anyformer.core.view import percent
+from anyformer.report.kinds import words
 from anyformer.report.words import NOTHING, count, decimal, number, plural, setting, size, time
 
 _MOMENTS = 3
@@ -52,7 +53,7 @@ def verdict(run: dict[str, Any], rows: Rows) -> Verdict:
     state = run.get("state")
     step = count(_last(rows, "step")) if rows else None
     error = str(run.get("error") or "")
-    quality = _quality(results(run))
+    quality = _class_quality(results(run)) if run.get("objective") == "classification" else _quality(results(run))
     if state == "failed":
         at = f" at step {step}" if step else ""
         return Verdict("bad", MARKS["fail"], f"The run failed{at}", error or "no error was recorded")
@@ -86,6 +87,19 @@ def _quality(result: dict[str, Any]) -> Verdict | None:
     singles = f"held-out loss {decimal(loss)} against {decimal(single)}"
     detail = "It has learned less than how often each token occurs. Look at the findings and the learning rate."
     return Verdict("bad", MARKS["warn"], f"Not yet better than guessing by single tokens: {singles}", detail)
+
+
+def _class_quality(result: dict[str, Any]) -> Verdict | None:
+    right, most, loss = (number(result.get(key)) for key in ("accuracy", "majority_accuracy", "val_loss"))
+    if right is None or most is None:
+        sentence = f"Held-out loss {decimal(loss)}"
+        return Verdict("plain", MARKS["note"], sentence, "No baselines were measured.") if loss is not None else None
+    shares = f"{100 * right:.1f} % right against {100 * most:.1f} %"
+    if right > most:
+        return Verdict("good", MARKS["ok"], f"Better than always answering the most frequent class: {shares}", "")
+    detail = "It has learned nothing that helps. Train longer, or look at the findings and the learning rate."
+    sentence = f"Not better than always answering the most frequent class: {shares}"
+    return Verdict("bad", MARKS["warn"], sentence, detail)
 
 
 def subtitle(run: dict[str, Any]) -> str:
@@ -123,7 +137,7 @@ def figures(run: dict[str, Any], rows: Rows) -> list[tuple[str, str, str]]:
         loss = _last(rows, "val_loss")
     baselines = [
         f"{name} {decimal(result[key])}".replace(" ", "\N{NO-BREAK SPACE}")
-        for key, name in (("unigram_entropy", "single tokens"), ("bigram_entropy", "token pairs"))
+        for key, name in words(run).levels
         if number(result.get(key)) is not None
     ]
     beneath = " · ".join(baselines) or ("the last one measured" if from_curve and loss is not None else "")
@@ -133,17 +147,31 @@ def figures(run: dict[str, Any], rows: Rows) -> list[tuple[str, str, str]]:
     seconds = _last(rows, "seconds") if seconds is None else seconds
     steps = number(result.get("steps"))
     steps = _last(rows, "step") if steps is None else steps
-    perplexity = number(result.get("perplexity"))
     return [
         ("held-out loss", decimal(loss), beneath),
-        (
-            "bits per byte",
-            decimal(result.get("bits_per_byte")),
-            " · ".join(filter(None, (f"perplexity {decimal(perplexity)}" if perplexity else "", _no_bits(result)))),
-        ),
+        _second_figure(run, result),
         ("tokens per second", count(speed), str(_part(run, "effective").get("device") or "")),
         ("time", time(seconds), plural(steps, "step") if steps is not None else ""),
     ]
+
+
+def _second_figure(run: dict[str, Any], result: dict[str, Any]) -> tuple[str, str, str]:
+    """What the objective is judged by beside the loss: (name, value, beneath it)."""
+    objective = run.get("objective")
+    right = number(result.get("accuracy"))
+    share = NOTHING if right is None else f"{100 * right:.1f} %"
+    if objective == "classification":
+        most, mean_f1 = number(result.get("majority_accuracy")), number(result.get("macro_f1"))
+        beneath = [f"macro F1 {decimal(mean_f1)}" if mean_f1 is not None else ""]
+        beneath.append(f"most frequent class {100 * most:.1f} %" if most is not None else "")
+        return "accuracy", share, " · ".join(filter(None, beneath))
+    if objective == "masked":
+        return "guessed right", share, "of the hidden tokens"
+    perplexity = number(result.get("perplexity"))
+    if objective == "seq2seq":
+        return "perplexity", decimal(perplexity), "per token to write"
+    beneath = [f"perplexity {decimal(perplexity)}" if perplexity else "", _no_bits(result)]
+    return "bits per byte", decimal(result.get("bits_per_byte")), " · ".join(filter(None, beneath))
 
 
 def _no_bits(result: dict[str, Any]) -> str:
@@ -210,8 +238,7 @@ def _model(run: dict[str, Any]) -> list[tuple[str, str]]:
     for name, digest in _part(model, "files").items():
         rows.append((name, f"sha256 {str(digest)[:12]}…"))
     if plan:
-        family = {"decoder": "decoder → next-token prediction"}.get(str(plan.get("family")), plan.get("family"))
-        rows.append(("family", family))
+        rows.append(("family", f"{str(plan.get('family')).replace('_', '-')} → {words(run).task}"))
         rows.append(("tokens go in as", plan.get("token_arg")))
         path = "".join(f"[{key!r}]" for key in plan.get("logits_path") or ())
         rows.append(("logits", f"output{path}, {count(plan.get('vocab_size'))} wide"))
@@ -225,8 +252,10 @@ def _data(run: dict[str, Any]) -> list[tuple[str, str]]:
     for key, name in (("train", "trained on"), ("val", "held out")):
         split = _part(data, key)
         if split:
-            documents = plural(split.get("documents"), "document")
+            documents = plural(split.get("documents"), words(run).examples)
             rows.append((name, f"{documents}, {size(split.get('bytes'))}, {count(split.get('tokens'))} tokens"))
+    if data.get("classes"):
+        rows.append(("classes", ", ".join(f"{place} = {name}" for place, name in enumerate(data["classes"]))))
     if data.get("fingerprint"):
         rows.append(("fingerprint", f"{str(data['fingerprint'])[:16]}"))
     return _known(rows)

@@ -118,6 +118,9 @@ def stored_model(run: RunDirectory, provenance: Provenance) -> LoadedModel:
                 detail=f"sha256 is {found}\nit was   {expected}",
                 fix="restore the file: the weights belong to the source they were trained with",
             )
+    if provenance.kind == "hf":  # config.json alone builds it; the checkpoint brings the weights
+        values = {**(provenance.config or {}), "architectures": [provenance.class_name]}
+        return load_model(f"hf:{run.path / 'model'}", config=values, seed=seed)
     main = next(iter(provenance.files))
     source = f"{run.path / 'model' / main}:{provenance.class_name}"
     return load_model(source, config=provenance.config, seed=seed)

@@ -21,6 +21,7 @@ _ROLES: dict[str, tuple[str, ...]] = {
     "pad_token": ("<pad>", "[PAD]", "<|pad|>"),
     "unk_token": ("<unk>", "[UNK]", "<|unk|>"),
     "bos_token": ("<s>", "<bos>", "[BOS]", "[CLS]", "<|startoftext|>", "<|begin_of_text|>", "<|im_start|>"),
+    "mask_token": ("<mask>", "[MASK]", "<|mask|>"),
     "eos_token": ("</s>", "<eos>", "[EOS]", "[SEP]", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>"),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from anyformer.core.errors import TokenizerError
@@ -19,12 +19,13 @@ _BY_IMPORTANCE = ("<unk>", "</s>", "<pad>", "<s>")
 
 
 def choose_tokenizer(
-    setting: str, vocab_size: int, texts: Callable[[], Iterable[str]]
+    setting: str, vocab_size: int, texts: Callable[[], Iterable[str]], needed: Sequence[str] = ()
 ) -> tuple[TextTokenizer, list[Finding]]:
     """The tokenizer for a model that takes ``vocab_size`` ids, and the findings that say why.
 
     setting: "auto" (bpe from 512 ids, else char), "bpe", "char", or the path of a file or folder.
     texts: gives the training texts anew at each call; not called for a path.
+    needed: special tokens that a tokenizer trained here must have ("<mask>"), whatever else finds no room.
     Raises TokenizerError where it cannot be built or has more ids than the model.
     """
     if vocab_size < 1:
@@ -33,13 +34,13 @@ def choose_tokenizer(
     if setting == "auto":
         kind = "bpe" if vocab_size >= BPE_FROM else "char"
     if kind == "bpe":
-        tokenizer, found = _bpe(vocab_size, texts)
+        tokenizer, found = _bpe(vocab_size, texts, needed)
         reason = f"the model takes {vocab_size:,} ids" + (
             f", at least {BPE_FROM}" if setting == "auto" else "; asked for"
         )
         choice = Finding("tokenizer", "note", f"byte-level BPE, {len(tokenizer):,} entries", "", reason)
     elif kind == "char":
-        tokenizer, found = _characters(vocab_size, texts)
+        tokenizer, found = _characters(vocab_size, texts, needed)
         reason = f"the model takes {vocab_size:,} ids" + (
             f", fewer than {BPE_FROM}" if setting == "auto" else "; asked for"
         )
@@ -78,23 +79,33 @@ def check_fit(tokenizer: TextTokenizer, vocab_size: int) -> list[Finding]:
     return found
 
 
-def _bpe(vocab_size: int, texts: Callable[[], Iterable[str]]) -> tuple[TextTokenizer, list[Finding]]:
-    trainer = FastBPETrainer(BPETrainerConfig(vocab_size=vocab_size))
+def _bpe(
+    vocab_size: int, texts: Callable[[], Iterable[str]], needed: Sequence[str]
+) -> tuple[TextTokenizer, list[Finding]]:
+    trainer = FastBPETrainer(BPETrainerConfig(vocab_size=vocab_size, special_tokens=_specials(needed)))
     tokenizer = trainer.train_on_dataset(texts())
     return tokenizer, trainer.findings
 
 
-def _characters(vocab_size: int, texts: Callable[[], Iterable[str]]) -> tuple[TextTokenizer, list[Finding]]:
-    """Bytes, special tokens and characters where they fit; else characters first, then special tokens."""
-    if vocab_size >= BYTES + len(SPECIAL_TOKENS):
-        specials = list(SPECIAL_TOKENS)
+def _specials(needed: Sequence[str]) -> list[str]:
+    return [*SPECIAL_TOKENS, *(token for token in needed if token not in SPECIAL_TOKENS)]
+
+
+def _characters(
+    vocab_size: int, texts: Callable[[], Iterable[str]], needed: Sequence[str]
+) -> tuple[TextTokenizer, list[Finding]]:
+    """Bytes, special tokens and characters where they fit; else characters first, then special tokens.
+
+    Those that are needed come before the characters.
+    """
+    wanted = _specials(needed)
+    if vocab_size >= BYTES + len(wanted):
+        specials = wanted
     else:
-        room = vocab_size - len(count_characters(texts()))
-        if room < 0:
-            specials = ["<unk>"]  # not all characters fit: the most frequent ones and one id for the others
-        else:
-            kept = _BY_IMPORTANCE[:room]
-            specials = [token for token in SPECIAL_TOKENS if token in kept]
+        room = vocab_size - len(count_characters(texts())) - len(needed)
+        # not all characters fit: the most frequent ones and one id for the others
+        kept = [token for token in _BY_IMPORTANCE if token not in needed][:room] if room >= 0 else ["<unk>"]
+        specials = [token for token in wanted if token in kept or token in needed]
     tokenizer = CharacterLevelTokenizer(vocab_size, special_tokens=specials, texts=texts())
     missing = [token for token in SPECIAL_TOKENS if token not in specials]
     found = list(tokenizer.findings)

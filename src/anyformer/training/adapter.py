@@ -1,6 +1,6 @@
 """The Lightning module around a user's model: one forward, one loss, one optimizer.
 
-Legend: B batch, T time, V vocabulary.
+Legend: B batch, T time (source), S time (target), V vocabulary, C classes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,22 @@ import torch
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 
-from anyformer.core.errors import CallError, DataError, SettingsError
+from anyformer.core.errors import SettingsError
+from anyformer.core.settings import ObjectiveSetting
 from anyformer.evaluation.generation import generate
-from anyformer.models.batchproof import prove_on_batch
-from anyformer.models.callplan import CallPlan, call_logits, infer_call_plan
-from anyformer.models.objectives import causal_lm_loss, causal_lm_total
+from anyformer.models.callplan import CallPlan, infer_call_plan
+from anyformer.models.masking import Masking, fixed_masked_batch, is_masked_already, masked_batch
+from anyformer.models.objectives import batch_logits, objective_loss, objective_total
 from anyformer.training.nonfinite import gradient_error, loss_error
+from anyformer.training.objective import (
+    asked,
+    choose_masking,
+    proofs_on_batch,
+    require_labels,
+    require_trainable,
+    require_unshifted,
+    start_and_end,
+)
 from anyformer.training.optim import adamw, warmup_cosine_schedule
 
 
@@ -30,9 +40,13 @@ class UniversalModelAdapter(pl.LightningModule):
     vocab_size: number of token ids V; the width of the model's logits where not given.
     learning_rate, warmup_steps, weight_decay: AdamW's peak rate, optimizer steps of linear warm-up, decay of matrices.
     total_steps: length of the cosine in optimizer steps; the trainer's plan where not given.
-    Logs ``train_loss``, ``val_loss`` (nats per token) and ``val_perplexity``. Batches hold input_ids, labels
-    (unshifted, −100 ignored) and attention_mask, int64 (B, T).
-    Raises CallError where the model's future leaks into its past, SettingsError where V does not fit the model.
+    objective: what it is trained on; "auto" takes that of the model's family. seed: of the masks of held-out text.
+    Logs ``train_loss``, ``val_loss`` (nats per target) and, where tokens are written, ``val_perplexity``.
+    Batches hold input_ids and attention_mask, int64 (B, T), and labels, −100 ignored: (B, T), unshifted, for causal and
+    masked (where they are the ids themselves, tokens are hidden here); (B,) for classification; (B, S), unshifted,
+    beside target_ids and target_mask (B, S), for seq2seq.
+    Raises CallError where the model's future leaks into its past, SettingsError where V or the objective does not fit
+    the model, TokenizerError (at the first batch) where masked modelling has no mask token.
     """
 
     def __init__(
@@ -50,13 +64,16 @@ class UniversalModelAdapter(pl.LightningModule):
         betas: tuple[float, float] = (0.9, 0.95),
         min_lr_ratio: float = 0.1,
         total_steps: int | None = None,
+        objective: ObjectiveSetting = "auto",
+        seed: int = 42,
     ) -> None:
         super().__init__()
         self.model = model
-        self.call_plan = call_plan or infer_call_plan(model)
-        require_trainable(self.call_plan)
+        self.call_plan = call_plan or infer_call_plan(model, objective=asked(objective))
+        self.objective, self.findings = require_trainable(self.call_plan, objective)
+        """What it is trained on, and why."""
         self.vocab_size = vocab_size or self.call_plan.vocab_size
-        if self.vocab_size > self.call_plan.vocab_size:
+        if self.vocab_size > self.call_plan.vocab_size and self.objective != "classification":
             raise SettingsError(
                 f"vocab_size is {self.vocab_size:,}, but the model's logits cover {self.call_plan.vocab_size:,} ids",
                 fix="use a tokenizer of at most that size, or build the model with a larger vocabulary",
@@ -70,6 +87,9 @@ class UniversalModelAdapter(pl.LightningModule):
         self.betas = betas
         self.min_lr_ratio = min_lr_ratio
         self.total_steps = total_steps
+        self.seed = seed
+        self._masking: Masking | None = None
+        self._arriving: dict[str, Tensor] | None = None
         self.last_train_loss = math.nan
         """Mean training loss of the last log interval, nats per token."""
         self._loss_sum: Tensor | None = None
@@ -83,11 +103,28 @@ class UniversalModelAdapter(pl.LightningModule):
         self._first_batch_seen = False
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        target_ids: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
-        """Logits (B, T, V), and the mean next-token loss where labels (B, T, unshifted) are given."""
-        logits = call_logits(self.model, self.call_plan, input_ids, attention_mask)
-        loss = None if labels is None else causal_lm_loss(logits, labels)
+        """Logits (B, T, V), (B, S, V) of an encoder-decoder, (B, C) of a classifier; and the loss, given labels.
+
+        Labels are those of a batch; nothing is hidden here: of a masked model, input_ids hold the mask tokens already.
+        """
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "target_ids": target_ids,
+            "target_mask": target_mask,
+            "segment_ids": segment_ids,
+        }
+        logits = batch_logits(self.model, self.call_plan, given)
+        loss = None if labels is None else objective_loss(self.objective, logits, labels)
         return {"loss": loss, "logits": logits}
 
     def generate(
@@ -100,10 +137,18 @@ class UniversalModelAdapter(pl.LightningModule):
         eos_token_id: int | None = None,
         seed: int | None = None,
     ) -> Tensor:
-        """Continue input_ids (B, T) to at most max_length tokens in all; returns ids (B, ≤ max_length)."""
+        """Continue input_ids (B, T) to at most max_length tokens in all; returns ids (B, ≤ max_length).
+
+        Of an encoder-decoder, input_ids are read and what is written is returned, from the tokenizer's start token on.
+        Raises CallError for an encoder or a classifier.
+        """
         generator = None
         if seed is not None:
             generator = torch.Generator(device=input_ids.device).manual_seed(seed)
+        start = None
+        if self.call_plan.family == "encoder_decoder" and self.tokenizer is not None:
+            start, end = start_and_end(self.tokenizer, self.call_plan.target_vocab or self.call_plan.vocab_size)
+            eos_token_id = end if eos_token_id is None else eos_token_id
         return generate(
             self.model,
             self.call_plan,
@@ -114,27 +159,49 @@ class UniversalModelAdapter(pl.LightningModule):
             top_p=top_p,
             eos_token_id=eos_token_id,
             generator=generator,
+            start_token_id=start,
         )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean next-token loss of one batch, with label smoothing."""
-        input_ids, labels = batch["input_ids"], batch["labels"]
+        """Mean loss of one batch, with label smoothing."""
         if not self._first_batch_seen:
-            self._look_at_first_batch(input_ids, labels)
-        logits = call_logits(self.model, self.call_plan, input_ids, batch.get("attention_mask"))
-        loss = causal_lm_loss(logits, labels, batch.get("next_ids"), label_smoothing=self.label_smoothing)
+            self._look_at_first_batch(batch)
+        batch = self._hidden(batch, fixed=False)
+        logits = batch_logits(self.model, self.call_plan, batch)
+        loss = objective_loss(
+            self.objective, logits, batch["labels"], batch.get("next_ids"), label_smoothing=self.label_smoothing
+        )
         if reading_is_free(loss) and not math.isfinite(loss.item()):
-            raise loss_error(self.model, self.call_plan, input_ids, loss.item(), self.global_step + 1)
+            raise loss_error(self.model, self.call_plan, batch, loss.item(), self.global_step + 1)
         detached = loss.detach().float()
         self._loss_sum = detached if self._loss_sum is None else self._loss_sum + detached
         self._losses += 1
         return loss
 
-    def _look_at_first_batch(self, input_ids: Tensor, labels: Tensor) -> None:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Keep the batch on the CPU, where tokens are hidden: reading it back from a GPU would wait for it."""
+        self._arriving = batch if self.objective == "masked" else None
+        return batch
+
+    def _hidden(self, batch: dict[str, Tensor], *, fixed: bool) -> dict[str, Tensor]:
+        """The batch as the objective reads it: of a masked model with hidden tokens, unless they are hidden already."""
+        if self.objective != "masked":
+            return batch
+        given, self._arriving = self._arriving or batch, None
+        if is_masked_already(given["input_ids"], given["labels"]):
+            return batch
+        if self._masking is None:
+            self._masking, _ = choose_masking(self.tokenizer, self.call_plan, self.seed)
+        hidden = (fixed_masked_batch if fixed else masked_batch)(given, self._masking)
+        device = batch["input_ids"].device
+        return {**batch, **{name: hidden[name].to(device, non_blocking=True) for name in ("input_ids", "labels")}}
+
+    def _look_at_first_batch(self, batch: dict[str, Tensor]) -> None:
         """Refuse labels that are shifted already and a model that sees the future of such a batch."""
-        require_unshifted(input_ids, labels)
+        require_labels(batch, self.objective)
+        require_unshifted(batch, self.objective)
         if not self.proven:
-            for finding in prove_on_batch(self.model, self.call_plan, input_ids):
+            for finding in proofs_on_batch(self.model, self.call_plan, self.objective, batch):
                 if finding.verdict == "warn":
                     warnings.warn(f"{finding.name}: {finding.measured} ({finding.reason})", stacklevel=2)
         self._first_batch_seen = True
@@ -172,21 +239,21 @@ class UniversalModelAdapter(pl.LightningModule):
         first = torch.full_like(norm, math.inf) if self._first_bad is None else self._first_bad
         self._first_bad = torch.where(bad & first.isinf(), float(self.global_step + 1), first)
 
-    def _check_steps(self, input_ids: Tensor | None) -> None:
+    def _check_steps(self, batch: dict[str, Tensor] | None) -> None:
         """Where steps are not checked one by one: raise for the first that went wrong since the last look."""
         if self._first_bad is None or not math.isfinite(step := self._first_bad.item()):
             return
-        raise loss_error(self.model, self.call_plan, input_ids, math.nan, int(step))
+        raise loss_error(self.model, self.call_plan, batch, math.nan, int(step))
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log the row of metrics of this step, where one is due."""
-        for name, value in self.take_row(batch["input_ids"]).items():
+        for name, value in self.take_row(batch).items():
             self.log(name, value)
 
-    def take_row(self, input_ids: Tensor) -> dict[str, float]:
+    def take_row(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """The means since the last row, once per log interval: one read from the device, not one per step.
 
-        Empty in between. input_ids: the batch (B, T), looked at where something went wrong.
+        Empty in between. batch: looked at where something went wrong.
         """
         step = self.global_step
         interval = log_interval(self.trainer)
@@ -194,7 +261,7 @@ class UniversalModelAdapter(pl.LightningModule):
             return {}
         if self._loss_sum is None:
             return {}
-        self._check_steps(input_ids)
+        self._check_steps(batch)
         self.last_train_loss = float(self._loss_sum) / self._losses
         self._loss_sum, self._losses = None, 0
         row = {"train_loss": self.last_train_loss, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
@@ -209,23 +276,25 @@ class UniversalModelAdapter(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add one batch to the evaluation: summed over tokens, so that a short batch weighs what it should."""
-        logits = call_logits(self.model, self.call_plan, batch["input_ids"], batch.get("attention_mask"))
-        total, count = causal_lm_total(logits, batch["labels"], batch.get("next_ids"))
+        batch = self._hidden(batch, fixed=True)
+        logits = batch_logits(self.model, self.call_plan, batch)
+        total, count = objective_total(self.objective, logits, batch["labels"], batch.get("next_ids"))
         self._val_sum += float(total)
         self._val_count += int(count)
 
     def on_validation_epoch_end(self) -> None:
-        """Log val_loss (mean nats per token) and val_perplexity = exp(val_loss)."""
+        """Log val_loss (mean nats per target) and val_perplexity = exp(val_loss) of a model that writes."""
         sums = torch.tensor([self._val_sum, float(self._val_count)], dtype=torch.float64, device=self.device)
         total, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         if not count:
-            raise SettingsError("no held-out token is a target; the validation batches hold only ignored labels")
+            raise SettingsError("nothing held out is a target; the validation batches hold only ignored labels")
         loss = total / count
         if not math.isfinite(loss) and self.trainer.state.fn == "fit":
             # raised before the checkpoint of this step would be written
             raise loss_error(self.model, self.call_plan, None, loss, self.global_step, kind="held-out loss")
         self.log("val_loss", loss)
-        self.log("val_perplexity", math.exp(min(loss, 700.0)))  # exp overflows a float64 above 709
+        if self.objective in ("causal", "seq2seq"):
+            self.log("val_perplexity", math.exp(min(loss, 700.0)))  # exp overflows a float64 above 709
         self.log("step", float(self.global_step))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -281,33 +350,6 @@ def reading_is_free(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def require_unshifted(input_ids: Tensor, labels: Tensor) -> None:
-    """DataError where the labels are the ids moved left already: shifted again, the target would lie two ahead."""
-    T = input_ids.shape[1]
-    moved = T > 2 and torch.equal(labels[:, : T - 1], input_ids[:, 1:]) and not torch.equal(labels, input_ids)
-    if moved:
-        raise DataError(
-            "the labels are already shifted: labels[t] is the token after input_ids[t]",
-            "they are shifted here, once; shifted twice, the model would learn the token two ahead",
-            "give labels = input_ids (−100 where a token is no target)",
-        )
-
-
 def log_interval(trainer: pl.Trainer) -> int:
     """Optimizer steps between rows of metrics; 0 where the trainer logs none."""
     return int(getattr(trainer, "log_every_n_steps", 0))
-
-
-def require_trainable(plan: CallPlan) -> None:
-    """CallError where next-token training would be on a wrong objective: the future leaks, or a finding blocks."""
-    if not plan.causal:
-        leak = next((finding for finding in plan.findings if finding.name == "causality"), None)
-        raise CallError(
-            "the model sees the future: trained on the next token it would only learn to copy it",
-            leak.measured if leak else "changing a later token changes the logits before it",
-            "give its attention a causal mask (is_causal=True in scaled_dot_product_attention)\n"
-            "an encoder is meant to look both ways; training one (masked language modelling) is not built yet",
-        )
-    for finding in plan.findings:
-        if finding.verdict == "fail":
-            raise CallError(f"{finding.name}: {finding.measured}", f"expected: {finding.expected}", finding.reason)

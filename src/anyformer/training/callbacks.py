@@ -71,7 +71,7 @@ class ShowProgress(pl.Callback):
     ) -> None:
         now = time.monotonic()
         self.train_seconds += now - self._last
-        self.tokens += batch["input_ids"].numel()
+        self.tokens += int(batch.get("tokens", batch["input_ids"].numel()))  # of padded batches what is no padding
         seconds, tokens = self.train_seconds - self._mark[0], self.tokens - self._mark[1]
         if self._rate is None or seconds >= self._window:
             self._rate = tokens / max(seconds, 1e-9)
@@ -315,7 +315,7 @@ class StopOnSignal(pl.Callback):
     ) -> None:
         # where an evaluation follows it still takes place: a resumed run would go on behind it
         if self._asked and not trainer.fit_loop._should_accumulate() and not evaluation_follows(trainer):
-            _write_row(trainer, pl_module, batch["input_ids"])
+            _write_row(trainer, pl_module, batch)
             self._leave(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -327,9 +327,9 @@ class StopOnSignal(pl.Callback):
             raise StopRequested
 
 
-def _write_row(trainer: pl.Trainer, pl_module: pl.LightningModule, input_ids: torch.Tensor) -> None:
+def _write_row(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, torch.Tensor]) -> None:
     """The row of metrics of the step just done: the hook that logs it comes after the one that is left early."""
-    row = pl_module.take_row(input_ids) if isinstance(pl_module, UniversalModelAdapter) else {}
+    row = pl_module.take_row(batch) if isinstance(pl_module, UniversalModelAdapter) else {}
     if row:
         rate = trainer.callback_metrics.get("tokens_per_second")
         # in float32 as Lightning's own rows, so that an interrupted run's table equals an unbroken one's

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,22 +19,23 @@ from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.core.view import PlainView, count, duration
 from anyformer.data.module import AdaptiveTokenizerDataModule
-from anyformer.evaluation.scoring import score_tokens, unknown_share
-from anyformer.models.batchproof import prove_on_batch
 from anyformer.models.callplan import CallPlan, infer_call_plan
+from anyformer.models.plan import Objective
 from anyformer.models.probes import placed, preserved_rng
 from anyformer.models.source import LoadedModel
 from anyformer.runs.checkpoints import list_checkpoints, read_weights, step_of
 from anyformer.runs.directory import RunDirectory, require_writable
 from anyformer.tokenization.load import load_tokenizer
-from anyformer.training.adapter import UniversalModelAdapter, require_trainable
+from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.callbacks import StopRequested
 from anyformer.training.effective import Effective, choose_device, choose_max_length, derive
 from anyformer.training.fit import Fit, build_trainer, quiet_lightning
+from anyformer.training.measure import measure
+from anyformer.training.objective import asked, proofs_on_batch, require_trainable
 from anyformer.training.precision import choose_precision
 from anyformer.training.record import begin_run, new_run, rebuilds, recorded_end
 from anyformer.training.resume import ResumePoint, goes_on, resume_point, same_data, same_precision, with_own_place
-from anyformer.training.samples import SampleWriter, choose_prompts, require_prompt
+from anyformer.training.samples import require_prompt, sample_writer
 from anyformer.training.text import Text, prepare_text, settings_of_module
 
 
@@ -77,7 +77,7 @@ def run_training(
     if isinstance(datamodule, AdaptiveTokenizerDataModule):
         settings = settings_of_module(settings, datamodule)
     with preserved_rng(), quiet_lightning(), ExitStack() as held:
-        plan = _plan(loaded, view)
+        plan, objective, chosen = _plan(loaded, settings, view)
         device = choose_device(settings.use_gpu)
         max_length, notes = choose_max_length(settings.max_length, plan)
         if settings.resume is None:
@@ -89,7 +89,9 @@ def run_training(
         text = prepare_text(
             settings,
             plan,
+            loaded.module,
             max_length,
+            objective,
             dataset=dataset,
             tokenizer=load_tokenizer(resumed.run.tokenizer) if resumed else tokenizer,
             datamodule=datamodule,
@@ -97,10 +99,11 @@ def run_training(
         )
         if resumed is not None:
             same_data(resumed.run, text)
-        require_prompt(settings.prompt, text.tokenizer)
+        if objective in ("causal", "seq2seq"):
+            require_prompt(settings.prompt, text.tokenizer)
         proofs = _proven(loaded, plan, text, device, view)
         kept = same_precision(resumed.run, settings.precision, device) if resumed else None
-        precision, why = kept or choose_precision(settings.precision, loaded.module, plan, text.first_ids(), device)
+        precision, why = kept or choose_precision(settings.precision, loaded.module, plan, text.first_batch(), device)
         effective, derived = derive(
             settings,
             loaded.module,
@@ -112,7 +115,7 @@ def run_training(
             device=device,
         )
         text.limit_evaluation(effective.eval_blocks)
-        findings = [*loaded.findings, *plan.findings, *proofs, *notes, *text.findings, why, *derived]
+        findings = [*loaded.findings, *plan.findings, *chosen, *proofs, *notes, *text.findings, why, *derived]
         if resumed is not None:
             run = resumed.run
             findings += [*resumed.findings, *goes_on(resumed, effective, view, finished_ok=finished_ok)]
@@ -128,25 +131,29 @@ def run_training(
 
 
 def _proven(loaded: LoadedModel, plan: CallPlan, text: Text, device: torch.device, view: View) -> list[Finding]:
-    """Causality on the first training batch; what is not proven is shown."""
+    """The plan's promises on the first training batch; what is not proven is shown."""
+    batch = {name: value.to(device) for name, value in text.first_batch().items() if isinstance(value, torch.Tensor)}
     with placed(loaded.module, device):
-        proofs = prove_on_batch(loaded.module, plan, text.first_ids().to(device))
+        proofs = proofs_on_batch(loaded.module, plan, text.objective, batch)
     for finding in proofs:
         if finding.verdict != "ok":
             view.finding(finding)
     return proofs
 
 
-def _plan(loaded: LoadedModel, view: View) -> CallPlan:
+def _plan(loaded: LoadedModel, settings: TrainSettings, view: View) -> tuple[CallPlan, Objective, list[Finding]]:
     view.status("finding the way to call the model")
     begin = time.monotonic()
-    plan = infer_call_plan(loaded.module)
-    require_trainable(plan)
+    plan = infer_call_plan(loaded.module, overrides=loaded.overrides, objective=asked(settings.objective))
+    objective, findings = require_trainable(plan, settings.objective)
     proven = sum(finding.verdict == "ok" for finding in plan.findings)
     size = sum(parameter.numel() for parameter in loaded.module.parameters())
     value = f"{loaded.provenance.class_name}   {count(size)} parameters · {plan.family}"
     view.stage("model", value, f"✓ called right ({proven} proofs, {time.monotonic() - begin:.1f} s)")
-    return plan
+    for finding in findings:
+        if finding.verdict == "warn" or objective != "causal":
+            view.finding(finding)
+    return plan, objective, findings
 
 
 def _fit_and_judge(
@@ -174,10 +181,11 @@ def _fit_and_judge(
         betas=(settings.beta1, settings.beta2),
         min_lr_ratio=settings.min_lr_ratio,
         total_steps=effective.total_steps,
+        objective=text.objective,
+        seed=settings.seed,
     )
     adapter.proven = True  # a moment ago, on the same kind of batch
-    prompts = choose_prompts(settings.prompt, text.held_out, text.tokenizer, effective.max_length)
-    writer = SampleWriter(run, module, plan, text.tokenizer, prompts, settings.seed) if text.tokenizer else None
+    writer = sample_writer(run, module, plan, text, settings, effective.max_length)
     checkpoint = resumed.checkpoint if resumed else None
     fit = build_trainer(run, settings, effective, writer, view, resume_from=checkpoint)
     try:
@@ -210,44 +218,30 @@ def _judge(
     last = fit.trainer.global_step
     best = _restore_best(fit, adapter, last, findings)
     results: dict[str, Any] = {
+        "objective": text.objective,
         "steps": last,
         "best_checkpoint": f"{run.checkpoints.name}/{best.name}" if best else None,
         "tokens_per_second": fit.progress.tokens_per_second,
         "train_seconds": fit.progress.train_seconds,
         "stopped_early": last < effective.total_steps,
     }
-    if text.held_out is None:
-        adapter.eval().cpu()
-        score = fit.checkpoint.best_model_score
-        loss = None if score is None else float(score)
-        return {**results, "val_loss": loss, "perplexity": None if loss is None else math.exp(min(loss, 700.0))}
     view.status("measuring the held-out loss")
-    scores = score_tokens(
+    score = fit.checkpoint.best_model_score
+    measured = measure(
         adapter.model,
         adapter.call_plan,
-        text.held_out,
+        text,
         block_size=effective.max_length,
         batch_size=batch_size,
         device=torch.device(effective.device),
-        bytes_total=text.held_out_bytes,
+        last_loss=None if score is None else float(score),
         view=view,
     )
     adapter.eval().cpu()
-    unknown = unknown_share(text.held_out, text.tokenizer)
-    if unknown:
+    if unknown := measured.get("unknown_share"):
         reason = "bits per byte would leave out what is not written, so none are given"
         findings.append(Finding("unknown text", "warn", f"{unknown:.2%} of the held-out tokens", "0 %", reason))
-    return {
-        **results,
-        "val_loss": scores.loss,
-        "perplexity": scores.perplexity,
-        "bits_per_byte": None if unknown else scores.bits_per_byte,
-        "unknown_share": unknown,
-        "unigram_entropy": scores.unigram,
-        "bigram_entropy": scores.bigram,
-        "beats_bigram": scores.beats_bigram,
-        "evaluated_tokens": scores.tokens,
-    }
+    return {**results, **measured}
 
 
 def _restore_best(fit: Fit, adapter: UniversalModelAdapter, last: int, findings: list[Finding]) -> Path | None:

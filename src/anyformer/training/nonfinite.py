@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anyformer.core.errors import TrainingError
-from anyformer.models.callplan import CallPlan, call_logits
+from anyformer.models.objectives import batch_logits
+from anyformer.models.plan import CallPlan
 
 KEPT = "\nthe weights were not updated with it"
 
@@ -22,8 +24,8 @@ def first_nonfinite(module: nn.Module, *, gradients: bool) -> str | None:
     return None
 
 
-def first_nonfinite_output(module: nn.Module, plan: CallPlan, input_ids: Tensor) -> str | None:
-    """Name of the first submodule whose output is not finite in a forward pass on input_ids (B, T)."""
+def first_nonfinite_output(module: nn.Module, plan: CallPlan, batch: Mapping[str, Any]) -> str | None:
+    """Name of the first submodule whose output is not finite in a forward pass on a batch."""
     found: list[str] = []
 
     def watch(name: str) -> Any:
@@ -36,7 +38,7 @@ def first_nonfinite_output(module: nn.Module, plan: CallPlan, input_ids: Tensor)
     handles = [sub.register_forward_hook(watch(name)) for name, sub in module.named_modules() if name]
     try:
         with torch.no_grad():
-            call_logits(module, plan, input_ids)
+            batch_logits(module, plan, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -44,22 +46,22 @@ def first_nonfinite_output(module: nn.Module, plan: CallPlan, input_ids: Tensor)
 
 
 def loss_error(
-    module: nn.Module, plan: CallPlan, input_ids: Tensor | None, loss: float, step: int, *, kind: str = "loss"
+    module: nn.Module, plan: CallPlan, batch: Mapping[str, Any] | None, loss: float, step: int, *, kind: str = "loss"
 ) -> TrainingError:
     """The message for a loss that is not finite at optimizer step ``step`` (1-based).
 
-    input_ids: a batch (B, T) to look at the module's outputs with, where one is at hand.
+    batch: to look at the module's outputs with, where one is at hand.
     """
     parameter = first_nonfinite(module, gradients=False)
     if parameter is not None:
         where = f"the first parameter that is not finite: {parameter}; an update before has overflowed"
     else:
-        output = first_nonfinite_output(module, plan, input_ids) if input_ids is not None else None
+        output = first_nonfinite_output(module, plan, batch) if batch is not None else None
         where = (
             f"all parameters are finite; the first output that is not: {output}"
             if output
             else "all parameters are finite, and with the same batch again all outputs too: it comes and goes"
-            if input_ids is not None
+            if batch is not None
             else "all parameters are finite"
         )
         where += KEPT

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anyformer.core.findings import Finding
 from anyformer.core.settings import Precision
-from anyformer.models.callplan import CallPlan, call_logits
-from anyformer.models.objectives import causal_lm_loss
+from anyformer.models.objectives import batch_logits, objective_loss
+from anyformer.models.plan import CallPlan
 from anyformer.models.probes import placed, untouched
 
 MIN_SPEEDUP = 1.1
@@ -26,22 +28,23 @@ LIGHTNING_NAMES: dict[str, str] = {"32": "32-true", "16": "16-mixed", "bf16": "b
 
 
 def choose_precision(
-    setting: Precision, module: nn.Module, plan: CallPlan, input_ids: Tensor, device: torch.device
+    setting: Precision, module: nn.Module, plan: CallPlan, batch: Mapping[str, Any], device: torch.device
 ) -> tuple[str, Finding]:
     """The precision to train in ("32", "16", "bf16") and why.
 
-    input_ids: a batch (B, T) on any device. The module is left as it was, on the device it was on.
+    batch: a training batch on any device, input_ids (B, T) labels and what else it has. The module is left as it
+    was, on the device it was on.
     """
     if setting == "16" and device.type == "cpu":
         return "32", Finding("precision", "note", "32", "16", "float16 is for GPUs; on a CPU this runs in float32")
     if setting != "auto":
         return setting, Finding("precision", "note", setting, reason="as set")
-    rows = max(1, PROBE_TOKENS // input_ids.shape[1])
-    ids = input_ids[:rows].to(device)
+    rows = max(1, PROBE_TOKENS // batch["input_ids"].shape[1])
+    part = {name: value[:rows].to(device) for name, value in batch.items() if isinstance(value, Tensor)}
     lower = "bf16" if device.type == "cpu" or torch.cuda.is_bf16_supported() else "16"
     with untouched(module), placed(module, device):
         try:
-            full, low, finite = _compare(module, plan, ids, torch.bfloat16 if lower == "bf16" else torch.float16)
+            full, low, finite = _compare(module, plan, part, torch.bfloat16 if lower == "bf16" else torch.float16)
         except RuntimeError as error:
             why = f"{lower} was tried and this model cannot run in it: {_first_line(error)}"
             return "32", Finding("precision", "note", "32", reason=why)
@@ -57,7 +60,9 @@ def choose_precision(
     return "32", Finding("precision", "ok", "32", reason=f"{why}: {measured}")
 
 
-def _compare(module: nn.Module, plan: CallPlan, ids: Tensor, dtype: torch.dtype) -> tuple[float, float, bool]:
+def _compare(
+    module: nn.Module, plan: CallPlan, batch: dict[str, Tensor], dtype: torch.dtype
+) -> tuple[float, float, bool]:
     """Seconds per step in float32 and under autocast to ``dtype``, and whether the latter's loss was finite.
 
     The two alternate and the shortest of each counts, so that another process slows both or neither.
@@ -65,8 +70,8 @@ def _compare(module: nn.Module, plan: CallPlan, ids: Tensor, dtype: torch.dtype)
     full, low, finite = math.inf, math.inf, True
     begin = time.perf_counter()
     for number in range(ROUNDS):
-        seconds, _ = _step(module, plan, ids, None)
-        lower_seconds, is_finite = _step(module, plan, ids, dtype)
+        seconds, _ = _step(module, plan, batch, None)
+        lower_seconds, is_finite = _step(module, plan, batch, dtype)
         if number:  # the first round warms caches and kernels up
             full, low = min(full, seconds), min(low, lower_seconds)
         finite = finite and is_finite
@@ -75,13 +80,14 @@ def _compare(module: nn.Module, plan: CallPlan, ids: Tensor, dtype: torch.dtype)
     return full, low, finite
 
 
-def _step(module: nn.Module, plan: CallPlan, ids: Tensor, dtype: torch.dtype | None) -> tuple[float, bool]:
-    _synchronize(ids.device)
+def _step(module: nn.Module, plan: CallPlan, batch: dict[str, Tensor], dtype: torch.dtype | None) -> tuple[float, bool]:
+    device = batch["input_ids"].device
+    _synchronize(device)
     begin = time.perf_counter()
-    with torch.autocast(ids.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        loss = causal_lm_loss(call_logits(module, plan, ids), ids)
+    with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        loss = objective_loss(plan.objective, batch_logits(module, plan, batch), batch["labels"])
     loss.backward()  # type: ignore[no-untyped-call]
-    _synchronize(ids.device)
+    _synchronize(device)
     return time.perf_counter() - begin, bool(torch.isfinite(loss))
 
 

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from torch import nn
 
 from anyformer.core.protocols import View
-from anyformer.core.settings import Precision, TrainSettings
+from anyformer.core.settings import ObjectiveSetting, Precision, TrainSettings
 from anyformer.models.source import load_model
 from anyformer.training.coordinator import TrainResult, run_training
 from anyformer.training.resume import model_of, run_of, settings_of
@@ -85,6 +85,11 @@ class TrainingCoordinator:
         label_smoothing: float = 0.0,
         num_workers: int = 0,
         text_column: str | None = None,
+        objective: ObjectiveSetting = "auto",
+        label_column: str | None = None,
+        source_column: str | None = None,
+        target_column: str | None = None,
+        target_data: str | None = None,
         name: str | None = None,
     ) -> dict[str, Any]:
         """Train ``model`` and return best_model_path, final_metrics, trainer, model, tokenizer, run_path.
@@ -99,6 +104,11 @@ class TrainingCoordinator:
         settings = TrainSettings(
             data=source,
             text_column=text_column,
+            objective=objective,
+            label_column=label_column,
+            source_column=source_column,
+            target_column=target_column,
+            target_data=target_data,
             val_split=val_split,
             vocab_size=vocab_size,
             max_length=max_length,

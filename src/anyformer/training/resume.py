@@ -25,7 +25,8 @@ from anyformer.training.text import Text
 
 UNCHANGEABLE = (
     *("batch_size", "accumulate_grad_batches", "seed", "data", "val_data", "val_split", "text_column"),
-    *("tokenizer", "vocab_size", "weights"),
+    *("tokenizer", "vocab_size", "weights", "objective"),
+    *("label_column", "source_column", "target_column", "target_data"),
 )
 """Settings that are fixed when a run begins: another value would make it another run."""
 

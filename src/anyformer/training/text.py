@@ -1,15 +1,18 @@
-"""The text of a run: tokenizer, token cache, loaders, and the facts about them that the manifest keeps."""
+"""The text of a run: tokenizer, token cache, loaders, and the facts about them that the manifest keeps.
+
+B batch, T time (source), S time (target).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
+from torch import nn
 
 from anyformer.core.errors import DataError, SettingsError
 from anyformer.core.findings import Finding
@@ -18,11 +21,26 @@ from anyformer.core.settings import TrainSettings
 from anyformer.core.view import count
 from anyformer.data.cache import Tokens
 from anyformer.data.corpus import PYTHON_STDLIB, open_corpus
+from anyformer.data.examples import Kind, class_ids, fingerprint
 from anyformer.data.hub import load_hub_dataset
 from anyformer.data.module import AdaptiveTokenizerDataModule, open_held_out
+from anyformer.data.pairs import PairDataModule, encode_examples
 from anyformer.data.split import train_texts
-from anyformer.models.callplan import CallPlan
+from anyformer.models.masking import Masking
+from anyformer.models.plan import CallPlan, Objective
+from anyformer.tokenization.bpe import BPETrainerConfig
 from anyformer.tokenization.choose import check_fit, choose_tokenizer
+from anyformer.training.examples import reads_padding, sides_of
+from anyformer.training.objective import NEEDED_TOKENS, WORDS, choose_masking, require_labels, start_and_end
+
+_TOLD = ("text column", "files skipped", "label column", "columns", "classes", "long examples", "padding")
+"""Findings on the data that are shown when it is read."""
+_EXPECTED: dict[Objective, str] = {
+    "causal": "expected: a dictionary with input_ids and labels (unshifted, −100 ignored), int64 (B, T)",
+    "masked": "expected: a dictionary with input_ids and labels (−100 ignored), int64 (B, T)",
+    "seq2seq": "expected: a dictionary with input_ids (B, T), target_ids and labels (unshifted, −100 ignored) (B, S)",
+    "classification": "expected: a dictionary with input_ids (B, T) and labels (B,), int64",
+}
 
 
 @dataclass(frozen=True)
@@ -44,25 +62,34 @@ class Text:
     splits: dict[str, dict[str, int]]
     """"train" and "val": documents, bytes, tokens."""
     findings: tuple[Finding, ...]
+    objective: Objective = "causal"
+    masking: Masking | None = None
+    """How tokens are hidden, for masked language modelling."""
 
-    def first_ids(self) -> Tensor:
-        """Ids of the first training batch, (B, T)."""
+    @property
+    def pairs(self) -> PairDataModule | None:
+        """The examples of classification or sequence-to-sequence, where it is these."""
+        return self.datamodule if isinstance(self.datamodule, PairDataModule) else None
+
+    def first_batch(self) -> dict[str, Any]:
+        """The first training batch."""
         batch = next(iter(self.datamodule.train_dataloader()), None)
-        if not isinstance(batch, Mapping) or not {"input_ids", "labels"} <= batch.keys():
+        needed = {"input_ids", "labels"} | ({"target_ids"} if self.objective == "seq2seq" else set())
+        if not isinstance(batch, Mapping) or not needed <= batch.keys():
             found = f"{type(batch).__name__}" + (
                 f" with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
             )
             raise DataError(
                 f"{self.name} gives batches that cannot be trained on: {found if batch is not None else 'none at all'}",
-                "expected: a dictionary with input_ids and labels (unshifted, −100 ignored), int64 (B, T)",
+                _EXPECTED[self.objective],
                 "let its collate_fn return such a dictionary",
             )
-        ids: Tensor = batch["input_ids"]
-        return ids
+        require_labels(batch, self.objective)
+        return dict(batch)
 
     def limit_evaluation(self, blocks: int) -> None:
         """Evaluate on this many held-out blocks during training; a foreign datamodule decides for itself."""
-        if isinstance(self.datamodule, AdaptiveTokenizerDataModule):
+        if isinstance(self.datamodule, AdaptiveTokenizerDataModule | PairDataModule):
             self.datamodule.val_limit = blocks
 
 
@@ -101,41 +128,37 @@ def settings_of_module(settings: TrainSettings, module: AdaptiveTokenizerDataMod
 def prepare_text(
     settings: TrainSettings,
     plan: CallPlan,
+    module: nn.Module,
     max_length: int,
+    objective: Objective,
     *,
     dataset: Any = None,
     tokenizer: Any = None,
     datamodule: pl.LightningDataModule | None = None,
     view: View,
 ) -> Text:
-    """Open the data, choose or train the tokenizer, fill the token cache.
+    """Open the data, choose or train the tokenizer, fill the token cache or encode the examples.
 
     dataset: read instead of ``settings.data``. tokenizer: used as it is, if it fits the model.
     Raises DataError, TokenizerError.
     """
-    limit = min(plan.vocab_size, plan.embedding_rows or plan.vocab_size)
+    limit = id_limit(plan)
     if datamodule is not None:
-        return _foreign(datamodule, tokenizer, limit, view)
+        return _with_masking(_foreign(datamodule, tokenizer, limit, objective, view), plan, settings.seed)
     if settings.vocab_size is not None and settings.vocab_size > limit:
         raise SettingsError(
             f"vocab_size is {settings.vocab_size:,}, but the model takes {limit:,} ids",
             fix=f"--vocab_size {limit} or less, or a model with a larger vocabulary",
         )
     view.status("reading the data")
+    if objective in ("seq2seq", "classification"):
+        return _pairs(settings, plan, module, max_length, objective, dataset, tokenizer, view)
     corpus = open_corpus(dataset if dataset is not None else settings.data, settings.text_column)
     held_out = open_held_out(settings.val_data, settings.text_column) if settings.val_data is not None else None
-    begin = time.monotonic()
-    if tokenizer is None:
-        view.status("preparing the tokenizer")
-        tokenizer, notes = choose_tokenizer(
-            settings.tokenizer,
-            settings.vocab_size or limit,
-            lambda: train_texts(corpus, settings.val_split, held_out),
-        )
-    else:
-        notes = check_fit(tokenizer, limit)
-    seconds = time.monotonic() - begin
-    module = AdaptiveTokenizerDataModule(
+    tokenizer, notes, seconds = _tokenizer(
+        settings, tokenizer, limit, objective, lambda: train_texts(corpus, settings.val_split, held_out), view
+    )
+    blocks = AdaptiveTokenizerDataModule(
         corpus,
         tokenizer,
         settings.batch_size,
@@ -146,8 +169,124 @@ def prepare_text(
         seed=settings.seed,
         view=view,
     )
-    module.setup()
-    text = _described(module, corpus.name, corpus.description, tokenizer, seconds, [*corpus.findings, *notes])
+    blocks.setup()
+    notes = [*unused_settings(settings, objective), *corpus.findings, *notes]
+    text = _described(blocks, corpus.name, corpus.description, tokenizer, seconds, notes, objective)
+    text = _with_masking(text, plan, settings.seed)
+    _show(text, view)
+    return text
+
+
+def id_limit(plan: CallPlan) -> int:
+    """How many ids a tokenizer may give: what every embedding and, where tokens are written, the logits can take.
+
+    8,192 for a classifier whose embedding showed no limit.
+    """
+    rows = [plan.embedding_rows, plan.target_vocab]
+    rows.append(plan.vocab_size if plan.family != "classifier" else None)
+    return min((size for size in rows if size is not None), default=BPETrainerConfig().vocab_size)
+
+
+def _tokenizer(
+    settings: TrainSettings,
+    tokenizer: Any,
+    limit: int,
+    objective: Objective,
+    texts: Callable[[], Iterable[str]],
+    view: View,
+) -> tuple[Any, list[Finding], float]:
+    """The tokenizer given or chosen, its findings, and the seconds it took."""
+    begin = time.monotonic()
+    if tokenizer is None:
+        view.status("preparing the tokenizer")
+        tokenizer, notes = choose_tokenizer(
+            settings.tokenizer, settings.vocab_size or limit, texts, NEEDED_TOKENS[objective]
+        )
+    else:
+        notes = check_fit(tokenizer, limit)
+    return tokenizer, notes, time.monotonic() - begin
+
+
+def _with_masking(text: Text, plan: CallPlan, seed: int) -> Text:
+    if text.objective != "masked" or text.tokenizer is None:
+        return text
+    masking, notes = choose_masking(text.tokenizer, plan, seed)
+    return replace(text, masking=masking, findings=(*text.findings, *notes))
+
+
+def unused_settings(settings: TrainSettings, objective: Objective) -> list[Finding]:
+    """A warning for every column or file that was named and that this objective does not read."""
+    reads: dict[str, tuple[Objective, ...]] = {
+        "label_column": ("classification",),
+        "source_column": ("seq2seq",),
+        "target_column": ("seq2seq",),
+        "target_data": ("seq2seq",),
+    }
+    named = {
+        "label_column": settings.label_column,
+        "source_column": settings.source_column,
+        "target_column": settings.target_column,
+        "target_data": settings.target_data,
+    }
+    return [
+        Finding(name.replace("_", " "), "warn", f"{value!r} is not used", reason=f"the objective is {objective}")
+        for name, value in named.items()
+        if value is not None and objective not in reads[name]
+    ]
+
+
+def _pairs(
+    settings: TrainSettings,
+    plan: CallPlan,
+    module: nn.Module,
+    max_length: int,
+    objective: Kind,
+    dataset: Any,
+    tokenizer: Any,
+    view: View,
+) -> Text:
+    """Examples of two parts: a text and its class, or a text to read and one to write."""
+    data = dataset if dataset is not None else settings.data
+    train, val, notes = sides_of(data, settings, objective)
+    classes: tuple[str, ...] = ()
+    limit = id_limit(plan)
+    both = (*train.first, *(train.second if objective == "seq2seq" else ()))
+    tokenizer, chosen, seconds = _tokenizer(settings, tokenizer, limit, objective, lambda: both, view)
+    if objective == "classification":
+        classes, named = class_ids(train, val, plan.vocab_size)
+        notes += named
+    start_end = start_and_end(tokenizer, limit) if objective == "seq2seq" else None
+    view.status("encoding the examples")
+    to_train, train_facts, train_cut = encode_examples(
+        train, tokenizer, max_length, classes=classes, start_end=start_end
+    )
+    to_val, val_facts, val_cut = encode_examples(val, tokenizer, max_length, classes=classes, start_end=start_end)
+    exact, why = reads_padding(module, plan, to_train)
+    text = Text(
+        name=train.name,
+        description=train.description,
+        tokenizer=tokenizer,
+        tokenizer_seconds=seconds,
+        datamodule=PairDataModule(
+            to_train,
+            to_val,
+            settings.batch_size,
+            settings.num_workers,
+            exact=exact,
+            seed=settings.seed,
+            classes=classes,
+            start_end=start_end,
+        ),
+        train_batches=0,
+        val_blocks=len(to_val),
+        held_out=None,
+        held_out_bytes=val_facts["bytes"],
+        fingerprint=fingerprint(train, val),
+        splits={"train": train_facts, "val": val_facts},
+        findings=(*unused_settings(settings, objective), *notes, *chosen, *train_cut, *val_cut, why),
+        objective=objective,
+    )
+    text = replace(text, train_batches=len(text.datamodule.train_dataloader()))
     _show(text, view)
     return text
 
@@ -159,6 +298,7 @@ def _described(
     tokenizer: Any,
     seconds: float,
     findings: list[Finding],
+    objective: Objective,
 ) -> Text:
     cache = module.cache
     return Text(
@@ -174,17 +314,21 @@ def _described(
         fingerprint=cache.meta["fingerprint"],
         splits={side: dict(cache.meta[side]) for side in ("train", "val")},
         findings=(*findings, *cache.findings),
+        objective=objective,
     )
 
 
-def _foreign(datamodule: pl.LightningDataModule, tokenizer: Any, limit: int, view: View) -> Text:
+def _foreign(datamodule: pl.LightningDataModule, tokenizer: Any, limit: int, objective: Objective, view: View) -> Text:
     """A datamodule given by the caller: ours with its cache, any other as batches only."""
     if isinstance(datamodule, AdaptiveTokenizerDataModule):
         datamodule.setup()
         corpus = datamodule.corpus
         tokenizer = datamodule.tokenizer
         notes = check_fit(tokenizer, limit)
-        text = _described(datamodule, corpus.name, corpus.description, tokenizer, 0.0, [*corpus.findings, *notes])
+        if objective not in ("causal", "masked"):
+            raise DataError(f"{corpus.name} is plain text; {WORDS[objective]} needs examples of two parts")
+        notes = [*corpus.findings, *notes]
+        text = _described(datamodule, corpus.name, corpus.description, tokenizer, 0.0, notes, objective)
         _show(text, view)
         return text
     datamodule.prepare_data()
@@ -203,6 +347,7 @@ def _foreign(datamodule: pl.LightningDataModule, tokenizer: Any, limit: int, vie
         fingerprint=None,
         splits={},
         findings=(Finding("data", "note", name, reason="baselines need the tokens, which only its batches hold"),),
+        objective=objective,
     )
 
 
@@ -220,13 +365,14 @@ def _show(text: Text, view: View) -> None:
     train, val = text.splits["train"], text.splits["val"]
     tokens = f"{count(train['tokens'] + val['tokens'])} tokens"
     held_out = next((finding.measured for finding in text.findings if finding.name == "held out"), "")
-    if held_out.startswith("documents"):
-        held_out = f"{val['documents']:,} of {train['documents'] + val['documents']:,} documents"
+    if held_out.startswith(("documents", "examples")):
+        kind = held_out.split()[0]
+        held_out = f"{val['documents']:,} of {train['documents'] + val['documents']:,} {kind}"
     view.stage("data", text.name, f"{text.description} → {tokens} · held out: {held_out}, which it never sees")
     kind = "characters" if "Character" in type(text.tokenizer).__name__ else "tokenizer"
     choice = next((finding for finding in text.findings if finding.name == "tokenizer"), None)
     for finding in text.findings:
-        if finding.verdict == "warn" or finding.name in ("text column", "files skipped"):
+        if finding.verdict == "warn" or finding.name in _TOLD:
             view.finding(finding)  # what is left out must not be found out later
     measured = choice.measured if choice else f"{len(text.tokenizer):,} entries, {kind} as given"
     view.stage("tokenizer", measured, f"ready in {text.tokenizer_seconds:.1f} s")
@@ -242,6 +388,7 @@ def text_facts(text: Text) -> dict[str, Any]:
             "description": text.description,
             "fingerprint": text.fingerprint,
             **text.splits,
+            **({"classes": list(text.pairs.classes)} if text.pairs is not None and text.pairs.classes else {}),
         },
         "tokenizer": {
             "kind": kind,

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 from anyformer.core.errors import SettingsError
 from anyformer.core.names import run_folder, runs_beside
 
-_COMMON = ("config", "print_config", "json", "quiet", "debug")
+_COMMON = ("config", "print_config", "json", "quiet", "debug", "trust", "show_source")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "{true,false}"}
 
@@ -30,6 +30,10 @@ class Parsed:
     """An instance of the command's settings; None where it has none."""
     print_config: bool
     """Print the settings as YAML and do nothing else."""
+    trust: bool
+    """--trust stands on the command line; a settings file cannot turn it on."""
+    show_source: bool
+    """Show the source of MODEL and run nothing."""
 
 
 class _Help(DefaultHelpFormatter):
@@ -47,6 +51,7 @@ def parse(command: str, summary: str, positional: str | None, settings: type | N
     """Parse what follows ``anyformer COMMAND``. SettingsError explains a wrong line; --help prints and exits."""
     parser = _parser(command, summary, positional, settings)
     arguments = [*_settings_of_resumed_run(argv), *argv] if command == "train" else list(argv)
+    arguments = _with_values(arguments, settings)
     try:
         values = parser.parse_args(arguments)
     except ArgumentError as error:
@@ -58,7 +63,29 @@ def parse(command: str, summary: str, positional: str | None, settings: type | N
         target=values["target"] if positional else None,
         settings=chosen,
         print_config=bool(settings) and bool(values["print_config"]),
+        trust=positional == "MODEL" and _trusted(bool(values["trust"]), argv),
+        show_source=command == "inspect" and bool(values["show_source"]),
     )
+
+
+def _with_values(argv: Sequence[str], settings: type | None) -> list[str]:
+    """``--in_place`` alone stands for ``--in_place true``."""
+    hints = get_type_hints(settings) if settings else {}
+    bare = {f"--{name}" for name, hint in hints.items() if hint is bool}
+    return [
+        f"{argument}=true" if argument in bare and "".join(argv[i + 1 : i + 2])[:2] in ("", "--") else argument
+        for i, argument in enumerate(argv)
+    ]
+
+
+def _trusted(value: bool, argv: Sequence[str]) -> bool:
+    """Only the command line itself approves code: the parser would take ``trust: true`` from --config as well."""
+    if value and "--trust" not in argv:
+        raise SettingsError(
+            "the settings file says trust: true; a file cannot approve code that comes over a network",
+            fix="take the line out; --trust on the command line approves what is there now",
+        )
+    return value
 
 
 def _parser(command: str, summary: str, positional: str | None, settings: type | None) -> ArgumentParser:
@@ -81,6 +108,12 @@ def _parser(command: str, summary: str, positional: str | None, settings: type |
             "--config", action="config", metavar="FILE", help="YAML file of settings; flags override it."
         )
         parser.add_argument("--print_config", action="store_true", help="Print all settings as YAML and exit.")
+    if positional == "MODEL":
+        parser.add_argument(
+            "--trust", action="store_true", help="Approve a gist's code as it is now, without a question."
+        )
+    if command == "inspect":
+        parser.add_argument("--show_source", action="store_true", help="Show all of a gist's code; run nothing.")
     parser.add_argument("--json", action="store_true", help="One JSON object on stdout, everything else on stderr.")
     parser.add_argument("--quiet", action="store_true", help="Show results only.")
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
@@ -93,7 +126,7 @@ def _parser(command: str, summary: str, positional: str | None, settings: type |
 
 
 _POSITIONAL_HELP = {
-    "MODEL": "model.py, model.py:Class, a folder with model.py, package.module:Class, or example:gpt.",
+    "MODEL": "model.py, model.py:Class, a folder with model.py, package.module:Class, gist:ID, or example:gpt.",
     "RUN": "A run's folder, runs/NAME.",
 }
 

@@ -1,0 +1,281 @@
+"""Carrying out a call plan: the one way in which the house calls a user's module.
+
+B batch, T time (source), S time (target), V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from anyformer.core.errors import CallError
+from anyformer.models.graph import run_graph
+from anyformer.models.plan import Argument, CallPlan, MaskForm, follow, path_text
+
+_DTYPES = {"int64": torch.int64, "bool": torch.bool, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a batch brings, before it is laid out as the module wants it."""
+
+    input_ids: Tensor
+    """(B, T) int64."""
+    attention_mask: Tensor | None = None
+    """(B, T), 1 = keep."""
+    target_ids: Tensor | None = None
+    """(B, S) int64, the decoder's input."""
+    target_mask: Tensor | None = None
+    """(B, S), 1 = keep."""
+    segment_ids: Tensor | None = None
+    """(B, T) int64."""
+
+
+def call_logits(
+    module: nn.Module,
+    plan: CallPlan,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    target_ids: Tensor | None = None,
+    target_mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+) -> Tensor:
+    """Logits of the module for ids (B, T) int64: (B, T, V), (B, S, V) of an encoder-decoder, (B, C) of a classifier.
+
+    attention_mask, target_mask: (B, T) and (B, S), 1 = keep; passed on where the plan has an argument for them.
+    target_ids: (B, S), the decoder's input; logits[s] are for the token that follows target_ids[s].
+    segment_ids: (B, T); zeros where the model asks for them and none are given.
+    Targets are passed where the plan needs them (the ids themselves: any valid ids do). Works under autograd.
+    Raises CallError for a sequence longer than plan.max_positions and for an output without the planned logits.
+    """
+    inputs = Inputs(input_ids, attention_mask, target_ids, target_mask, segment_ids)
+    if plan.family == "encoder_decoder" and target_ids is None:
+        raise CallError("an encoder-decoder needs target_ids (B, S): its decoder's input")
+    read = target_ids if plan.family == "encoder_decoder" and target_ids is not None else input_ids
+    for name, ids in (("", input_ids), ("target ", target_ids)):
+        if plan.max_positions is not None and ids is not None and ids.shape[1] > plan.max_positions:
+            raise CallError(
+                f"a {name}sequence of {ids.shape[1]:,} tokens is longer than the model's {plan.max_positions:,}"
+                " positions",
+                fix=f"--max_length {plan.max_positions}",
+            )
+    if plan.alignment != "next":
+        inputs = _one_more(plan, inputs)
+    logits = _laid_out(module, plan, inputs)
+    if plan.alignment == "own":
+        logits = logits[:, 1:]
+    expected = (*read.shape, plan.vocab_size) if plan.family != "classifier" else (len(read), plan.vocab_size)
+    if tuple(logits.shape) != expected:
+        raise CallError(
+            f"the model gave no logits for every position: {tuple(logits.shape)}",
+            f"expected {expected} at {path_text(plan.logits_path)}",
+        )
+    if plan.kind == "probabilities":
+        # softmax(log p) = p: their cross-entropy is the likelihood; of p itself it would be another objective
+        logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
+    return logits
+
+
+def row(inputs: Inputs, i: int) -> Inputs:
+    """One row of a batch, as a batch of one."""
+
+    def one(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[i : i + 1]
+
+    return Inputs(
+        inputs.input_ids[i : i + 1],
+        one(inputs.attention_mask),
+        one(inputs.target_ids),
+        one(inputs.target_mask),
+        one(inputs.segment_ids),
+    )
+
+
+def raw_output(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
+    """What the module gives for the inputs, before logits are looked for in it."""
+    if plan.graph is not None:
+        return run_graph(module, plan.graph, inputs.input_ids, inputs.attention_mask)
+    if plan.methods:
+        return _by_methods(module, plan, inputs)
+    given = arguments(plan, inputs)
+    tokens = oriented(plan, inputs.input_ids)
+    if plan.token_arg.startswith("*"):
+        return module(tokens, **given)
+    return module(**{plan.token_arg: tokens}, **given)
+
+
+def arguments(plan: CallPlan, inputs: Inputs) -> dict[str, Any]:
+    """Every argument but the ids, by name."""
+    given: dict[str, Any] = {}
+    mask = inputs.attention_mask
+    if plan.needs_mask and mask is None:
+        mask = torch.ones_like(inputs.input_ids)
+    if plan.mask_arg is not None and mask is not None:
+        padding = Argument(plan.mask_arg, "mask", plan.mask_shape, plan.mask_dtype, plan.mask_form)
+        given[plan.mask_arg] = value_of(plan, padding, replace(inputs, attention_mask=mask))
+    if plan.targets_arg is not None and plan.needs_targets:
+        given[plan.targets_arg] = oriented(plan, inputs.input_ids)
+    if plan.target_arg is not None and inputs.target_ids is not None:
+        given[plan.target_arg] = oriented(plan, inputs.target_ids)
+    for argument in plan.extras:
+        given[argument.name] = value_of(plan, argument, inputs)
+    return given
+
+
+def value_of(plan: CallPlan, argument: Argument, inputs: Inputs, memory: Any = None) -> Any:
+    """What the parameter is given for these inputs."""
+    ids = inputs.input_ids
+    B, T = ids.shape
+    if argument.role == "constant":
+        return argument.value
+    if argument.role == "memory":
+        return memory
+    if argument.role == "tokens":
+        return oriented(plan, ids)
+    if argument.role == "target_ids":
+        assert inputs.target_ids is not None
+        return oriented(plan, inputs.target_ids)
+    if argument.role == "segments":
+        return oriented(plan, inputs.segment_ids if inputs.segment_ids is not None else torch.zeros_like(ids))
+    if argument.role == "lengths":
+        full = torch.full((B,), T, device=ids.device)
+        return full if inputs.attention_mask is None else inputs.attention_mask.sum(-1).to(full)
+    if argument.role == "positions":
+        places = torch.arange(T, device=ids.device)
+        return places if argument.shape == "T" else oriented(plan, places.expand(B if "B" in argument.shape else 1, T))
+    return _mask(argument, inputs)
+
+
+def oriented(plan: CallPlan, ids: Tensor) -> Tensor:
+    """(B, T) as the module takes it."""
+    if plan.packed == "T":
+        return ids[0]
+    return ids.t() if plan.time_first else ids
+
+
+def mask_tensor(keep: Tensor, shape: str, dtype: str, form: MaskForm) -> Tensor:
+    """A mask from ``keep`` (bool; axes B, rows, columns; B may be 1) with the given axes, number format and polarity.
+
+    shape: a 1 among the axes is an axis of size 1. BT, TB and B11T take the last row: a padding mask has equal rows.
+    """
+    B, R, K = keep.shape
+    if shape in ("BT", "BS", "TB", "SB", "B11T", "B11S", "B1T", "B1S"):
+        laid = keep[:, -1]
+        laid = laid.t() if shape in ("TB", "SB") else laid.reshape(B, *(1,) * (len(shape) - 2), K)
+    elif "B" in shape:
+        laid = keep[:, None] if len(shape) == 4 else keep
+    else:
+        laid = keep[0].reshape(*(1,) * (len(shape) - 2), R, K)
+    if form == "additive":
+        return torch.zeros(laid.shape, dtype=torch.float32, device=laid.device).masked_fill(~laid, -torch.inf)
+    return (laid if form == "keep" else ~laid).to(_DTYPES[dtype])
+
+
+def _mask(argument: Argument, inputs: Inputs) -> Tensor:
+    """A padding or causal mask, of the source, of the target, or of the source as the decoder sees it."""
+    target = argument.role.startswith("target")
+    ids = inputs.target_ids if target and inputs.target_ids is not None else inputs.input_ids
+    padding = inputs.target_mask if target else inputs.attention_mask
+    B, T = ids.shape
+    keep = torch.ones(B, T, dtype=torch.bool, device=ids.device) if padding is None else padding.bool()
+    rows = T
+    if argument.role == "memory_mask" and inputs.target_ids is not None:
+        rows = inputs.target_ids.shape[1]
+    square = keep[:, None, :].expand(B, rows, T)
+    if "causal" in argument.role:
+        past = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
+        square = square & past if "B" in argument.shape else past[None]
+    return mask_tensor(square, argument.shape, argument.dtype, argument.form)
+
+
+def _by_methods(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
+    memory: Any = None
+    for call in plan.methods:
+        memory = getattr(module, call.name)(**{a.name: value_of(plan, a, inputs, memory) for a in call.arguments})
+    return memory
+
+
+def _one_more(plan: CallPlan, inputs: Inputs) -> Inputs:
+    """The sequence that is read with one more token, whose value plays no part in the logits that are kept."""
+
+    def longer(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else torch.cat([tensor, tensor[:, -1:]], dim=1)
+
+    if plan.family == "encoder_decoder":
+        return replace(inputs, target_ids=longer(inputs.target_ids), target_mask=longer(inputs.target_mask))
+    ids = longer(inputs.input_ids)
+    assert ids is not None
+    return replace(
+        inputs, input_ids=ids, attention_mask=longer(inputs.attention_mask), segment_ids=longer(inputs.segment_ids)
+    )
+
+
+def _laid_out(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Tensor:
+    """The tensor at the plan's place as (B, T, V), or (B, C)."""
+    if plan.packed and len(inputs.input_ids) > 1:
+        return torch.cat([_laid_out(module, plan, row(inputs, i)) for i in range(len(inputs.input_ids))])
+    tap = LossTap()
+    if plan.logits_from == "loss":
+        with tap:
+            raw_output(module, plan, inputs)
+        found: Any = tap.logits
+    else:
+        output = raw_output(module, plan, inputs)
+        if plan.logits_from.startswith("attribute:"):
+            output = getattr(module, plan.logits_from.removeprefix("attribute:"), None)
+        found = follow(output, plan.logits_path)
+    if plan.head is not None and isinstance(found, Tensor):
+        found = head_of(module, plan.head)(found)
+    if not isinstance(found, Tensor):
+        raise CallError(
+            f"the model gave no logits: {type(found).__name__}", f"expected them at {path_text(plan.logits_path)}"
+        )
+    ids = inputs.target_ids if plan.family == "encoder_decoder" and inputs.target_ids is not None else inputs.input_ids
+    return arrange(found, plan, len(ids))
+
+
+def arrange(found: Tensor, plan: CallPlan, B: int) -> Tensor:
+    """What lies at the plan's place, laid out as (B, T, V); a classifier's (B, C) as it is."""
+    if plan.family == "classifier":
+        return found
+    if plan.layout == "NV":
+        if found.dim() != 2 or found.shape[0] % B:
+            return found
+        T = found.shape[0] // B
+        return found.reshape(T, B, -1).transpose(0, 1) if plan.time_first else found.reshape(B, T, -1)
+    if plan.layout == "BVT":
+        return found.transpose(-1, -2)
+    return found.transpose(0, 1) if plan.layout == "TBV" and found.dim() == 3 else found
+
+
+def head_of(module: nn.Module, name: str) -> Any:
+    """The submodule or method of that dotted name."""
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+class LossTap(TorchFunctionMode):
+    """Sees what a module computes its own cross-entropy from, while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits: Tensor | None = None
+        """Input of the last cross_entropy or nll_loss over more than one class."""
+        self.targets: Tensor | None = None
+        self.log_probabilities = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (F.cross_entropy, F.nll_loss):
+            self.logits = args[0] if args else kwargs.get("input")
+            self.targets = args[1] if len(args) > 1 else kwargs.get("target")
+            self.log_probabilities = func is F.nll_loss
+        return func(*args, **kwargs)

@@ -1,0 +1,199 @@
+"""Configuration objects: which class makes one, what it accepts, and how one is built from plain values."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+CONFIG_NAMES = ("config", "cfg", "args", "hparams", "conf", "configuration", "params", "opt", "hps", "hp", "options")
+CONFIG_CLASS = re.compile(
+    r"(Config|Configuration|Cfg|CFG|CONFIG|Args|Arguments|HParams|Hparams|Hyperparameters|Params|Settings|Options)$"
+)
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+MISSING = inspect.Parameter.empty
+_PLAIN: dict[str, Any] = {
+    "dict": dict,
+    "Dict": dict,
+    "Mapping": Mapping,
+    **{t.__name__: t for t in (int, float, bool, str)},
+}
+
+
+class AttributeDict(dict[str, Any]):
+    """A dict whose keys are attributes, too: for a constructor that reads both ways."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the configuration has no {name!r}", name=name, obj=self) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+
+def annotation_of(parameter: inspect.Parameter, scope: Mapping[str, Any]) -> Any:
+    """The parameter's annotation as an object; text that names nothing is None, ``X | None`` becomes X."""
+    annotation: Any = parameter.annotation
+    if isinstance(annotation, str):
+        name = annotation.strip("'\"").replace("Optional[", "").rstrip("]").partition("|")[0].strip()
+        head = name.partition("[")[0]
+        annotation = _PLAIN[head] if head in _PLAIN else _dotted(head, scope)
+    inner = [a for a in typing.get_args(annotation) if a is not type(None)]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType) and len(inner) == 1:
+        annotation = inner[0]
+    return None if annotation is MISSING else annotation
+
+
+def _dotted(name: str, scope: Mapping[str, Any]) -> Any:
+    first, *rest = name.split(".")
+    found = scope.get(first)
+    for part in rest:
+        found = getattr(found, part, None)
+    return found
+
+
+def is_mapping(annotation: Any) -> bool:
+    """Whether an annotation asks for a dict."""
+    return annotation is Mapping or annotation is dict or typing.get_origin(annotation) in (dict, Mapping)
+
+
+def is_config_class(annotation: Any) -> bool:
+    """Whether an annotation is a class of the user's that can be a configuration."""
+    if not inspect.isclass(annotation) or issubclass(annotation, nn.Module):
+        return False
+    return annotation.__module__.partition(".")[0] not in (
+        "builtins",
+        "typing",
+        "types",
+        "argparse",
+        "collections",
+        "torch",
+    )
+
+
+def config_classes(annotation: Any, scope: Mapping[str, Any], wanted: Iterable[str], owner: str) -> list[type]:
+    """The annotated class, else those of the file that are named like a configuration, the best fit first.
+
+    wanted: the names that the constructor reads. owner: name of the model's class, GPT in GPTConfig.
+    """
+    if is_config_class(annotation):
+        return [annotation]
+    found = list({id(c): c for c in scope.values() if is_config_class(c)}.values())
+    own = [c for c in found if not c.__module__.startswith(("torch", "typing", "transformers"))]
+    named = [c for c in own if CONFIG_CLASS.search(c.__name__)]
+    chosen = named or [c for c in own if dataclasses.is_dataclass(c)]
+    names = set(wanted)
+
+    def fit(cls: type) -> tuple[int, int]:
+        stem = CONFIG_CLASS.sub("", cls.__name__).lower()
+        return len(names & set(field_names(cls))), int(bool(stem) and owner.lower().startswith(stem))
+
+    ordered = sorted(chosen, key=fit, reverse=True)
+    # a class that has none of what is read is another part's configuration
+    fitting = [c for c in ordered if fit(c)[0] or takes_anything(c)]
+    return fitting or (ordered if not names else [])
+
+
+def takes_anything(cls: type) -> bool:
+    """Whether its constructor takes keywords of any name."""
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in _parameters(cls))
+
+
+def _parameters(cls: Any) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(cls).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def field_names(cls: type) -> list[str]:
+    """Fields, constructor parameters and plain class attributes."""
+    names = [p.name for p in _parameters(cls) if p.kind not in VARIADIC]
+    names += [
+        n
+        for owner in cls.__mro__
+        if owner is not object and owner.__module__.partition(".")[0] not in ("pydantic", "transformers")
+        for n, v in vars(owner).items()
+        if not n.startswith("_") and not callable(v) and not isinstance(v, property | classmethod | staticmethod)
+    ]
+    return list(dict.fromkeys(names))
+
+
+def field_defaults(cls: type) -> dict[str, Any]:
+    """Field → its default, MISSING where the constructor requires one."""
+    attributes = {n: inspect.getattr_static(cls, n, None) for n in field_names(cls)}
+    found = {p.name: p.default for p in _parameters(cls) if p.kind not in VARIADIC}
+    if dataclasses.is_dataclass(cls):
+        for one in dataclasses.fields(cls):
+            if one.default_factory is not dataclasses.MISSING:
+                found[one.name] = ...  # made anew by its factory: neither missing nor a value to compare
+    return {**{n: v for n, v in attributes.items() if n not in found}, **found}
+
+
+def build(cls: type, values: Mapping[str, Any]) -> Any:
+    """The configuration object; values that its constructor does not take are set as attributes."""
+    if takes_anything(cls):
+        return cls(**values)
+    names = {p.name for p in _parameters(cls) if p.kind not in VARIADIC}
+    built = cls(**{k: _nested(cls, k, v) for k, v in values.items() if k in names})
+    for name in values.keys() - names:
+        setattr(built, name, values[name])
+    return built
+
+
+def _nested(cls: type, name: str, value: Any) -> Any:
+    """A dict for a field that is itself a dataclass becomes one."""
+    if not isinstance(value, dict) or not dataclasses.is_dataclass(cls):
+        return value
+    try:
+        hint = typing.get_type_hints(cls).get(name)
+    except Exception:  # noqa: BLE001  (an annotation of the user's that names nothing)
+        return value
+    return build(hint, value) if inspect.isclass(hint) and dataclasses.is_dataclass(hint) else value
+
+
+def contents(instance: Any) -> dict[str, Any]:
+    """The values of a configuration object or dict, class attributes included."""
+    if isinstance(instance, Mapping):
+        return dict(instance)
+    found = {n: getattr(instance, n, None) for n in field_names(type(instance))} if is_plain(instance) else {}
+    return {**found, **{k: v for k, v in vars(instance).items() if not k.startswith("_")}}
+
+
+def is_plain(instance: Any) -> bool:
+    """Whether its class is the user's own, not a ready-made namespace."""
+    return not isinstance(instance, types.SimpleNamespace | argparse.Namespace)
+
+
+def with_values(instance: Any, values: Mapping[str, Any]) -> Any:
+    """A copy of a configuration object or dict with some values changed."""
+    changed = copy.deepcopy(instance)
+    if isinstance(changed, dict):
+        changed.update(values)
+        return changed
+    if dataclasses.is_dataclass(changed) and not isinstance(changed, type):
+        fields = {f.name for f in dataclasses.fields(changed) if f.init}
+        if set(values) <= fields and type(changed).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            return dataclasses.replace(changed, **values)
+    for name, value in values.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def from_reads(values: Mapping[str, Any], styles: set[str]) -> Any:
+    """A namespace, a dict, or one that is both, as the constructor reads it; nested dicts become the same."""
+    if styles == {"key"}:
+        return dict(values)
+    if styles == {"key", "attribute"}:
+        return AttributeDict(values)
+    return types.SimpleNamespace(**values)

@@ -1,0 +1,121 @@
+"""What the names of parameters hint at. Hints order the candidates; what the module does decides."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Literal
+
+from torch import nn
+
+from anyformer.models.signature import forward_parameters
+
+# fmt: off
+Hint = Literal[
+    "tokens", "targets", "decoder", "mask", "target_mask", "memory_mask", "flag", "positions", "segments", "lengths",
+    "start", "cache", "memory", "switch", "unknown",
+]
+# fmt: on
+
+TOKENS = (
+    "input_ids",
+    "idx",
+    "tokens",
+    "input_tokens",
+    "token_ids",
+    "ids",
+    "src_ids",
+    "src",
+    "source",
+    "encoder_input_ids",
+    "encoder_input",
+    "enc_input",
+    "enc_inputs",
+    "inputs",
+    "input",
+    "inp",
+    "x",
+    "seq",
+    "sequence",
+    "input_seq",
+)
+TARGETS = (
+    "targets",
+    "labels",
+    "target",
+    "label",
+    "y",
+    "target_ids",
+    "target_seq",
+    "lm_labels",
+    "mlm_labels",
+    "masked_lm_labels",
+)
+DECODER = re.compile(
+    r"decoder_(input(_?ids|s)?|ids|tokens)|dec_(inputs?|in|ids|x|tokens)|tgt(_?(ids|tokens|seq|input|in|inp|x))?"
+    r"|trg(_?(ids|seq|input))?|target_(tokens|input|in|inp)|prev_output_tokens|y_in(put)?|x_dec|output_tokens"
+)
+"""A decoder's own input. target, targets, y and labels may be one, too: they are tried after the other reading."""
+MAYBE_DECODER = ("target", "targets", "y", "target_ids", "target_seq", "labels", "outputs", "z")
+_RULES: tuple[tuple[Hint, str], ...] = (
+    ("switch", r".*head_mask|layer_mask|expert_mask|mask_token.*"),
+    ("target_mask", r"(tgt|trg|target|dec|decoder|d|y|look_?ahead|subsequent)_.*mask|decoder_?mask|look_?ahead_?mask"),
+    ("memory_mask", r"(memory|mem|cross|enc_dec|dec_enc)_.*mask"),
+    ("mask", r".*mask.*|attn_bias|attention_bias|.*padding"),
+    ("flag", r"(is_|use_)?(causal|autoregressive)|apply_causal.*"),
+    ("start", r"start_?(pos|index|idx|position)|(pos_?)?offset|past_(len|length)|cache_len\w*|prefix_len"),
+    ("segments", r"token_type(_?ids|s)?|segment(_?(ids|info|labels?|tokens))?|segments|segs?|type_ids|seg_ids"),
+    ("positions", r"(input_)?pos|pos(ition)?(_?(ids?|itions?|idx|indices))?|positions|cache_position"),
+    ("lengths", r".*len(gth)?s?|.*_lens"),
+    ("cache", r".*(cache|past_key|past_kv|mems|state).*|hidden|past|h0|hx|presents?"),
+    ("memory", r"memory|.*enc(oder)?_(out|output|outputs|hidden|hidden_states)|context|encoded|enc"),
+    ("switch", r"return_.*|output_.*|use_.*|train(ing)?|deterministic|inference|verbose|.*_only|need_.*|mode|debug"),
+)
+
+
+def hint(name: str) -> Hint:
+    """What a parameter of this name usually takes."""
+    name = name.lower().lstrip("_")
+    if DECODER.fullmatch(name):
+        return "decoder"
+    if name in TARGETS:
+        return "targets"
+    if name in TOKENS:
+        return "tokens"
+    return next((kind for kind, pattern in _RULES if re.fullmatch(pattern, name)), "unknown")
+
+
+def parameters_of(module: nn.Module) -> list[inspect.Parameter]:
+    """forward's parameters without ``**kwargs``."""
+    return [p for p in forward_parameters(module) if p.kind is not inspect.Parameter.VAR_KEYWORD]
+
+
+def required(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
+    """Those without a default."""
+    return [p for p in parameters if p.default is p.empty and p.kind is not inspect.Parameter.VAR_POSITIONAL]
+
+
+def token_candidates(parameters: list[inspect.Parameter]) -> list[str]:
+    """Parameters that could take the ids: by name first, then by position; with a leading * if by position only."""
+    usable = [p for p in parameters if hint(p.name) in ("tokens", "unknown", "segments", "positions", "memory")]
+    hinted = [p for name in TOKENS for p in usable if p.name.lower() == name]
+    others = [p for p in usable if p not in hinted and (p.default is p.empty)]
+    unknown_first = sorted(others, key=lambda p: hint(p.name) != "unknown")
+    # a required parameter that nobody else would take comes before an optional one with a known name
+    ordered = sorted([*hinted, *unknown_first], key=lambda p: p.default is not p.empty)
+    ordered += [p for p in usable if p not in ordered and p.default is None and _takes_tensor(p)]
+    if not ordered:
+        ordered = [p for p in parameters if hint(p.name) in ("decoder", "targets") and p.default is p.empty]
+    return [token_name(p) for p in ordered]
+
+
+def _takes_tensor(parameter: inspect.Parameter) -> bool:
+    """Whether an optional parameter of an unknown name may take ids."""
+    annotation = "" if parameter.annotation is parameter.empty else inspect.formatannotation(parameter.annotation)
+    return hint(parameter.name) == "unknown" and (not annotation or "Tensor" in annotation)
+
+
+def token_name(parameter: inspect.Parameter) -> str:
+    """As CallPlan.token_arg holds it."""
+    by_position = parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+    return f"*{parameter.name}" if by_position else parameter.name

@@ -1,0 +1,125 @@
+"""A finished run measured again: on what was held out of its own data, or on other data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from anyformer.core.errors import DataError
+from anyformer.core.findings import Finding
+from anyformer.core.protocols import View
+from anyformer.core.settings import TrainSettings
+from anyformer.data.cache import build_token_cache
+from anyformer.data.corpus import open_corpus
+from anyformer.data.examples import Kind, fingerprint, open_examples
+from anyformer.data.module import open_held_out
+from anyformer.data.pairs import encode_examples
+from anyformer.models.plan import Objective
+from anyformer.runs.rebuild import LoadedRun
+from anyformer.training.examples import columns_of, held_out_columns, reads_padding, require_same_classes, sides_of
+from anyformer.training.measure import measure_examples, measure_text
+from anyformer.training.objective import choose_masking, start_and_end
+from anyformer.training.text import id_limit
+
+
+def objective_of(loaded: LoadedRun) -> Objective:
+    """What the run was trained on; of a run from before this was recorded, the next token."""
+    objective: Objective = loaded.manifest.get("objective", "causal")
+    return objective
+
+
+def evaluate_run(
+    loaded: LoadedRun,
+    source: Any,
+    text_column: str | None,
+    *,
+    batch_size: int,
+    device: torch.device,
+    view: View,
+) -> tuple[str, dict[str, Any], list[Finding]]:
+    """(name of the data, figures as in "results" of run.json, findings).
+
+    source: a path or an object, all of which is measured; None for the run's own held-out part.
+    Raises DataError where that is not what it was, or the data does not fit the run.
+    """
+    recorded = TrainSettings(**loaded.manifest["settings"])
+    if source is None and recorded.data.startswith("<"):
+        raise DataError(
+            f"the run was trained on a Python object ({recorded.data.strip('<>')}), which is not kept",
+            fix="evaluate(run, data=...), or --data FILE",
+        )
+    objective = objective_of(loaded)
+    if objective in ("seq2seq", "classification"):
+        return _examples(loaded, recorded, objective, source, text_column, batch_size, device, view)
+    if source is not None:
+        corpus, held_out, split = open_corpus(source, text_column), None, 1.0
+    else:
+        corpus = open_corpus(recorded.data, recorded.text_column)
+        held_out = open_held_out(recorded.val_data, recorded.text_column)
+        split = recorded.val_split
+    cache = build_token_cache(corpus, loaded.tokenizer, val_split=split, val_corpus=held_out, view=view)
+    if source is None:
+        _require_same(loaded, corpus.name, cache.meta["fingerprint"])
+    masking = choose_masking(loaded.tokenizer, loaded.plan, recorded.seed)[0] if objective == "masked" else None
+    view.status("measuring")
+    figures = measure_text(
+        loaded.module,
+        loaded.plan,
+        cache.val,
+        loaded.tokenizer,
+        masking,
+        block_size=loaded.manifest["effective"]["max_length"],
+        batch_size=batch_size,
+        device=device,
+        bytes_total=cache.meta["val"]["bytes"],
+        view=view,
+    )
+    return corpus.name if held_out is None else held_out.name, figures, list(corpus.findings)
+
+
+def _examples(
+    loaded: LoadedRun,
+    recorded: TrainSettings,
+    kind: Kind,
+    source: Any,
+    text_column: str | None,
+    batch_size: int,
+    device: torch.device,
+    view: View,
+) -> tuple[str, dict[str, Any], list[Finding]]:
+    columns = columns_of(recorded)
+    if source is None:
+        train, examples, _ = sides_of(recorded.data, recorded, kind)
+        _require_same(loaded, train.name, fingerprint(train, examples))
+    else:
+        columns = replace(columns, text=text_column or columns.text)
+        if columns.target_data is not None:
+            columns = held_out_columns(columns, str(source)) if isinstance(source, str) else columns
+        examples = open_examples(source, kind, columns)
+    classes = tuple(loaded.manifest["data"].get("classes", ()))
+    if kind == "classification":
+        require_same_classes(examples, classes)
+    padded, _, notes = encode_examples(
+        examples,
+        loaded.tokenizer,
+        loaded.manifest["effective"]["max_length"],
+        classes=classes,
+        start_end=start_and_end(loaded.tokenizer, id_limit(loaded.plan)) if kind == "seq2seq" else None,
+    )
+    exact, _ = reads_padding(loaded.module, loaded.plan, padded)
+    view.status("measuring")
+    figures = measure_examples(
+        loaded.module, loaded.plan, padded, exact=exact, batch_size=batch_size, device=device, view=view
+    )
+    return examples.name, figures, [*examples.findings, *notes]
+
+
+def _require_same(loaded: LoadedRun, name: str, found: str) -> None:
+    if found != loaded.manifest["data"]["fingerprint"]:
+        raise DataError(
+            f"{name} is no longer the text that the run was trained on",
+            "a part of it may have been held out then and trained on since, or the other way round",
+            "name the text to measure: --data FILE",
+        )

@@ -1,0 +1,15 @@
+import torch
+from torch import nn
+
+from .my_layers import Block
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Embedding(60, 16)
+        self.block = Block(16)
+        self.head = nn.Linear(16, 60)
+
+    def forward(self, ids):
+        return self.head(self.block(self.emb(ids)))

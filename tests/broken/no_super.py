@@ -1,0 +1,11 @@
+import torch
+from torch import nn
+
+
+class Model(nn.Module):
+    def __init__(self):
+        self.emb = nn.Embedding(60, 16)
+        self.head = nn.Linear(16, 60)
+
+    def forward(self, ids):
+        return self.head(self.emb(ids))

@@ -1,0 +1,85 @@
+"""Which class of a file is the model, where several could be."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from anyformer.core.errors import ConstructError
+from anyformer.models.source import load_model
+
+PARTS = """
+    from torch import nn
+    class Embeds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e = nn.Embedding(9, 4)
+"""
+
+
+def chosen(tmp_path, body: str) -> str:
+    path = tmp_path / "model.py"
+    path.write_text(textwrap.dedent(PARTS) + textwrap.dedent(body), encoding="utf-8")
+    return load_model(path).provenance.class_name
+
+
+def test_a_language_model_beside_other_heads(tmp_path):
+    heads = ("GPT2LMHeadModel", "GPT2DoubleHeadsModel", "GPT2ForSequenceClassification")
+    body = "".join(
+        f"class {n}(nn.Module):\n    def __init__(self): super().__init__(); self.t = Embeds()\n" for n in heads
+    )
+    assert chosen(tmp_path, body) == "GPT2LMHeadModel"
+
+
+def test_losses_and_unused_parts_are_no_models(tmp_path):
+    body = """
+        class LabelSmoothing(nn.Module): pass
+        class SelfAttention_v1(nn.Module): pass
+        class DummyGPT(Embeds): pass
+        class GPTModel(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.t = Embeds()
+    """
+    assert chosen(tmp_path, body) == "GPTModel"
+
+
+def test_the_one_that_embeds_ids(tmp_path):
+    body = """
+        class Gate(nn.Module): pass
+        class Whole(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.t = Embeds()
+    """
+    assert chosen(tmp_path, body) == "Whole"
+
+
+def test_the_one_that_main_builds(tmp_path):
+    body = """
+        class Alpha(Embeds): pass
+        class Beta(Embeds): pass
+        if __name__ == "__main__":
+            net = Beta()
+    """
+    assert chosen(tmp_path, body) == "Beta"
+
+
+def test_a_variable_that_is_called_like_a_global_uses_nothing(tmp_path):
+    body = """
+        class Part(nn.Module):
+            def forward(self, model): return model.to(device)
+        class Whole(Embeds):
+            def __init__(self):
+                super().__init__()
+                self.p = Part()
+        if __name__ == "__main__":
+            device = Whole()
+    """
+    assert chosen(tmp_path, body) == "Whole"
+
+
+def test_two_equal_models_are_left_to_the_user(tmp_path):
+    with pytest.raises(ConstructError, match="several models: Alpha, Beta"):
+        chosen(tmp_path, "class Alpha(Embeds): pass\nclass Beta(Embeds): pass\n")

@@ -1,0 +1,181 @@
+"""Files that do more than define a model: scripts that train, ask, exit, never end, or import what is not installed."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+import torch
+
+from anyformer.core.errors import DependencyError, SourceError
+from anyformer.models import pyfile
+from anyformer.models.source import LoadedModel, load_model
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, vocab_size=30):
+        super().__init__()
+        self.e = nn.Embedding(vocab_size, 4)
+"""
+
+
+def load(tmp_path, text: str, **options) -> LoadedModel:
+    (tmp_path / "model.py").write_text(textwrap.dedent(text), encoding="utf-8")
+    return load_model(tmp_path / "model.py", **options)
+
+
+def said(loaded: LoadedModel, name: str) -> str:
+    return " ".join(f"{f.measured} {f.reason}" for f in loaded.findings if f.name == name)
+
+
+SCRIPT = """
+    import torch
+    import torch.nn as nn
+    n_embd = 12
+    n_head = n_embd // 4
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(7)
+    with open("input.txt") as f:
+        text = f.read()
+    chars = sorted(set(text))
+    vocab_size = len(chars)
+    stoi = {c: i for i, c in enumerate(chars)}
+    encode = lambda s: [stoi[c] for c in s]
+
+    class Head(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.register_buffer("mask", torch.tril(torch.ones(n_head, n_head)))
+            self.key = nn.Linear(n_embd, size)
+
+    class LanguageModel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e = nn.Embedding(vocab_size, n_embd)
+            self.h = Head(n_embd // n_head)
+            self.out = nn.Linear(n_embd, vocab_size)
+
+    model = LanguageModel().to(device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for step in range(1000):
+        loss = model(encode(text)).sum()
+        loss.backward()
+        optimizer.step()
+    open("trained.txt", "w").write("done")
+"""
+
+
+def test_a_script_that_trains_is_loaded_without_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load(tmp_path, SCRIPT)
+    assert loaded.provenance.class_name == "LanguageModel"
+    assert loaded.module.e.weight.shape == (1024, 12)
+    assert loaded.module.h.mask.shape == (3, 3)
+    assert "30-33" in said(loaded, "script")
+    assert "vocab_size=1024" in said(loaded, "sizes")
+    assert not (tmp_path / "trained.txt").exists()
+    again = load(tmp_path, SCRIPT, config=loaded.provenance.config)
+    assert again.module.e.weight.shape == (1024, 12)
+
+
+def test_training_that_would_succeed_is_not_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = """
+model = Net()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(2):
+    model.e.weight.sum().backward()
+    optimizer.step()
+with open("trained.txt", "w") as f:
+    f.write("done")
+"""
+    loaded = load(tmp_path, NET + train)
+    assert not (tmp_path / "trained.txt").exists()
+    assert "trains (" in said(loaded, "script")
+
+
+def test_its_vocabulary_is_the_callers_or_the_configurations(tmp_path):
+    assert load(tmp_path, SCRIPT, fallback={"vocab_size": 50}).module.out.out_features == 50
+    loaded = load(tmp_path, SCRIPT, fallback={"vocab_size": 50}, config={"vocab_size": 60})
+    assert loaded.module.out.out_features == 60
+    assert not said(loaded, "configuration")
+    assert loaded.provenance.config == {"vocab_size": 60}
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "while True:\n    pass",
+        "import argparse\nparser = argparse.ArgumentParser()\nargs = parser.parse_args()",
+        "name = input('name? ')",
+        "import sys\nsys.exit(3)",
+        "import torch.distributed as dist\ndist.init_process_group('nccl')",
+        "def train():\n    loss = Net().e.weight.sum()\n    loss.backward()\n    raise KeyError\ntrain()",
+        "model = Net().to('cuda')",
+        "data = open('there_is_no_such.txt').read()",
+        "import requests\nrequests.get('http://127.0.0.1:9/x')",
+        "x = torch.zeros(2) @ torch.zeros(3)",
+    ],
+)
+def test_work_at_module_level_is_left_out_and_said(tmp_path, work):
+    loaded = load(tmp_path, NET + work)
+    assert loaded.module.e.num_embeddings == 30
+    assert "not run" in said(loaded, "script")
+    before = load(tmp_path, NET)
+    assert not said(before, "script")
+
+
+def test_a_loop_that_only_computes_is_run(tmp_path):
+    loaded = load(tmp_path, NET + "sizes = []\nfor i in range(3):\n    sizes.append(i)\nassert len(sizes) == 3\n")
+    assert not said(loaded, "script")
+
+
+def test_a_file_that_takes_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(pyfile, "IMPORT_SECONDS", 0.2)
+    text = "n = 0\nwhile n >= 0:\n    n += 1\n"
+    loaded = load(tmp_path, NET + text)
+    assert "does not finish loading" in said(loaded, "script")
+    with pytest.raises(SourceError, match=r"does not finish loading(?s:.*)model\.py:[123]"):
+        load(tmp_path, text)
+
+
+def test_a_package_that_the_model_does_not_need(tmp_path):
+    text = "import wandb_of_another_kind as wandb\nfrom tik_of_another_kind import get\n" + NET
+    loaded = load(tmp_path, text + "def log():\n    wandb.log(get())\nwandb.init()\n")
+    assert "wandb_of_another_kind, tik_of_another_kind" in said(loaded, "import")
+    assert loaded.module.e.num_embeddings == 30
+
+
+@pytest.mark.parametrize("use", ["f = rearrange(1)", "def forward(self, x): return helper(x)", "x: rearrange = 1"])
+def test_a_package_that_the_model_needs(tmp_path, use):
+    helper = "from einops_of_another_kind import rearrange\ndef helper(x):\n    return rearrange(x)\n"
+    with pytest.raises(DependencyError, match=r"einops_of_another_kind, which is not installed(?s:.*)pip install"):
+        load(tmp_path, helper + NET + "    " + use + "\n")
+
+
+def test_an_import_inside_try_is_no_finding(tmp_path):
+    guarded = "try:\n    from flash_of_another_kind import f\nexcept ImportError:\n    f = None\n"
+    assert not said(load(tmp_path, guarded + NET + "    def forward(self, x): return f(x)"), "import")
+
+
+def test_a_class_that_cannot_be_defined_is_the_error(tmp_path):
+    broken = NET.replace("from torch import nn\n", "")
+    with pytest.raises(SourceError, match=r"model\.py:4(?s:.*)name 'nn' is not defined"):
+        load(tmp_path, broken)
+
+
+def test_a_broken_part_of_the_model_is_the_error(tmp_path):
+    text = NET + "class Part(nn.Module):\n    size = undefined_name\n"
+    with pytest.raises(SourceError, match=r"undefined_name"):
+        load(tmp_path, text)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_global_device_that_is_not_there(tmp_path):
+    text = NET.replace("vocab_size, 4)", "vocab_size, 4, device=device)") + "device = torch.device('cuda')\n"
+    loaded = load(tmp_path, text)
+    assert loaded.module.e.weight.device.type == "cpu"
+    assert "cpu instead of device='cuda'" in said(loaded, "device")
