@@ -134,3 +134,24 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         anyformer.train()
     with pytest.raises(SourceError, match="is not a run"):
         anyformer.evaluate(tmp_path)
+
+
+def test_the_vocabulary_asked_for_reaches_a_constructor_that_requires_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "my_model.py").write_text(MODEL.replace("vocab_size=300", "vocab_size"))
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    result = anyformer.train(
+        tmp_path / "my_model.py",
+        data=tmp_path / "corpus.txt",
+        vocab_size=280,
+        max_steps=1,
+        batch_size=2,
+        max_length=16,
+        output_dir=str(tmp_path / "runs"),
+        view=QuietView(),
+    )
+    manifest = json.loads((result.run_path / "run.json").read_text())
+    assert manifest["model"]["config"] == {"vocab_size": 280}
+    assert manifest["call_plan"]["vocab_size"] == 280

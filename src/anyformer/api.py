@@ -175,7 +175,8 @@ def train(
     if chosen.resume is not None:
         run = run_of(chosen.resume)
         if model is not None:
-            require_same_model(run, load_model(model, config=config, trust=trust, approve=approve, view=view))
+            again = load_model(model, config=config, trust=trust, approve=approve, view=view, fallback=_asked(chosen))
+            require_same_model(run, again)
         loaded = model_of(run, model if isinstance(model, nn.Module) else None)
     else:
         loaded = load_model(
@@ -186,6 +187,7 @@ def train(
             trust=trust,
             approve=approve,
             view=view,
+            fallback=_asked(chosen),
         )
     if chosen.name is None and chosen.resume is None and isinstance(model, (str, Path)):
         chosen = replace(chosen, name=default_run_name(str(model), chosen.data))
@@ -351,6 +353,11 @@ def repair(
         own = loaded.provenance.kind in ("file", "folder")
         save_repair(found, None if chosen.write is None else Path(chosen.write), own=own)
     return found
+
+
+def _asked(settings: TrainSettings) -> dict[str, Any] | None:
+    """Sizes that the settings give a constructor which asks for them and finds them nowhere else."""
+    return None if settings.vocab_size is None else {"vocab_size": settings.vocab_size}
 
 
 def _page(run: Path, view: View) -> tuple[Path | None, list[Finding]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -127,3 +129,106 @@ def test_what_cannot_be_trained_is_refused() -> None:
     for model, words in ((Detached(), "detaches"), (Failing(), "only in training"), (frozen, "requires a gradient")):
         with pytest.raises(CallError, match=words):
             prove_on_batch(model, infer_call_plan(model), batch())
+
+
+class Capacity(Past):
+    """A mixture of experts whose capacity is filled row after row: a token may take the place of one in a later row."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids) + self.embedding(ids).cumsum(1) / torch.arange(1, ids.shape[1] + 1)[:, None]
+        flat = x.flatten(0, 1)
+        chosen = (flat.detach()[:, 0] > 0).nonzero().flatten()[: len(flat) // 8]
+        return self.head(flat.index_add(0, chosen, flat[chosen] ** 2).view_as(x))
+
+
+def test_rows_that_share_a_capacity_see_no_future() -> None:
+    torch.manual_seed(0)
+    module = Capacity()
+    plan = replace(infer_call_plan(Past()), findings=())
+    findings = prove_on_batch(module, plan, batch())
+    assert [f.verdict for f in findings if f.name.startswith("causality")] == ["ok", "ok"]
+
+
+class SparseExpert(Past):
+    """An expert that only some tokens go through, with dropout: how many numbers it draws depends on the tokens."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        flat = x.flatten(0, 1)
+        chosen = (flat.detach()[:, 0] > 0).nonzero().flatten()
+        flat = flat.index_add(0, chosen, self.dropout(flat[chosen] ** 2))
+        return self.head(self.dropout(flat.view_as(x)))
+
+
+def test_dropout_in_an_expert_is_no_leak() -> None:
+    torch.manual_seed(0)
+    findings = prove_on_batch(SparseExpert(), replace(infer_call_plan(Past()), findings=()), batch())
+    assert [f.verdict for f in findings if f.name.startswith("causality")] == ["ok", "ok"]
+
+
+class Reverse(Capacity):
+    """The capacity is filled from the end: a later token of its own row takes an earlier one's place."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        flat = x.flatten(0, 1).flip(0)
+        chosen = (flat.detach()[:, 0] > 0).nonzero().flatten()[: len(flat) // 8]
+        return self.head(flat.index_add(0, chosen, flat[chosen] ** 2).flip(0).view_as(x))
+
+
+def test_a_capacity_that_is_filled_from_the_end_is_a_leak() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(CallError, match="sees the future"):
+        prove_on_batch(Reverse(), replace(infer_call_plan(Past()), findings=()), batch())
+
+
+# the backward pass
+
+
+class ListOfLayers(Past):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = {"first": [nn.Linear(16, 16)]}
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.layers["first"][0](self.past(ids)))
+
+
+class MadeInForward(Past):
+    def forward(self, ids: Tensor) -> Tensor:
+        torch.manual_seed(5)  # equal at each call: no other proof sees it
+        return self.head(nn.Linear(16, 16)(self.past(ids)))
+
+
+class InPlace(Past):
+    def forward(self, ids: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.past(ids))
+        gate += 1.0
+        return self.head(gate)
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (ListOfLayers, "self.layers is a Python dict, which hides its weights"),
+        (MadeInForward, "2 weights of MadeInForward would neither be trained nor saved"),
+        (InPlace, "test_batchproof.py:"),
+    ],
+)
+def test_weights_out_of_reach_and_a_backward_pass_that_fails_are_refused(broken: type[Past], words: str) -> None:
+    module = broken()
+    plan = replace(infer_call_plan(Past()), findings=())
+    with pytest.raises(CallError) as caught:
+        prove_on_batch(module, plan, batch())
+    assert words in str(caught.value)
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_parameters_that_the_logits_do_not_need_are_named() -> None:
+    module = Past()
+    module.pooler = nn.Linear(16, 2)
+    findings = prove_on_batch(module, infer_call_plan(module), batch())
+    assert [f.measured for f in findings if f.name == "gradients"] == [
+        "2 parameters get none: pooler.weight, pooler.bias"
+    ]
+    assert not [f for f in prove_on_batch(Past(), infer_call_plan(Past()), batch()) if f.name == "gradients"]

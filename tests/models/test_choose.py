@@ -83,3 +83,49 @@ def test_a_variable_that_is_called_like_a_global_uses_nothing(tmp_path):
 def test_two_equal_models_are_left_to_the_user(tmp_path):
     with pytest.raises(ConstructError, match="several models: Alpha, Beta"):
         chosen(tmp_path, "class Alpha(Embeds): pass\nclass Beta(Embeds): pass\n")
+
+
+ASSEMBLED = """
+    from torch import nn
+    class Residual(nn.Module):
+        def __init__(self, fn):
+            super().__init__()
+            self.fn = fn
+    class Swish(nn.Module): pass
+    def FeedForward(dim):
+        return nn.Sequential(nn.Linear(dim, dim), Swish())
+    def PaLM(*, dim, num_tokens, depth):
+        net = nn.Sequential(nn.Embedding(num_tokens, dim), *[Residual(FeedForward(dim)) for _ in range(depth)])
+        nn.init.normal_(net[0].weight)
+        return net
+    if __name__ == "__main__":
+        palm = PaLM(num_tokens=200, dim=8, depth=3)
+"""
+
+
+def test_a_function_that_assembles_the_parts_is_the_model(tmp_path):
+    path = tmp_path / "model.py"
+    path.write_text(textwrap.dedent(ASSEMBLED), encoding="utf-8")
+    loaded = load_model(path)
+    assert loaded.provenance.class_name == "PaLM"
+    assert [type(m).__name__ for m in loaded.module] == ["Embedding", "Residual", "Residual", "Residual"]
+    assert loaded.module[0].weight.shape == (200, 8)
+    again = load_model(f"{path}:{loaded.provenance.class_name}", config=loaded.provenance.config)
+    assert again.module[0].weight.shape == (200, 8)
+
+
+def test_a_function_that_only_calls_the_model_or_makes_something_else_is_not(tmp_path):
+    body = """
+        class GPT(nn.Module):
+            def __init__(self, embed=None):
+                super().__init__()
+                self.e = embed or Embeds()
+        def build():
+            return GPT(nn.Embedding(9, 4))
+        def measure(model):
+            table = nn.Embedding(3, 3)
+            return float(table.weight.sum())
+        def bigram():
+            return nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9))
+    """
+    assert chosen(tmp_path, body) == "GPT"

@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 from anyformer.core.errors import ConstructError
+from anyformer.models import limits
 from anyformer.models.source import load_model
 
 
@@ -568,3 +569,146 @@ def test_every_attempt_draws_the_same_weights(tmp_path):
     first = load_model(path, seed=5)  # a first attempt draws numbers and fails
     again = load_model(path, seed=5, config=first.provenance.config)
     assert first.module.first.weight.equal(again.module.first.weight)
+
+
+SEVERAL = """
+    TINY = {"dim": 4, "vocab_size": 9, "experts": 0}
+    LARGE = {"dim": 6, "vocab_size": 9, "experts": 3, "expert_dim": 5}
+    class Expert(nn.Module):
+        def __init__(self, cfg):
+            super().__init__()
+            self.w = nn.Linear(cfg["dim"], cfg["expert_dim"])
+    class Net(nn.Module):
+        def __init__(self, cfg):
+            super().__init__()
+            self.e = nn.Embedding(cfg["vocab_size"], cfg["dim"])
+            self.x = Expert(cfg) if "experts" in cfg and cfg["experts"] > 0 else None
+"""
+
+
+def test_of_several_dicts_the_first_that_has_what_is_always_read(tmp_path):
+    module = load(tmp_path, SEVERAL).module
+    assert (module.e.embedding_dim, module.x) == (4, None)
+
+
+def test_a_complete_configuration_is_not_mixed_with_one_of_the_file(tmp_path):
+    module = load(tmp_path, SEVERAL.replace("TINY", "_TINY"), {"dim": 8, "vocab_size": 11}).module
+    assert (module.e.weight.shape, module.x) == ((11, 8), None)
+    more = load(tmp_path, SEVERAL, {"dim": 8, "vocab_size": 11, "experts": 2, "expert_dim": 7}).module
+    assert more.x.w.out_features == 7
+
+
+def test_matrices_of_several_types_become_float32_and_buffers_stay(tmp_path):
+    body = """
+        import torch
+        class Net(nn.Module):
+            def __init__(self, mixed=True):
+                super().__init__()
+                self.e = nn.Embedding(9, 4, dtype=torch.bfloat16)
+                self.head = nn.Linear(4, 9, bias=False, dtype=None if mixed else torch.bfloat16)
+                self.norm = nn.LayerNorm(4)
+                self.register_buffer("cos", torch.ones(3, dtype=torch.bfloat16))
+    """
+    loaded = load(tmp_path, body)
+    assert {str(p.dtype) for p in loaded.module.parameters()} == {"torch.float32"}
+    assert str(loaded.module.cos.dtype) == "torch.bfloat16"
+    assert verdicts(loaded)["dtype"] == "float32 instead of bfloat16: e.weight"
+    # a norm of its own type is usual
+    assert str(load(tmp_path, body, {"mixed": False}).module.e.weight.dtype) == "torch.bfloat16"
+
+
+def test_tensors_without_memory_are_refused(tmp_path):
+    body = """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.e = nn.Embedding(9, 4, device="meta")
+    """
+    with pytest.raises(ConstructError, match=r"Net leaves 1 tensors without memory(.|\n)*e\.weight"):
+        load(tmp_path, body)
+
+
+LAYERS = """
+    class Net(nn.Module):
+        def __init__(self, n=8, width=64):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(width, width, bias=False) for _ in range(n)])
+"""
+
+
+@pytest.mark.parametrize(("config", "refused"), [(None, True), ({"n": 8}, False), ({"n": 80}, True)])
+def test_a_large_model_is_counted_before_it_is_drawn(tmp_path, monkeypatch, config, refused):
+    """Defaults are built where they can be trained (four times their size), asked sizes where they fit."""
+    monkeypatch.setattr(limits, "_UNCOUNTED", 20_000)
+    monkeypatch.setattr(limits, "available_memory", lambda: 2 * 8 * 64 * 64 * 4)
+    drawn: list[bool] = []
+    original = nn.Linear.reset_parameters
+    monkeypatch.setattr(
+        nn.Linear, "reset_parameters", lambda self: (drawn.append(not self.weight.is_meta), original(self))[1]
+    )
+    if not refused:
+        assert len(load(tmp_path, LAYERS, config).module.layers) == 8
+        return
+    count = (config or {"n": 8})["n"] * 64 * 64
+    with pytest.raises(ConstructError, match=rf"{count:,} parameters(.|\n)*config\.json"):
+        load(tmp_path, LAYERS, config)
+    assert sum(drawn) < 3  # 20,000 bytes are one layer
+
+
+def test_what_grows_without_an_estimate_is_stopped(tmp_path, monkeypatch):
+    """A constructor that cannot run on the meta device."""
+    monkeypatch.setattr(limits, "_UNCOUNTED", 20_000)
+    monkeypatch.setattr(limits, "available_memory", lambda: 100_000)
+    body = LAYERS.replace("self.layers =", "float(nn.Linear(1, 1).weight)\n            self.layers =")
+    with pytest.raises(ConstructError, match=r"does not fit: at least \d\d,\d{3} parameters"):
+        load(tmp_path, body)
+
+
+def test_a_part_that_is_named_like_the_model_itself_is_missing(tmp_path):
+    body = """
+        class Transformer(nn.Module):
+            def __init__(self, transformer):
+                super().__init__()
+                self.t = transformer
+    """
+    with pytest.raises(ConstructError, match="Transformer needs transformer"):
+        load(tmp_path, body)
+
+
+def test_a_field_that_the_configuration_computes_or_leaves_out_is_not_filled_by_its_use(tmp_path):
+    """litgpt's rope_n_elem and q_lora_rank: ``arange(rope)`` and ``Linear(rank)`` make them no length and no width."""
+    body = """
+        from dataclasses import field
+        import torch
+        @dataclass
+        class Config:
+            n_embd: int = 4
+            block_size: int = 16
+            vocab_size: int = 11
+            rank: int | None = None
+            rope: int = field(init=False)
+            def __post_init__(self):
+                self.rope = self.n_embd // 2
+        class GPT(nn.Module):
+            def __init__(self, config: Config):
+                super().__init__()
+                self.e = nn.Embedding(config.vocab_size, config.n_embd)
+                self.low = nn.Linear(4, config.rank) if config.rank else None
+                self.register_buffer("cos", torch.arange(config.rope))
+    """
+    module = load(tmp_path, body, {"n_embd": 8, "block_size": 32, "vocab_size": 9}).module
+    assert (module.e.weight.shape, module.low, len(module.cos)) == ((9, 8), None, 4)
+    assert load(tmp_path, body, {"n_embd": 8, "rank": 3}).module.low.out_features == 3
+
+
+def test_pad_ids_of_two_texts_are_set_where_their_default_is_none(tmp_path):
+    body = """
+        class Seq2Seq(nn.Module):
+            def __init__(self, vocab_size=9, src_pad_idx=None, trg_pad_idx=None, pad_idx=None):
+                super().__init__()
+                self.e = nn.Embedding(vocab_size, 4)
+                self.pads = (src_pad_idx, trg_pad_idx, pad_idx)
+    """
+    loaded = load(tmp_path, body)
+    assert loaded.module.pads == (0, 0, None)
+    assert "src_pad_idx=0" in verdicts(loaded)["sizes"]

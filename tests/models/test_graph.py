@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import runpy
 import textwrap
 import time
 from pathlib import Path
@@ -383,10 +384,10 @@ def test_a_file_changed_since_it_was_loaded_is_not_read(tmp_path: Path) -> None:
 
 def test_twelve_blocks_at_full_size_are_derived_in_no_time() -> None:
     with torch.device("meta"):  # no memory: 163 million parameters
-        module = load_model(EXPORTS / "twelve_blocks.py").module
-    start = time.perf_counter()
+        module = runpy.run_path(str(EXPORTS / "twelve_blocks.py"))["CustomTransformer"]()
+    start = time.process_time()
     graph = derive_graph(module)
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
     assert sum(s.kind == "residual" for s in graph.steps) == 24
     assert sum(s.kind == "attention" for s in graph.steps) == 12
     with torch.device("meta"):

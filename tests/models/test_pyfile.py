@@ -7,7 +7,7 @@ import textwrap
 import pytest
 import torch
 
-from anyformer.core.errors import DependencyError, SourceError
+from anyformer.core.errors import ConstructError, DependencyError, SourceError
 from anyformer.models import pyfile
 from anyformer.models.source import LoadedModel, load_model
 
@@ -179,3 +179,77 @@ def test_a_global_device_that_is_not_there(tmp_path):
     loaded = load(tmp_path, text)
     assert loaded.module.e.weight.device.type == "cpu"
     assert "cpu instead of device='cuda'" in said(loaded, "device")
+
+
+MAIN_GUARD = """
+    import torch
+    from torch import nn
+
+    def table(size):
+        return nn.Embedding(size, d_model)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e = table(vocab_size)
+            self.h = nn.Linear(d_model, n_classes)
+        def forward(self, x):
+            return self.e(x)[:, :maxlen]
+
+    if __name__ == "__main__":
+        words = {w: i for i, w in enumerate("a b c".split())}
+        vocab_size = len(words)
+        d_model = n_classes = 4 * 3
+        maxlen = 30
+        model = Net()
+        raise KeyError
+"""
+
+
+def test_globals_that_only_the_program_sets(tmp_path):
+    """A class without parameters reads them; forward's are filled, too."""
+    loaded = load(tmp_path, MAIN_GUARD, fallback={"vocab_size": 77})
+    assert loaded.module.e.weight.shape == (77, 12)
+    assert loaded.module.h.out_features == 12
+    assert loaded.module(torch.zeros(1, 40, dtype=torch.long)).shape == (1, 30, 12)
+    assert "d_model=12" in said(loaded, "sizes")
+    assert "vocab_size=77" in said(loaded, "sizes")
+    again = load(tmp_path, MAIN_GUARD, config=loaded.provenance.config)
+    assert again.module.e.weight.shape == (77, 12)
+
+
+def test_the_configuration_wins_over_the_programs_globals(tmp_path):
+    loaded = load(tmp_path, MAIN_GUARD, config={"vocab_size": 5, "n_embd": 9, "d_model": 8, "n_classes": 3})
+    assert (loaded.module.e.weight.shape, loaded.module.h.out_features) == ((5, 8), 3)
+
+
+def test_a_global_that_is_no_size_is_named_with_its_line(tmp_path):
+    text = NET.replace("vocab_size, 4)", "table, 4)").replace("class Net", 'table = input("rows? ")\n\nclass Net')
+    with pytest.raises(ConstructError, match=r"model\.py:5: table = input\((.|\n)*was not run: starts work"):
+        load(tmp_path, text)
+    assert load(tmp_path, text, config={"table": 6}).module.e.num_embeddings == 6
+
+
+def test_a_loop_that_never_ends_and_sets_what_the_model_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(pyfile, "IMPORT_SECONDS", 0.3)
+    text = NET.replace("class Net", "rows = 3\nwhile rows != 4:\n    rows += 2\n\nclass Net")
+    with pytest.raises(SourceError, match="does not finish loading"):
+        load(tmp_path, text.replace("vocab_size, 4)", "rows, 4)"))
+    assert load(tmp_path, text).module.e.num_embeddings == 30
+
+
+def test_weights_from_a_hub_are_not_fetched_while_the_file_is_loaded(tmp_path):
+    text = """
+        from torch import nn
+        class AutoModel:
+            def from_pretrained(name): raise ConnectionError("no network")
+        class Net(nn.Module):
+            def __init__(self, net):
+                super().__init__()
+                self.net = net
+        net = AutoModel.from_pretrained("bert")
+        model = Net(net)
+    """
+    found = r"model\.py:9: net = AutoModel\.from_pretrained(.|\n)*loads from a hub(.|\n)*from_config"
+    with pytest.raises(ConstructError, match=found):
+        load(tmp_path, text)

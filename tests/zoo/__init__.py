@@ -374,6 +374,20 @@ FAMILIES = (
         padded=right.masked_lm,
     ),
     Entry("bert_pretraining", "masked LM and next sentence", 93, at(0), {**ENCODER, "logits_path": (0,)}),
+    Entry(
+        "bert_gather",
+        "logits at masked_pos alone, and next sentence",
+        77,
+        right.gathered,
+        {**ENCODER, "logits_path": (0,), "token_arg": "input_ids", "max_positions": 40},
+        {"segment_ids": ("segments", "BT"), "masked_pos": ("positions", "BT")},
+    ),
+    Entry("text_pair", "two texts, one label", 3, outcome="blocked", says=("hypothesis", "guess")),
+    Entry(
+        "sentence_embedding", "a text as a unit vector", 30, outcome="blocked", says=("length 1", "Linear of classes")
+    ),
+    Entry("pooled_states", "a text as its mean state", 24, outcome="blocked", says=("hidden states", "embedding")),
+    Entry("joint_slots", "an intent, and slots", 11, outcome="blocked", says=("96 rows", "labels of tokens")),
     Entry("classifier_cls", "classifier, first position", 4, plain, {**CLASSIFIER}, ids=90),
     Entry(
         "classifier_mean",
@@ -399,6 +413,15 @@ FAMILIES = (
         right.seq2seq,
         {**SEQ2SEQ, "token_arg": "src", "target_arg": "tgt", "target_vocab": 58, "embedding_rows": 70},
         ids=70,
+    ),
+    Entry(
+        "seq2seq_positions",
+        "forward(src, src_pos, tgt, tgt_pos)",
+        70,
+        right.seq2seq_positions,
+        {**SEQ2SEQ, "token_arg": "src_seq", "target_arg": "tgt_seq", "target_vocab": 70, "embedding_rows": 66},
+        {"src_pos": ("positions",), "tgt_pos": ("positions",)},
+        ids=66,
     ),
     Entry(
         "seq2seq_masks",

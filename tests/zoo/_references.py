@@ -228,6 +228,16 @@ def seq2seq(module: nn.Module, src: Tensor, tgt: Tensor) -> Tensor:
     return module(src, tgt)
 
 
+def seq2seq_positions(module: nn.Module, src: Tensor, tgt: Tensor) -> Tensor:
+    """Each side counts its own places."""
+    return module(src, places(src), tgt, places(tgt))  # type: ignore[no-any-return]
+
+
+def gathered(module: nn.Module, ids: Tensor) -> Tensor:
+    """Read at every place, in its order."""
+    return module(ids, torch.zeros_like(ids), places(ids).expand_as(ids))[0]  # type: ignore[no-any-return]
+
+
 def seq2seq_masks(module: nn.Module, src: Tensor, tgt: Tensor) -> Tensor:
     B, T = src.shape
     return module(src, tgt, torch.ones(B, 1, T).bool(), square(tgt).expand(B, -1, -1))

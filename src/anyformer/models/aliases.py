@@ -53,8 +53,19 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("n_ctx", "seq_len", "seq_length", "sequence_length", "context_size", "context_len", "ctx_len", "maxlen"),
         *("max_position_embeddings", "max_positions", "window_size", "max_sequence_length", "max_context", "seqlen"),
         *("max_position", "num_positions", "max_context_length", "n_position", "ctx_length", "context_window", "bptt"),
-        *("max_seqlen", "ctx_size", "context", "num_steps", "max_sentence_length", "length", "len_max_seq", "max_seq"),
+        *(
+            "max_seqlen",
+            "ctx_size",
+            "context",
+            "num_steps",
+            "max_sentence_length",
+            "length",
+            "len_max_seq",
+            "n_max_seq",
+            "max_seq",
+        ),
     ),
+    "sliding_window": ("sliding_window", "sliding_window_size", "attention_window", "local_window"),
     "src_max_len": ("src_seq_len", "max_src_len", "src_len", "src_max_len", "enc_max_len", "src_block_size"),
     "tgt_max_len": ("tgt_seq_len", "max_tgt_len", "tgt_len", "tgt_max_len", "dec_max_len", "tgt_block_size"),
     "dropout": (
@@ -167,6 +178,7 @@ def default(meaning: str, known: Mapping[str, Any]) -> Any:
 
 _PLAIN: dict[str, Any] = {
     "n_layers": 2,
+    "sliding_window": 256,
     "dropout": 0.1,
     "pad_id": 0,
     "bos_id": 1,

@@ -39,7 +39,7 @@ class Arguments(Sizes):
         open_names = [n for v in variadic for n in reads.under((v,))]
         names = [p.name for p in parameters] + [n for n in open_names if n not in {p.name for p in parameters}]
         meanings = self._meanings(names, reads)
-        found = self._matched(names, meanings)
+        found = self._matched(names, meanings, [p.name for p in parameters if p.default is not MISSING])
         required = [p for p in parameters if p.default is MISSING and p.name not in found]
         shown = self._from_site(target, site, depth) if required and site is not None else {}
         for name, value in shown.items():
@@ -117,9 +117,11 @@ class Arguments(Sizes):
         if p.default is not MISSING:
             if meaning in aliases.VOCABULARIES and (p.default is None or p.default == -1):
                 return self.size(p.name, meaning, known)
+            if p.default is None and meaning in ("src_pad_id", "tgt_pad_id"):
+                return self.size(p.name, meaning, known)  # texts of two lengths are always padded
             return p.default if meaning == "device" and is_absent(p.default) else MISSING
         part = self._part(p)
-        if part is not None:
+        if part is not None and part is not target:
             sites = self.written.sites(part) if self.written is not None else []
             return self.module(part, sites[0] if sites else None, depth + 1)
         annotation = configs.annotation_of(p, self._scope(target))
@@ -281,7 +283,7 @@ class Arguments(Sizes):
         """
         wanted = list(dict.fromkeys([*names, *(sorted(self.extra) if extra else ())]))
         meanings = self._meanings(wanted, reads, path)
-        found = self._matched(wanted, meanings)
+        found = self._matched(wanted, meanings, [n for n in wanted if defaults.get(n, MISSING) is not MISSING])
         known = {meanings[n]: d for n, d in defaults.items() if n in meanings and isinstance(d, int | float)}
         known |= {meanings[n]: v for n, v in found.items() if n in meanings}
         needed = set(reads.under(path)) | self.extra
@@ -290,7 +292,7 @@ class Arguments(Sizes):
             value = defaults.get(name, MISSING)
             meaning = meanings.get(name)
             open_vocabulary = meaning in aliases.VOCABULARIES and (value is None or value == -1)
-            empty = value is None and self.fill_none and name in needed and meaning not in (None, "flag")
+            empty = value is None and self.fill_none and name in needed and name in aliases.roles(wanted)
             if name in found or name in containers or not (value is MISSING or open_vocabulary or empty):
                 continue
             if (chosen := self.size(name, meaning, known)) is not MISSING:

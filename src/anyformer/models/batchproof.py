@@ -7,17 +7,20 @@ mode only. B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import time
+import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
-from anyformer.models.blame import blame
+from anyformer.models.blame import blame, user_lines
 from anyformer.models.calling import call_logits
 from anyformer.models.plan import CallPlan
 from anyformer.models.probes import untouched
 from anyformer.models.probing import difference, high, seeded, target_high, tolerance
+from anyformer.models.strays import require_known_leaves
 
 SECONDS = 2.0
 """Rounds of changed tokens go on until every position was changed once or this time is over; one always runs."""
@@ -58,7 +61,60 @@ def prove_on_batch(
             finally:
                 module.zero_grad(set_to_none=True)
         findings.append(finding)
-    return findings
+    return [*findings, *_backward(module, plan, ids, read)]
+
+
+def _backward(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None) -> list[Finding]:
+    """One backward pass in training mode: it runs, and ends in the module's parameters.
+
+    Raises CallError naming the line of an operation that overwrites what the pass needs, and weights that are no
+    parameters. Parameters without a gradient are a warning.
+    """
+    with untouched(module):
+        module.train()
+        module.zero_grad(set_to_none=True)
+        try:
+            with torch.enable_grad():
+                logits = _logits(module, plan, ids, read, attached=True)
+                require_known_leaves(module, logits)
+                _loss(logits).backward()  # type: ignore[no-untyped-call]
+            without = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            line = _anomaly(module, plan, ids, read)
+            what = "an in-place operation" if "inplace" in str(error) else "an operation"
+            raise CallError(
+                f"the backward pass fails: {what} of the model cannot be differentiated",
+                f"{line}{str(error).splitlines()[0]}",
+                "write x = x + y for x += y and relu(x) for relu_(x)" if "inplace" in str(error) else "",
+            ) from error
+        finally:
+            module.zero_grad(set_to_none=True)
+    if not without:
+        return []
+    shown = ", ".join(without[:4]) + (" …" if len(without) > 4 else "")
+    why = "the logits do not depend on them: they stay as they are"
+    return [Finding("gradients", "warn", f"{len(without)} parameters get none: {shown}", "all get one", why)]
+
+
+def _loss(logits: Tensor) -> Tensor:
+    """Cross-entropy with arbitrary classes: its gradient reaches what any objective's reaches."""
+    rows = logits.reshape(-1, logits.shape[-1]).float()
+    return F.cross_entropy(rows, torch.arange(len(rows), device=rows.device) % rows.shape[1])
+
+
+def _anomaly(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None) -> str:
+    """The line whose result the backward pass cannot use, once more with autograd's own record of it; "" if unknown."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            with torch.enable_grad(), torch.autograd.set_detect_anomaly(True):
+                _loss(_logits(module, plan, ids, read, attached=True)).backward()  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            pass  # it failed before; the record of the forward pass is in the warning
+    frames = [line for w in caught for line in user_lines(str(w.message))]
+    return f"{frames[-1]}\n" if frames else ""
 
 
 def _mode(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None, training: bool) -> Finding:
@@ -70,6 +126,12 @@ def _mode(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None, t
         what = "gradients reach the parameters" if training else f"logits {tuple(logits.shape)}"
         return Finding(f"logits in {mode}", "ok", what)
     leak, checked = _leak(module, plan, ids, read)
+    if leak is not None and training:
+        # where a part runs on some of the tokens only (experts), another token shifts what dropout draws for the rest
+        for part in module.modules():
+            if isinstance(part, nn.modules.dropout._DropoutNd):
+                part.eval()
+        leak, checked = _leak(module, plan, ids, read)
     length = ids.shape[1] if read is None else read.shape[1]
     return _finding(module, plan, leak, checked, length, training)
 
@@ -100,43 +162,62 @@ def _leak(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None) -
 
     Each row has its own position changed, so that one forward pass tries as many positions as there are rows.
     """
-    sequence = ids if read is None else read
-    below = high(plan) if read is None else target_high(plan)
-    B, T = sequence.shape
-    base, begin = _logits(module, plan, ids, read), time.monotonic()
+    B, T = (ids if read is None else read).shape
+    base = _logits(module, plan, ids, read)
     limit = tolerance(base)
     if bool(base.isnan().any()):
         return None, 0  # training stops at it and says where it arose
     if float(difference(base, _logits(module, plan, ids, read)).max()) > limit:
         return None, 0
     order = [1 + (T // 2 + 61 * i) % (T - 1) for i in range(T - 1)] if (T - 1) % 61 else list(range(1, T))
-    checked = 0
+    checked, mixed, begin = 0, False, time.monotonic()
     while checked < len(order):
-        at = [order[(checked + row) % len(order)] for row in range(B)]
-        changed = sequence.clone()
-        places = torch.tensor(at, device=sequence.device)
-        each = torch.arange(B, device=sequence.device)
-        changed[each, places] = (sequence[each, places] + max(1, below // 2)) % below
-        other = _logits(module, plan, changed, None) if read is None else _logits(module, plan, ids, changed)
-        if bool(other.isnan().any()):
+        # rows that see one another (a capacity of experts) would tell of the other rows' changes: one row, then
+        rows = [checked % B] if mixed else list(range(B))
+        at = [order[(checked + i) % len(order)] for i in range(len(rows))]
+        moved = _moved(module, plan, ids, read, base, rows, at)
+        if moved is None:
             return None, 0
-        moved = difference(base, other)
-        before = torch.arange(T, device=sequence.device)[None] < places[:, None]
-        worst = torch.where(before, moved, 0.0)
+        worst = _before(moved, rows, at)
+        if float(worst.max()) > limit and not mixed and B > 1:
+            row = int(worst.argmax()) // T
+            again = _moved(module, plan, ids, read, base, [row], [at[row]])
+            mixed = again is not None and float(_before(again, [row], [at[row]]).max()) <= limit
+            if mixed:
+                continue
         if float(worst.max()) > limit:
             row, position = divmod(int(worst.argmax()), T)
-            size = float(worst.max())
-            return (
-                f"changing token {at[row]} of row {row} changes the logits at {position} (by {size:.2g}; must be 0)",
-                B,
-            )
-        checked += B
+            size, token = float(worst.max()), at[rows.index(row)]
+            return f"changing token {token} of row {row} changes the logits at {position} (by {size:.2g}; must be 0)", B
+        checked += len(rows)
         if time.monotonic() - begin > SECONDS:
             break
     return None, min(checked, len(order))
 
 
-def _logits(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None) -> Tensor:
+def _moved(
+    module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None, base: Tensor, rows: list[int], at: list[int]
+) -> Tensor | None:
+    """(B, T), how far the logits move when each of these rows has the token at its place changed; None for NaN."""
+    sequence = ids if read is None else read
+    below = high(plan) if read is None else target_high(plan)
+    changed = sequence.clone()
+    each = torch.tensor(rows, device=sequence.device)
+    places = torch.tensor(at, device=sequence.device)
+    changed[each, places] = (sequence[each, places] + max(1, below // 2)) % below
+    other = _logits(module, plan, changed, None) if read is None else _logits(module, plan, ids, changed)
+    return None if bool(other.isnan().any()) else difference(base, other)
+
+
+def _before(moved: Tensor, rows: list[int], at: list[int]) -> Tensor:
+    """(B, T), what moved before the changed token of its own row; nothing of the other rows."""
+    limits = torch.zeros(len(moved), dtype=torch.int64)
+    limits[torch.tensor(rows)] = torch.tensor(at)
+    earlier = torch.arange(moved.shape[1])[None] < limits[:, None]
+    return torch.where(earlier.to(moved.device), moved, 0.0)
+
+
+def _logits(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None, *, attached: bool = False) -> Tensor:
     """Logits with the same random state each time; CallError where training could not reach a parameter."""
     seeded()
     logits = call_logits(module, plan, ids, target_ids=read)
@@ -144,4 +225,4 @@ def _logits(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None)
         trainable = any(parameter.requires_grad for parameter in module.parameters())
         why = "its forward detaches them" if trainable else "none of its parameters requires a gradient"
         raise CallError("the model cannot be trained: no gradient reaches its parameters", why)
-    return logits.detach()
+    return logits if attached else logits.detach()

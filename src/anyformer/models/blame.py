@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 import sysconfig
 import traceback
 from pathlib import Path
@@ -27,9 +28,25 @@ def blame(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
     if not frames:
         return message
-    last = frames[-1]
-    text = last.line or linecache.getline(last.filename, last.lineno or 0).strip()
-    return f"{Path(last.filename).name}:{last.lineno}: {text}\n{message}"
+    return f"{_line(frames[-1])}\n{message}"
+
+
+def here() -> str:
+    """The line of the user's code that runs now, as blame() shows it; "" where none does."""
+    frames = [f for f in traceback.extract_stack() if _is_users(f.filename)]
+    return _line(frames[-1]) if frames else ""
+
+
+def user_lines(text: str) -> list[str]:
+    """The lines of the user's code in a printed traceback, as blame() shows them, in its order."""
+    found = re.findall(r'File "([^"]+)", line (\d+)', text)
+    frames = [traceback.FrameSummary(name, int(number), "") for name, number in found if _is_users(name)]
+    return [_line(frame) for frame in frames]
+
+
+def _line(frame: traceback.FrameSummary) -> str:
+    text = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
+    return f"{Path(frame.filename).name}:{frame.lineno}: {text}"
 
 
 def _is_users(filename: str) -> bool:

@@ -147,8 +147,11 @@ def value_of(plan: CallPlan, argument: Argument, inputs: Inputs, memory: Any = N
         full = torch.full((B,), T, device=ids.device)
         return full if inputs.attention_mask is None else inputs.attention_mask.sum(-1).to(full)
     if argument.role == "positions":
+        if "S" in argument.shape and inputs.target_ids is not None:
+            T = inputs.target_ids.shape[1]
         places = torch.arange(T, device=ids.device)
-        return places if argument.shape == "T" else oriented(plan, places.expand(B if "B" in argument.shape else 1, T))
+        rows = B if "B" in argument.shape else 1
+        return places if argument.shape in ("T", "S") else oriented(plan, places.expand(rows, T))
     return _mask(argument, inputs)
 
 

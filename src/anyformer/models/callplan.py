@@ -18,10 +18,11 @@ from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
 from anyformer.models.calling import call_logits
-from anyformer.models.causal import Sight, causality_findings, measure
+from anyformer.models.causal import Sight, causality_findings, glance, measure
 from anyformer.models.evidence import Evidence, gather
 from anyformer.models.graph import derive_graph, needs_graph
 from anyformer.models.masks import Settled, settle_masks
+from anyformer.models.meaning import classes_finding, guess_findings, places_finding
 from anyformer.models.names import hint, parameters_of, required, token_candidates
 from anyformer.models.outputs import find_head, hidden_width, logits_finding, require_head
 from anyformer.models.overrides import Stated, stated
@@ -34,6 +35,7 @@ from anyformer.models.refusals import refuse_other_input
 from anyformer.models.search import Found, blank, find_sequence, locate, nothing_found, seen_of
 from anyformer.models.seq2seq import find_seq2seq, names_two_sequences, settle_seq2seq, source_finding
 from anyformer.models.signature import ModelSignatureInspector
+from anyformer.models.strays import require_ids_kept, stray_finding
 
 __all__ = ["CallPlan", "call_logits", "infer_call_plan"]
 
@@ -68,6 +70,8 @@ def infer_call_plan(
 def _infer(prober: Prober, said: Stated, objective: Objective | None) -> CallPlan:
     found = _find(prober, said)
     seen = seen_of(prober, found.plan)
+    sample = prober.inputs(found.plan, *prober.sizes[0][:2], 41, prober.sizes[0][2])
+    require_ids_kept(prober, found.plan, sample)
     plan, about_logits = _with_head(prober, found, seen, said)
     rows, about_ids = ids_limit(prober, plan)
     plan = replace(plan, embedding_rows=rows)
@@ -89,6 +93,9 @@ def _infer(prober: Prober, said: Stated, objective: Objective | None) -> CallPla
         *about_kind,
         *settled.findings,
         *own.findings,
+        *places_finding(prober, plan),
+        *classes_finding(prober, plan),
+        *stray_finding(prober, plan, sample),
         about_ids,
         *about_order,
         *about_family,
@@ -262,12 +269,31 @@ def _family(
         return replace(plan, causal=True), [unknown], replace(repeats, verdict="fail")
     if two:
         about = [replace(f, measured=f.measured.replace("token", "target token")) for f in causality_findings(sight)]
+        if sight.leak is not None:
+            why = "the decoder would learn to copy its own input: its self-attention needs a causal mask"
+            about[0] = replace(about[0], reason=_only_in_training(prober, plan, two=True) or why)
         plan = replace(plan, causal=sight.causal)
         _objective_fits(prober, plan, objective)
         return plan, [*about, source_finding(prober, plan)], repeats
     plan, about = _one_sequence(plan, sight, evidence, said, objective)
+    if plan.family == "decoder" and sight.leak is not None and (why := _only_in_training(prober, plan, two=False)):
+        about[0] = replace(about[0], reason=why)
     _objective_fits(prober, plan, objective)
     return plan, about, repeats
+
+
+def _only_in_training(prober: Prober, plan: CallPlan, *, two: bool) -> str:
+    """The reason where the leak vanishes in training mode (dropout apart); "" where it does not."""
+    modes = [(m, m.training) for m in prober.module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = not isinstance(part, nn.modules.dropout._DropoutNd)
+        causal = glance(prober, plan, target=two).decodes
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    why = "its causal mask is there in training mode only: held-out loss and generation would see the future;"
+    return f"{why} make the mask in both modes" if causal else ""
 
 
 def _one_sequence(
@@ -334,10 +360,13 @@ def _about_call(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding]:
             raise CallError(f"{type(prober.module).__name__} refuses ids below {limit:,}", blame(error)) from error
     first, second = both
     if bool(first.isnan().any()):
+        bad = [n for n, p in prober.module.named_parameters() if p.is_floating_point() and not bool(p.isfinite().all())]
+        weights = f"; not finite: {', '.join(bad[:4])}{' …' if len(bad) > 4 else ''}" if bad else ""
+        mask = "look for a row of the attention mask that hides everything, or for weights that are not initialised"
         raise CallError(
             f"{type(prober.module).__name__} gives NaN before any training",
-            f"{int(first.isnan().sum()):,} of {first.numel():,} logits",
-            "look for a row of the attention mask that hides everything, or for weights that are not initialised",
+            f"{int(first.isnan().sum()):,} of {first.numel():,} logits{weights}",
+            f"initialise {bad[0]}: torch.empty holds whatever was in memory" if bad else mask,
         )
     name = plan.token_arg.lstrip("*")
     if float(difference(first, second).max()) == 0.0:
@@ -364,12 +393,7 @@ def _about_call(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding]:
     for call in plan.methods:
         given = ", ".join(a.text() for a in call.arguments)
         findings.append(Finding("method", "ok", f"{call.name}({given})"))
-    for argument in plan.extras:
-        if "causal" not in argument.role and "mask" not in argument.role and "causal" not in argument.name:
-            unsure = hint(argument.name) == "unknown" and argument.role != "constant"
-            why = "the first of what ran with it; its name says nothing" if unsure else ""
-            verdict = "warn" if unsure else "ok"
-            findings.append(Finding("argument", verdict, argument.text(), reason=why))  # type: ignore[arg-type]
+    findings += guess_findings(prober, plan, said)
     if said.lines():
         findings.append(Finding("stated", "note", "; ".join(said.lines()), reason="in anyformer.yaml"))
     return findings

@@ -98,7 +98,8 @@ class _Builder:
                     )
                 findings = self._findings(how, arguments.ledger, consumed)
                 findings += _initialised(module)
-                findings += _one_dtype(module)
+                if "dtype" not in aliases.roles(self._given).values():
+                    findings += _one_dtype(module)
                 return module, self._record(attempt, arguments.ledger, consumed), findings
         instance = self._instance()
         if instance is not None:
@@ -188,7 +189,7 @@ class _Builder:
             self.how = _name(target)
             try:
                 with time_limit(BUILD_SECONDS):
-                    module = build_within(_name(target), make, state, self._numbers())
+                    module = build_within(_name(target), make, state, self._numbers(), asked=bool(self._given))
                     if isinstance(module, nn.Module) and has_no_memory(module):
                         module = make()
                 if isinstance(module, nn.Module) and has_no_memory(module):
@@ -318,12 +319,16 @@ def _initialised(module: nn.Module) -> list[Finding]:
 
 
 def _one_dtype(module: nn.Module) -> list[Finding]:
-    """Make parameters of several floating types float32: such a model runs under autocast only. Buffers stay."""
+    """Where matrices have several floating types, make all parameters float32: it would run under autocast only.
+
+    Buffers stay; norms of a type of their own are usual, and run.
+    """
     found: dict[torch.dtype, list[str]] = {}
     for name, parameter in module.named_parameters():
         if parameter.is_floating_point():
             found.setdefault(parameter.dtype, []).append(name)
-    if len(found) < 2:
+    matrices = {p.dtype for p in module.parameters() if p.is_floating_point() and p.ndim > 1}
+    if len(matrices) < 2:
         return []
     odd = {str(d).removeprefix("torch."): names for d, names in found.items() if d != torch.float32}
     for parameter in module.parameters():
@@ -332,9 +337,7 @@ def _one_dtype(module: nn.Module) -> list[Finding]:
     shown = "; ".join(
         f"{d}: {', '.join(n[:2])}{f' and {len(n) - 2} more' if len(n) > 2 else ''}" for d, n in odd.items()
     )
-    reason = (
-        "its parameters have several types, which runs under autocast only; --precision chooses what it computes in"
-    )
+    reason = "its matrices have several types, which runs under autocast only; --precision chooses what it computes in"
     return [Finding("dtype", "warn", f"float32 instead of {shown}", reason=reason)]
 
 

@@ -25,6 +25,8 @@ _WORK_METHODS = frozenset(
         *("download", "snapshot_download", "sleep", "launch", "serve", "manual_backward", "load_state_dict"),
     )
 )
+_LOADERS = ("from_pretrained", "snapshot_download", "hf_hub_download", "load_state_dict_from_url")
+"""They fetch weights from a network; in a model's constructor they are the model's own business."""
 _WORK_NAMES = frozenset(("input", "tqdm", "trange", "load_dataset", "urlretrieve", "urlopen", "exec"))
 _WORK_MODULES = frozenset(("requests", "wandb", "subprocess", "urllib", "gradio", "streamlit", "dist", "wget", "st"))
 _PURE_BUILTINS = frozenset(
@@ -62,6 +64,10 @@ class LeftOut:
     """Names that are undefined for it → why."""
     filled: dict[str, Any] = field(default_factory=dict)
     """Sizes that were given a value in place of the statement."""
+    places: dict[str, int] = field(default_factory=dict)
+    """Names that are undefined for it → the line that would set them."""
+    stale: set[str] = field(default_factory=set)
+    """Names whose value a loop that was not run would change."""
     failures: dict[str, BaseException] = field(default_factory=dict)
     """Names that are undefined because their statement failed → the error."""
 
@@ -129,6 +135,8 @@ def _call_work(call: ast.Call, working: Iterable[str]) -> str:
         return f"trains ({dotted})"
     if name in ("parse_args", "parse_known_args") and isinstance(call.func, ast.Attribute):
         return f"reads the command line ({dotted})"
+    if name in _LOADERS or dotted == "torch.hub.load":
+        return f"loads from a hub ({dotted})"
     if name in working and isinstance(call.func, ast.Name):
         return f"starts work ({name}())"
     method = isinstance(call.func, ast.Attribute) and name in _WORK_METHODS - {"cuda"}
@@ -184,7 +192,7 @@ class Definitions:
         elif isinstance(node, ast.If) and self._is_pure(node.test):
             self._branch(node)
         else:
-            self._skip(node, "it is no definition")
+            self._skip(node, _work(node) or "it is no definition")
 
     def _branch(self, node: ast.If) -> None:
         code = compile(ast.Expression(node.test), self._filename, "eval", dont_inherit=True)
@@ -220,6 +228,8 @@ class Definitions:
             end = node.end_lineno or node.lineno
             self.left.lines.append(str(node.lineno) if end == node.lineno else f"{node.lineno}-{end}")
         for name in bound_names(node):
+            if name in self._space and isinstance(node, ast.For | ast.While):
+                self.left.stale.add(name)
             if name not in self._space:
                 value = self._size(name, self._space)
                 if value is not None:
@@ -227,6 +237,7 @@ class Definitions:
                     self.left.filled[name] = value
                     continue
                 self.left.names[name] = why
+                self.left.places[name] = node.lineno
                 if error is not None:
                     self.left.failures[name] = error
 

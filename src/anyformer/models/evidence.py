@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from anyformer.models.names import hint, parameters_of
 
 _ENCODER = re.compile(
-    r"[bB]ert(?![a-z])|BERT|[eE]lectra|ELECTRA|Encoder|encoder_only|MLM|[mM]asked_?L(M|anguage)|Bidirectional"
+    r"[bB]ert(?![a-z])|BERT(LM)?|[eE]lectra|ELECTRA|Encoder|encoder_only|MLM|Bidirectional"
+    r"|[mM]asked_?L(M|anguage(_?[mM]odel(ing)?)?)"
     r"|[cC]lassifier|Classification"
 )
 _DECODER = re.compile(
@@ -22,7 +23,7 @@ _DECODER = re.compile(
 )
 _LM = re.compile(r"LM(?![a-z])")
 """Of a decoder, where nothing else in the name speaks of an encoder."""
-_MLM_HEAD = re.compile(r"mlm(_.*)?|.*_mlm|cls_predictions|masked_lm.*|nsp.*|next_sentence.*|pooler")
+_MLM_HEAD = re.compile(r"mlm(_.*)?|.*_mlm|mask_?lm|cls_predictions|masked_lm.*|nsp.*|next_sentence.*|pooler")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _by_class(module: nn.Module, encoder: list[str], decoder: list[str]) -> None
     for where, name in words:
         if _ENCODER.search(name):
             encoder.append(f"{where} {name}")
-        if _DECODER.search(name) or (_LM.search(name) and not _ENCODER.search(name)):
+        if _DECODER.search(_ENCODER.sub("", name)) or (_LM.search(name) and not _ENCODER.search(name)):
             decoder.append(f"{where} {name}")
 
 

@@ -33,6 +33,8 @@ _UNCOUNTED = 800 * 2**20
 """Bytes of weights that are drawn without an estimate: 200 million parameters, a second or two."""
 _ROOM = 1.2
 """Memory that a build takes for each byte of its weights, buffers and temporary values included."""
+_TRAINING = 4.0
+"""Memory that training takes: weights, gradients and the two moments of Adam."""
 
 
 _SMALLER = (
@@ -116,23 +118,27 @@ def numbers_in(text: str) -> list[int]:
     return found
 
 
-def build_within(name: str, build: Callable[[], Any], again: Callable[[], None], numbers: list[int]) -> Any:
+def build_within(
+    name: str, build: Callable[[], Any], again: Callable[[], None], numbers: list[int], *, asked: bool
+) -> Any:
     """Build; what may be large is counted without memory first. Raises ConstructError where it does not fit.
 
     again: puts the random state back before a second start. numbers: the sizes that stand in the file.
+    asked: the user gave sizes: they are built where they can be; a class's defaults where they can be trained.
     """
+    room = _ROOM if asked else _TRAINING
     free = available_memory()
     if free is None:
         return build()
     if may_be_large(numbers):
-        refuse_huge(name, build)
+        refuse_huge(name, build, room)
         again()
     else:
         try:
             with _bounded(min(_UNCOUNTED, free)):
                 return build()
         except _TooLarge:
-            refuse_huge(name, build)
+            refuse_huge(name, build, room)
             again()
     try:
         with _bounded(int(free / _ROOM)):
@@ -141,7 +147,7 @@ def build_within(name: str, build: Callable[[], Any], again: Callable[[], None],
         raise _does_not_fit(name, f"at least {error.parameters:,} parameters", free) from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            refuse_huge(name, build)
+            refuse_huge(name, build, room)
             raise _does_not_fit(name, str(error).splitlines()[0][:200], free) from error
         raise
 
@@ -170,8 +176,8 @@ def _bounded(most: int) -> Iterator[None]:
         handle.remove()
 
 
-def refuse_huge(name: str, build: Callable[[], Any]) -> None:
-    """Build without memory (torch's meta device) and count. Raises ConstructError if it exceeds the free memory.
+def refuse_huge(name: str, build: Callable[[], Any], room: float = _ROOM) -> None:
+    """Build without memory (torch's meta device) and count. Raises ConstructError if room × it exceeds the free memory.
 
     A constructor that cannot run so is left to the real build.
     """
@@ -194,11 +200,12 @@ def refuse_huge(name: str, build: Callable[[], Any]) -> None:
         return
     tensors = list({id(t): t for t in (*module.parameters(), *module.buffers())}.values())
     need = sum(t.numel() * t.element_size() for t in tensors)
-    if need * _ROOM > free:
+    if need * room > free:
         count = sum(p.numel() for p in module.parameters())
         raise ConstructError(
             f"{name} would take {need / 2**30:,.1f} GiB ({count:,} parameters); {free / 2**30:,.1f} GiB are free",
-            f"largest: {_largest(module)}\nit was counted without building it; training takes about four times as much",
+            f"largest: {_largest(module)}\nit was counted without building it; training takes about four times as much"
+            + ("\nno sizes were given, and its defaults cannot be trained here" if room > _ROOM else ""),
             _SMALLER,
         )
 

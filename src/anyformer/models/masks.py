@@ -15,7 +15,7 @@ from anyformer.models.options import causal_forms, padding_forms
 from anyformer.models.overrides import Stated
 from anyformer.models.plan import Argument, CallPlan
 from anyformer.models.probing import Prober
-from anyformer.models.properties import hides, rows_apart
+from anyformer.models.properties import hides, mask_matters, rows_apart
 
 _MASKS = ("mask", "target_mask", "memory_mask")
 
@@ -143,7 +143,11 @@ def _one_padding(prober: Prober, plan: CallPlan, name: str, needed: bool) -> tup
         first = first or hidden.why
     if needed:
         held = current(plan, name)
-        text = held.text() if held is not None and held.role != "constant" else f"{name} is given None"
+        given = held is not None and held.role != "constant"
+        text = held.text() if held is not None and given else f"{name} is given None"
+        if given and mask_matters(prober, plan):
+            why = f"it changes the logits, and no form of it hides padding ({first}): what it means is a guess"
+            return plan, Finding("mask", "fail", f"{text}: no meaning found", "a 0 hides its token", why)
         return plan, Finding("mask", "note", f"{text}: it has no default", reason=f"no form hides padding: {first}")
     unused = "not used; packed batches have no padding, so none is needed"
     return plan, Finding("mask", "note", f"{name} is {unused}", "ones change nothing, a 0 hides its token", first)

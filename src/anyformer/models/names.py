@@ -59,12 +59,17 @@ DECODER = re.compile(
 MAYBE_DECODER = ("target", "targets", "y", "target_ids", "target_seq", "labels", "outputs", "z")
 _RULES: tuple[tuple[Hint, str], ...] = (
     ("switch", r".*head_mask|layer_mask|expert_mask|mask_token.*"),
+    ("positions", r"mask(ed)?_?(lm_)?(pos|positions?|idx|index|indices)|(pred|predict|mlm)(ion)?_?(pos|positions?)"),
     ("target_mask", r"(tgt|trg|target|dec|decoder|d|y|look_?ahead|subsequent)_.*mask|decoder_?mask|look_?ahead_?mask"),
     ("memory_mask", r"(memory|mem|cross|enc_dec|dec_enc)_.*mask"),
     ("mask", r".*mask.*|attn_bias|attention_bias|.*padding"),
     ("flag", r"(is_|use_)?(causal|autoregressive)|apply_causal.*"),
     ("start", r"start_?(pos|index|idx|position)|(pos_?)?offset|past_(len|length)|cache_len\w*|prefix_len"),
     ("segments", r"token_type(_?ids|s)?|segment(_?(ids|info|labels?|tokens))?|segments|segs?|type_ids|seg_ids"),
+    (
+        "positions",
+        r"(src|source|enc|encoder|tgt|trg|target|dec|decoder)_pos(ition)?(_?(ids?|itions?|idx|indices))?s?",
+    ),
     ("positions", r"(input_)?pos|pos(ition)?(_?(ids?|itions?|idx|indices))?|positions|cache_position"),
     ("lengths", r".*len(gth)?s?|.*_lens"),
     ("cache", r".*(cache|past_key|past_kv|mems|state).*|hidden|past|h0|hx|presents?"),

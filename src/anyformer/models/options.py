@@ -30,6 +30,7 @@ _PADDING_KINDS: tuple[tuple[str, MaskForm], ...] = (
     ("int64", "masked"),
     ("float32", "masked"),
 )
+_OF_TARGET = re.compile(r"tgt|trg|target|dec")
 _MOST = 250  # assignments that are tried for one candidate of the ids
 
 
@@ -86,7 +87,8 @@ def options(
     annotation = "" if parameter.annotation is parameter.empty else inspect.formatannotation(parameter.annotation)
     nothing = Argument(name, "constant", "", value=None)
     start = [Argument(name, "constant", "", value=0)]
-    positions = [Argument(name, "positions", s) for s in ("T", "1T", "BT")]
+    axes = ("S", "1S", "BS") if masks == "source" and _OF_TARGET.match(name.lower()) else ("T", "1T", "BT")
+    positions = [Argument(name, "positions", s) for s in axes]
     segments = [Argument(name, "segments")]
     lengths = [Argument(name, "lengths", "B")]
     if kind in ("mask", "target_mask", "memory_mask"):

@@ -196,13 +196,12 @@ def logits_finding(place: Place, plan: CallPlan, others: list[Place], rows: int 
     named = bool(place.path) and place.path[-1] == "logits"
     if plan.head is not None:
         return Finding("logits", "ok", f"hidden states {measured}; {plan.head} makes {V:,} of them")
+    if plan.family != "classifier" and rows is not None and rows // 2 >= V:
+        why = f"the embedding has {rows:,} rows: labels of tokens, perhaps; no token can be predicted"
+        return Finding("logits", "fail", measured, "as wide as the embedding has rows", why)
     if beside and not named and rows != V and place.use == "sequence":
         return Finding("logits", "warn", measured, reason=f"the first of several: also {', '.join(beside)}")
     if plan.family != "classifier" and rows is not None and rows > V:
-        verdict, reason = (
-            ("warn", f"narrower than the embedding's {rows:,} rows: ids from {V:,} on can be read but not predicted")
-            if rows // 2 < V
-            else ("fail", f"the embedding has {rows:,} rows: labels of tokens, perhaps; no token can be predicted")
-        )
-        return Finding("logits", verdict, measured, "as wide as the embedding has rows", reason)  # type: ignore[arg-type]
+        why = f"narrower than the embedding's {rows:,} rows: ids from {V:,} on can be read but not predicted"
+        return Finding("logits", "warn", measured, "as wide as the embedding has rows", why)
     return Finding("logits", "ok", measured, reason=f"beside {', '.join(beside)}" if beside else "")

@@ -44,7 +44,8 @@ class Argument:
     shape has a B. target_…: the same for the decoder's input. memory: what the method before gave. memory_mask: padding
     of the source, where the decoder takes it. lengths: tokens that are no padding, (B,). constant: ``value``."""
     shape: str = "BT"
-    """Axes in order: B, T (S for target_ roles and the last axis of memory masks), 1; "" for a constant."""
+    """Axes in order: B, T (S for target_ roles, positions of the target and the last axis of memory masks), 1; "" for
+    a constant."""
     dtype: str = "int64"
     """int64, bool or float32."""
     form: MaskForm = "keep"

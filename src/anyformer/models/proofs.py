@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
+from anyformer.models.calling import Inputs, value_of
 from anyformer.models.causal import causality_findings, glance, measure
 from anyformer.models.masks import with_argument, without
+from anyformer.models.meaning import classes_finding, places_finding
 from anyformer.models.names import hint, parameters_of
 from anyformer.models.options import padding_forms
 from anyformer.models.outputs import find_head, hidden_width
@@ -59,6 +61,7 @@ def _proofs(prober: Prober, plan: CallPlan) -> tuple[Finding, ...]:
     logits = _runs(prober, plan)
     findings = [_finite(logits), _reacts(prober, plan), _kind(prober, plan), _head(prober, plan)]
     findings += [_place(prober, plan), repeat_finding(prober, plan), batch_finding(prober, plan)]
+    findings += [*places_finding(prober, plan), *classes_finding(prober, plan)]
     findings += [*_order(prober, plan), *_masks(prober, plan), *_arguments(prober, plan)]
     return (*findings, *_limits(prober, plan))
 
@@ -209,17 +212,33 @@ def _arguments(prober: Prober, plan: CallPlan) -> list[Finding]:
     inputs = prober.inputs(plan, 2, T, 1)
     base = prober.logits(plan, inputs)
     for argument in plan.extras:
+        findings += _other_role(prober, plan, argument, inputs, base)
         if argument.role != "positions":
             continue
-        shape = {"T": (T,), "1T": (1, T), "BT": (2, T)}[argument.shape]
-        zeros = torch.zeros(shape, dtype=torch.int64, device=prober.device)
-        zeros = zeros.t() if plan.time_first and argument.shape != "T" else zeros
+        zeros = torch.zeros_like(value_of(plan, argument, inputs))
         still = with_argument(plan, Argument(argument.name, "constant", "", value=zeros))
         other = prober.try_logits(still, inputs)
         moved = other is None or float(difference(base, other).max()) > tolerance(base)
         text = "other positions give other logits" if moved else "positions 0 everywhere give the same"
         findings.append(Finding("argument", "ok" if moved else "fail", f"{argument.name}: {text}"))
     return findings
+
+
+def _other_role(prober: Prober, plan: CallPlan, argument: Argument, inputs: Inputs, base: Tensor) -> list[Finding]:
+    """Fail where positions are given to what is named after segments, or the other way round, and it matters."""
+    named = hint(argument.name)
+    if argument.role not in ("positions", "segments") or named not in ("positions", "segments"):
+        return []
+    if named == argument.role:
+        return []
+    other: Tensor | None = None
+    for shape in ("BT", "T", "1T") if named == "positions" else ("BT",):
+        other = prober.try_logits(with_argument(plan, replace(argument, role=named, shape=shape)), inputs)
+        if other is not None:
+            break
+    if other is None or float(difference(base, other).max()) <= tolerance(base):
+        return []
+    return [Finding("argument", "fail", f"{argument.name} is given {argument.role}", f"{named}, as it is named")]
 
 
 def _limits(prober: Prober, plan: CallPlan) -> list[Finding]:

@@ -222,6 +222,22 @@ def hides(prober: Prober, plan: CallPlan, *, target: bool = False, against: Call
     return Hidden(True, "ones change nothing, a 0 hides its token" if against else "a 0 hides its token")
 
 
+def mask_matters(prober: Prober, plan: CallPlan) -> bool:
+    """Whether a 0 in the padding mask changes logits at other places than its own."""
+    T = max(3, prober.length)
+    inputs = prober.inputs(plan, 2, T, 1, T - 1 if T > 3 else 2)
+    hidden = torch.ones_like(inputs.input_ids)
+    full = prober.try_logits(plan, replace(inputs, attention_mask=hidden))
+    hidden = hidden.index_fill(1, torch.tensor([1], device=hidden.device), 0)
+    other = prober.try_logits(plan, replace(inputs, attention_mask=hidden))
+    if full is None or other is None or full.shape != other.shape:
+        return full is not None
+    moved = difference(full, other)
+    if full.dim() == 3 and plan.family != "encoder_decoder":
+        moved = moved.index_fill(1, torch.tensor([1], device=moved.device), 0.0)
+    return bool((moved > tolerance(full)).any())
+
+
 def ids_limit(prober: Prober, plan: CallPlan) -> tuple[int | None, Finding]:
     """How many ids the module can read: the rows of the embedding that sees them, else where ids start to raise."""
     rows = plan.embedding_rows

@@ -8,9 +8,9 @@ import contextlib
 import importlib
 import inspect
 import itertools
+import re
 import sys
 import types
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from anyformer.core.errors import AnyformerError, DependencyError, SourceError
+from anyformer.core.errors import AnyformerError, ConstructError, DependencyError, SourceError
 from anyformer.core.findings import Finding
 from anyformer.models import aliases
 from anyformer.models.blame import blame
 from anyformer.models.definitions import Definitions, LeftOut, shown_lines, starts_work
+from anyformer.models.filetext import compiled, read_text, syntax_error
 from anyformer.models.limits import IMPORT_SECONDS, OutOfTime, time_limit
 from anyformer.models.neighbours import LEVELS, LIBRARIES, neighbours
 from anyformer.models.siblings import LazyPackage, Siblings, enter_packages, used_places
@@ -73,6 +74,8 @@ class UserFile:
         self.filled: dict[str, Any] = {}
         """Globals that were given a size in place of a statement that was not run."""
         self.left = LeftOut()
+        self._failure: AnyformerError | None = None
+        """What stopped the whole file, other than a package that is not installed."""
 
     def execute(self, given: dict[str, Any] | None = None, fallback: dict[str, Any] | None = None) -> types.ModuleType:
         """Run the file, or its definitions only where it would start training or a part the model does not need fails.
@@ -81,7 +84,7 @@ class UserFile:
         SourceError names the line that is no Python or that failed, DependencyError a missing package.
         What the file prints goes to stderr. Must run inside ``importable()``.
         """
-        code = _compile(self.path, self.text)
+        code = compiled(self.path, self.text)
         tree = ast.parse(self.text)
         why = starts_work(tree)
         with contextlib.redirect_stdout(sys.stderr):
@@ -149,6 +152,7 @@ class UserFile:
         if not any(c.__module__ == self.module.__name__ for c in own):
             raise failure
         self._refuse_broken_classes(tree, failure)
+        self._failure = None if isinstance(failure, DependencyError) else failure
         self._say_left_out(failure.what.replace(str(self.path), "the file") + f" ({_one_line(failure.detail)})")
 
     def _refuse_broken_classes(self, tree: ast.Module, failure: AnyformerError) -> None:
@@ -188,14 +192,16 @@ class UserFile:
 
     def require_complete(self, cls: Any) -> None:
         """Raise the error of a left-out statement that a class needs: a missing package, a definition that failed."""
-        if not self.left.failures:
+        if not self.left.failures and not self.left.stale:
             return
         values = [n for n, v in vars(self.module).items() if not inspect.isclass(v) and not inspect.isfunction(v)]
         # a global that has its value needs nothing further: it may stand in for a statement that was not run
         needed = reached(mentions(ast.parse(self.text)), getattr(cls, "__name__", ""), values)
+        if self._failure is not None and self.left.stale & needed:
+            raise self._failure
         for name, error in self.left.failures.items():
             if name in needed and name not in vars(self.module):
-                raise self._told(error)
+                raise self._failure or self._told(error)
 
     def fill_globals(self, cls: Any, given: dict[str, Any] | None, fallback: dict[str, Any] | None) -> None:
         """Give a value to the globals that a class reads and that are set under ``__main__`` only, or nowhere.
@@ -224,9 +230,22 @@ class UserFile:
             more = "; the values are those under __main__" if own else "; put your own into config.json"
             self.findings.append(Finding("sizes", "note" if own else "warn", said, reason=why + more))
 
-    def require_packages(self, error: AnyformerError) -> None:
-        """Raise DependencyError instead where the error comes of a package that a file beside it was run without."""
+    def explain(self, error: ConstructError) -> ConstructError:
+        """The error of a construction, with the line that was not run where it comes of that.
+
+        Raises DependencyError instead where it comes of a package that a file beside it was run without.
+        """
         self._finder.require(str(error), self.path)
+        for name, why in self.left.names.items():
+            if re.search(rf"name '{re.escape(name)}' is not defined|\bneeds {re.escape(name)}\b", str(error)):
+                line = self.left.places[name]
+                text = self.text.splitlines()[line - 1].strip()
+                said = f"{self.path.name}:{line}: {text}\nwas not run: {why}"
+                fix = "build this part in the file, from a configuration: AutoModel.from_config(…)"
+                if "from a hub" not in why:
+                    fix = f'give it a plain value in the file, or write config.json beside it: {{"{name}": …}}'
+                return ConstructError(error.what, f"{error.detail}\n{said}", fix)
+        return error
 
     def _move_devices(self) -> None:
         """Globals that name a GPU which is not there name the CPU instead."""
@@ -294,7 +313,7 @@ class UserFile:
         # a namespace package has no file, its modules have
         modules = [m for n, m in list(sys.modules.items()) if n.startswith(prefix)]
         ran = [m for m in modules if not isinstance(m, LazyPackage) or m.started]
-        paths = {Path(m.__file__).resolve() for m in ran if getattr(m, "__file__", None)}
+        paths = {Path(file).resolve() for m in ran if (file := getattr(m, "__file__", None))}
         root = self.root()
         return {p for p in paths if p.is_relative_to(root) and p.suffix == ".py"}
 
@@ -337,7 +356,9 @@ def _one_line(text: str) -> str:
 
 
 def _size(name: str, space: Mapping[str, Any], given: dict[str, Any], fallback: dict[str, Any]) -> Any:
-    """The value of a global that is a size by its name: given, the caller's, or a small one that fits the others."""
+    """The value of a global: given by its very name, or a size by its name, the caller's or a small one of ours."""
+    if name in given:
+        return given[name]
     meaning = aliases.role(name)
     if meaning not in _SIZES or name in _OBJECTS:
         return None
@@ -349,50 +370,6 @@ def _size(name: str, space: Mapping[str, Any], given: dict[str, Any], fallback: 
                 return found[0]
     known = {r: space[n] for n, r in aliases.roles(n for n in space if not n.startswith("_")).items()}
     return aliases.default(meaning, known)
-
-
-def read_text(path: Path) -> str:
-    """The file's text; SourceError for what is no UTF-8 text."""
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise SourceError(
-            f"{path} is not a text file",
-            f"byte 0x{data[error.start]:02x} at offset {error.start:,} (line {line}) is not UTF-8",
-            "give a Python file; weights go to --weights",
-        ) from error
-    if "\0" in text:
-        raise SourceError(f"{path} is not a text file", "it holds null bytes", "give a Python file")
-    return text
-
-
-def syntax_error(error: SyntaxError) -> SourceError:
-    """SourceError with file:line, the source line and a caret under the column."""
-    line = (error.text or "").rstrip("\n")
-    stripped = line.lstrip()
-    column = max(0, (error.offset or 1) - 1 - (len(line) - len(stripped)))
-    pointer = f"{stripped}\n{' ' * column}^" if stripped else ""
-    fix = "correct this line"
-    if any(quote in line for quote in "“”‘’"):
-        fix = "replace the typographic quotes by plain ones, \" or '"
-    return SourceError(
-        f"{error.filename}:{error.lineno} is not Python: {error.msg}",
-        pointer,
-        fix,
-    )
-
-
-def _compile(path: Path, text: str) -> types.CodeType:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)
-            return compile(text, str(path), "exec", dont_inherit=True)
-    except SyntaxError as error:
-        raise syntax_error(error) from error
-    except ValueError as error:  # null bytes
-        raise SourceError(f"{path} is not Python", str(error)) from error
 
 
 def _importable_names(folder: Path) -> set[str]:

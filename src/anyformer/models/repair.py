@@ -17,11 +17,11 @@ from torch import nn
 from anyformer.core.errors import AnyformerError, CallError, SettingsError
 from anyformer.core.findings import Finding
 from anyformer.models.callplan import CallPlan, infer_call_plan
+from anyformer.models.filetext import read_text
 from anyformer.models.graph import derive_graph, needs_graph, run_graph
 from anyformer.models.graphderive import Derived, Deriver
 from anyformer.models.graphread import read_forward, self_attribute
 from anyformer.models.probes import untouched
-from anyformer.models.pyfile import read_text
 from anyformer.models.repairtext import (
     Edit,
     batch_first_edits,

@@ -85,11 +85,18 @@ def find_sequence(prober: Prober, stated: Stated) -> Found:
             failures.append(f"{token_arg} takes the ids: nothing known for {', '.join(unknown)}")
             continue
         needed = targets is not None and any(p.name == targets for p in required(parameters))
+        pooled: Found | None = None
         for given in _given(module, parameters, others, stated):
+            if pooled is not None and not _may_give_more(given, pooled):
+                continue
             found = _readings(prober, blank(token_arg, given), targets, needed, stated, failures)
             if found is not None and _convincing(found):
-                return found
+                if found.place.use == "sequence":
+                    return found
+                pooled = pooled or found
             fallback += [found] if found is not None else []
+        if pooled is not None:
+            return pooled
     if not fallback:
         fallback = _unusual(prober, parameters, stated)
     if fallback:
@@ -163,6 +170,15 @@ def _targets(parameters: list[inspect.Parameter], token_arg: str, stated: Stated
 def _convincing(found: Found) -> bool:
     classes = found.place.use == "pooled" and found.plan.embedding_rows != found.place.V
     return (found.place.use == "sequence" or classes) and (found.apart is None or found.apart <= 1)
+
+
+def _may_give_more(given: tuple[Argument, ...], pooled: Found) -> bool:
+    """Whether another argument than a mask differs: where to read, say. With it, there may be logits at each place."""
+    plan = pooled.plan
+    had = {a.name: a for a in plan.extras if "mask" not in a.role}
+    return {a.name: a for a in given if "mask" not in a.role and hint(a.name) != "mask"} != {
+        n: a for n, a in had.items() if hint(n) != "mask"
+    }
 
 
 def _readings(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,13 +126,17 @@ class Sizes:
                 found[name] = meaning
         return found
 
-    def _matched(self, names: list[str], meanings: Mapping[str, str]) -> dict[str, Any]:
-        """Values of the configuration: under the very name, else under another name of the same meaning."""
+    def _matched(self, names: list[str], meanings: Mapping[str, str], settled: Collection[str] = ()) -> dict[str, Any]:
+        """Values of the configuration: under the very name, else under another name of the same meaning.
+
+        settled: names that have a value of their own; these are matched by their name's meaning, never by a use alone.
+        """
+        named = aliases.roles(names, letters=True)
         found = {n: self.given[n] for n in names if n in self.given}
         self.ledger.used |= found.keys()
         for name in names:
             meaning = meanings.get(name)
-            if name in found or meaning in (None, "flag"):
+            if name in found or meaning in (None, "flag") or (name in settled and name not in named):
                 continue
             for wanted in (meaning, aliases.PARENTS.get(str(meaning))):
                 keys = [k for k, r in self._given_roles.items() if r == wanted and k not in names]

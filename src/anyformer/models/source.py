@@ -31,6 +31,7 @@ from anyformer.models.choose import choose_class, module_class
 from anyformer.models.construct import construct
 from anyformer.models.gistcache import Gist
 from anyformer.models.gistmodel import class_wanted, in_gists_words, require_approved
+from anyformer.models.neighbours import LEVELS
 from anyformer.models.overrides import FILE, read_overrides
 from anyformer.models.probes import preserved_rng
 from anyformer.models.pyfile import UserFile
@@ -235,9 +236,11 @@ def _from_file(
     *,
     kind: Kind,
     fallback: dict[str, Any] | None = None,
+    levels: int = LEVELS,
 ) -> LoadedModel:
+    """levels: how many folders above the file's own are searched for what it imports."""
     merged, beside = _config_beside(path, config)
-    user = UserFile(path)
+    user = UserFile(path, levels=levels)
     with user.importable():
         _seed(seed)  # a module that the file builds itself draws its weights while the file runs
         namespace = user.execute(merged, fallback)
@@ -251,8 +254,7 @@ def _from_file(
                     cls, merged, namespace, fallback=fallback, text=user.text, consumed=frozenset(user.filled)
                 )
         except ConstructError as error:
-            user.require_packages(error)
-            raise
+            raise user.explain(error) from error
     sources = user.sources()
     overrides = read_overrides(path.parent)
     for extra in (beside, path.parent / FILE if overrides is not None else None):
@@ -297,7 +299,7 @@ def _from_gist(
     name, named = class_wanted(gist, ref)
     path = gist.folder / gist.main
     try:
-        loaded = _from_file(path, name, config, seed, kind="file", fallback=fallback)
+        loaded = _from_file(path, name, config, seed, kind="file", fallback=fallback, levels=0)
     except AnyformerError as error:
         raise in_gists_words(error, gist) from error
     sources = {gist.main: path, **{file: gist.folder / file for file in gist.files}}

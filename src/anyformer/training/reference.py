@@ -132,7 +132,7 @@ class TrainingCoordinator:
             resume=resume,
         )
         result = run_training(
-            load_model(model, seed=seed),
+            load_model(model, seed=seed, fallback={"vocab_size": vocab_size} if vocab_size else None),
             settings,
             dataset=data,
             tokenizer=tokenizer,

@@ -1,0 +1,173 @@
+"""Whether a call that runs means what training takes it for: guessed arguments, places of logits, classes.
+
+A call of the right shape may still be another objective: a second text that was made up, logits that all come from one
+place, an embedding taken for classes. B batch, T time, V vocabulary, C classes, D width of hidden states.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.findings import Finding
+from anyformer.models.calling import Inputs, value_of
+from anyformer.models.masks import with_argument
+from anyformer.models.names import hint
+from anyformer.models.overrides import Stated
+from anyformer.models.plan import Argument, CallPlan
+from anyformer.models.probing import Prober, changed_inputs, difference, tolerance
+
+_POSITIONAL = re.compile(r"pos|wpe|(^|[._])pe($|[._])|seg|token_?type|(^|[._])type|time|place", re.IGNORECASE)
+_CLASSES = re.compile(
+    r"class|(^|_)cls|label|intent|sentiment|topic|categor|(^|_)head|(^|_)fc|score|logit|(^|_)(out|output|pred)(_|$)"
+    r"|predict|linear|final|decoder",
+    re.IGNORECASE,
+)
+_PLAIN = re.compile(r"class|(^|_)cls|label", re.IGNORECASE)
+_COUNTS = re.compile(r"(num|n)_?(class(es)?|labels?|cls|categories|intents|topics|tags)|nclass(es)?", re.IGNORECASE)
+_MANY = 64  # classes; data sets of text with more are rare, embeddings with fewer numbers are too
+_UNIT = 1e-4  # of a row's length from 1
+
+
+def guess_findings(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding]:
+    """One for each further argument; fail where its name says nothing, it was made up and what it is matters."""
+    findings = []
+    for argument in plan.extras:
+        if "mask" in argument.role or "causal" in argument.name:
+            continue
+        guessed = hint(argument.name) in ("unknown", "tokens") and argument.name not in said.arguments
+        findings.append(_guess(prober, plan, argument) if guessed else Finding("argument", "ok", argument.text()))
+    return findings
+
+
+def _guess(prober: Prober, plan: CallPlan, argument: Argument) -> Finding:
+    """An argument that nothing names: does another value give other logits?"""
+    T = max(3, prober.length)
+    inputs = prober.inputs(plan, 2, prober.fixed or T, 1)
+    base = prober.try_logits(plan, inputs)
+    others = [] if base is None else _other_values(plan, argument, inputs)
+    moved = False
+    for value in others:
+        other = prober.try_logits(with_argument(plan, Argument(argument.name, "constant", "", value=value)), inputs)
+        if base is not None and other is not None:
+            moved = moved or other.shape != base.shape or bool((difference(base, other) > tolerance(base)).any())
+    if not moved:
+        verdict = "ok" if argument.role == "constant" else "warn"
+        why = "its name says nothing; another value gave no other logits" if others else ""
+        return Finding("argument", verdict, argument.text(), reason=why)  # type: ignore[arg-type]
+    table = _reaches(prober, plan, argument, inputs)
+    if argument.role in ("positions", "segments") and table and _POSITIONAL.search(table):
+        return Finding("argument", "ok", argument.text(), reason=f"it goes to {table}")
+    what = "a second text, perhaps" if argument.role in ("positions", "segments") else "nothing says what it is"
+    why = f"a guess that changes the logits; say what it is in anyformer.yaml: call: arguments: {{{argument.name}: …}}"
+    return Finding("argument", "fail", f"{argument.text()}: {what}", "arguments that are known", why)
+
+
+def _other_values(plan: CallPlan, argument: Argument, inputs: Inputs) -> list[object]:
+    """Values of the same kind that say something else."""
+    if argument.role == "constant":
+        value = argument.value
+        if isinstance(value, bool):
+            return [not value]
+        return [value + 1] if isinstance(value, int) else []
+    given = value_of(plan, argument, inputs)
+    generator = torch.Generator().manual_seed(31)
+    drawn = torch.randint(0, 2, given.shape, generator=generator).to(given.device)
+    if argument.role == "lengths":
+        return [(given - drawn).clamp_min(1), torch.ones_like(given)]
+    return [drawn.to(given.dtype), torch.zeros_like(given), torch.ones_like(given)]
+
+
+def _reaches(prober: Prober, plan: CallPlan, argument: Argument, inputs: Inputs) -> str:
+    """Name of the embedding that looks the argument up; "" where none does."""
+    value = value_of(plan, argument, inputs)
+    if not isinstance(value, Tensor):
+        return ""
+    marked = value.clone()
+    marked[..., -1] = 1  # no arange and no zeros that the module could have made by itself
+    plan = with_argument(plan, Argument(argument.name, "constant", "", value=marked))
+    found: list[str] = []
+    handles = []
+    for name, module in prober.module.named_modules():
+        if isinstance(module, nn.Embedding):
+
+            def look(_: nn.Module, given: tuple[object, ...], name: str = name) -> None:
+                if given and isinstance(given[0], Tensor) and torch.equal(given[0].flatten(), marked.flatten()):
+                    found.append(name)
+
+            handles.append(module.register_forward_pre_hook(look))
+    try:
+        prober.run(plan, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else ""
+
+
+def places_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
+    """Fail where the logits of every place are the same, or an encoder's do not depend on the token of their place."""
+    if plan.family == "classifier":
+        return []
+    T = prober.fixed or max(T for _, T, _ in prober.sizes)
+    if T < 2:
+        return []
+    inputs = prober.inputs(plan, 4, T, 17, T)
+    logits = prober.try_logits(plan, inputs)
+    if logits is None or logits.shape[1] < 2:
+        return []
+    limit = tolerance(logits)
+    if not bool((difference(logits, logits[:, :1].expand_as(logits)) > limit).any()):
+        why = "all of them come from one place of the text, or from the whole of it: no token of its own is predicted"
+        return [Finding("places", "fail", "every position gives the same logits", "each has its own", why)]
+    if plan.family != "encoder":
+        return []
+    still = []
+    for t in range(T):
+        other = prober.try_logits(plan, changed_inputs(prober, plan, inputs, t))
+        if other is not None and not float(difference(logits, other)[:, t].max()) > limit:
+            still.append(t)
+    if len(still) * 2 > T:
+        measured = f"changing token t does not change logits[t] at {len(still)} of {T} positions"
+        why = "they are not for the token of their place, which masked language modelling predicts"
+        return [Finding("places", "fail", measured, "each position's logits depend on its token", why)]
+    return []
+
+
+def classes_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
+    """Whether one row of numbers per text is a row of classes, or what a text is compared by."""
+    if plan.family != "classifier":
+        return []
+    values = prober.try_logits(replace(plan, kind="logits"), prober.inputs(plan, 4, max(2, prober.length), 19))
+    if values is None:
+        return []
+    C = plan.vocab_size
+    lengths = values.double().norm(dim=-1)
+    if C > 1 and bool(((lengths - 1).abs() < _UNIT).all()):
+        why = "cross-entropy over its coordinates would teach nothing; the model needs a Linear of classes at its end"
+        return [Finding("classes", "fail", "each row has length 1: a sentence embedding", "one number per class", why)]
+    named = _says_classes(prober.module, C)
+    widths = {m.embedding_dim for m in prober.module.modules() if isinstance(m, nn.Embedding)}
+    if C in widths and not named:
+        why = f"{C} is the width of its embedding, and nothing in it is named after classes"
+        return [Finding("classes", "fail", f"{C} numbers per text: hidden states", "one number per class", why)]
+    if C >= _MANY and not named:
+        why = "nothing in it is named after classes; were it an embedding of the text, this objective would be wrong"
+        return [Finding("classes", "warn", f"{C} classes?", "fewer, or a name that says so", why)]
+    return []
+
+
+def _says_classes(module: nn.Module, C: int) -> bool:
+    """A Linear of that many outputs by the name of a head, or a number of classes that the module keeps."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear) and part.out_features == C:
+            wide = part.in_features == C  # a layer inside is as wide, too: only plain words count
+            words = _PLAIN if wide else _CLASSES
+            if any(words.search(step) for step in name.split(".")):
+                return True
+        held = {**vars(part), **getattr(getattr(part, "config", None), "__dict__", {})}
+        if any(_COUNTS.fullmatch(key) and value == C for key, value in held.items() if isinstance(value, int)):
+            return True
+    return False
