@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Any
 from anyformer.core.errors import FAILURE, INTERRUPTED, AnyformerError, SettingsError
 from anyformer.core.names import default_run_name
 from anyformer.core.protocols import View
-from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, RepairSettings, TrainSettings
+from anyformer.core.settings import (
+    DemoSettings,
+    EvaluateSettings,
+    GenerateSettings,
+    InspectSettings,
+    RepairSettings,
+    TrainSettings,
+)
 from anyformer.core.view import PlainView, QuietView, printable
 
 if TYPE_CHECKING:
@@ -171,7 +178,8 @@ def inspect(request: Request) -> dict[str, Any]:
         lines = api.show_source(model, view=request.view)
         request.show(lines)
         return {"source": lines}
-    loaded, plan = api.inspect(model, trust=request.trust, view=request.view)
+    settings: InspectSettings = request.settings
+    loaded, plan = api.inspect(model, weights=settings.weights, trust=request.trust, view=request.view)
     request.show(plan_lines(loaded, plan, _width()))
     return {
         "model": loaded.provenance.to_dict(),
@@ -246,7 +254,7 @@ def report(request: Request) -> dict[str, Any]:
 
 COMMANDS = {
     "demo": Command("Train a small GPT on the Python standard library, in minutes.", None, DemoSettings, demo),
-    "inspect": Command("How a model is called, measured on the model itself.", "MODEL", None, inspect),
+    "inspect": Command("How a model is called, measured on the model itself.", "MODEL", InspectSettings, inspect),
     "repair": Command(
         "A corrected model file, as a diff; written only where asked for.", "MODEL", RepairSettings, repair
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 import types
 
@@ -712,3 +713,154 @@ def test_pad_ids_of_two_texts_are_set_where_their_default_is_none(tmp_path):
     loaded = load(tmp_path, body)
     assert loaded.module.pads == (0, 0, None)
     assert "src_pad_idx=0" in verdicts(loaded)["sizes"]
+
+
+# the file's own sizes, too large for this machine
+
+LLAMA = """
+    @dataclass
+    class ModelArgs:
+        dim: int = 4096
+        n_layers: int = 3
+        n_heads: int = 32
+        n_kv_heads: int = None
+        vocab_size: int = -1
+        multiple_of: int = 256
+        max_seq_len: int = 2048
+    class Block(nn.Module):
+        def __init__(self, args):
+            super().__init__()
+            kv = args.n_heads if args.n_kv_heads is None else args.n_kv_heads
+            assert args.dim % args.n_heads == 0 and args.n_heads % kv == 0
+            self.q = nn.Linear(args.dim, args.dim, bias=False)
+            self.k = nn.Linear(args.dim, kv * (args.dim // args.n_heads), bias=False)
+            self.up = nn.Linear(args.dim, args.multiple_of, bias=False)
+    class Transformer(nn.Module):
+        def __init__(self, args: ModelArgs):
+            super().__init__()
+            self.args = args
+            self.first = nn.Linear(3, 3, bias=False)  # draws numbers before the build is stopped
+            self.e = nn.Embedding(args.vocab_size, args.dim)
+            self.layers = nn.ModuleList(Block(args) for _ in range(args.n_layers))
+"""
+LLAMA_DICT = """
+    import torch
+    LLAMA32_CONFIG_1B = {
+        "vocab_size": 128_256, "context_length": 131_072, "emb_dim": 2048, "n_heads": 32, "n_layers": 16,
+        "hidden_dim": 8192, "n_kv_groups": 8, "head_dim": 64, "dtype": torch.bfloat16, "rope_base": 5.0, "extra": 7,
+        "eos_id": 128_001, "bos_id": 9,
+    }
+    class GPTModel(nn.Module):
+        def __init__(self, cfg):
+            super().__init__()
+            assert cfg["n_heads"] % cfg["n_kv_groups"] == 0 and cfg["n_heads"] > cfg["n_kv_groups"]
+            assert cfg["head_dim"] * cfg["n_heads"] == cfg["emb_dim"] and cfg["head_dim"] % 2 == 0
+            self.cfg, self.extra = cfg, cfg.get("extra", 3)
+            self.e = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"], dtype=cfg["dtype"])
+            self.up = nn.ModuleList(nn.Linear(cfg["emb_dim"], cfg["hidden_dim"]) for _ in range(cfg["n_layers"]))
+            self.pos = nn.Embedding(cfg["context_length"], 2)
+            self.base = cfg["rope_base"]
+"""
+
+
+def shapes(module) -> dict:
+    return {name: tuple(p.shape) for name, p in module.named_parameters()}
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """64 MiB free: 4 million parameters can be trained."""
+    monkeypatch.setattr(limits, "_UNCOUNTED", 2**20)
+    monkeypatch.setattr(limits, "available_memory", lambda: 2**26)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_defaults_that_are_too_large_give_way_to_small_sizes(tmp_path):
+    path = tmp_path / "model.py"
+    loaded = load(tmp_path, LLAMA)
+    args = loaded.module.args
+    assert (args.dim, args.n_layers, args.n_kv_heads, args.vocab_size) == (128, 2, None, 1024)
+    assert args.multiple_of == 256  # no size: the file's own
+    (sizes,) = [f for f in loaded.findings if f.name == "sizes"]
+    assert sizes.verdict == "warn"
+    own = 9 + 1024 * 4096 + 3 * (2 * 4096 * 4096 + 4096 * 256)
+    small = 9 + 1024 * 128 + 2 * (2 * 128 * 128 + 128 * 256)
+    assert f"own sizes make {own / 1e6:.1f} M parameters, more than fits here: built with dim=128" in sizes.measured
+    assert f"instead ({small / 1e6:.1f} M parameters)" in sizes.measured
+    assert all(f"{k}={v}" in sizes.measured for k, v in loaded.provenance.config.items())
+    assert "config.json" in sizes.reason
+    assert not {"configuration", "names"} & set(verdicts(loaded))
+    seeded = load_model(path, seed=3)
+    again = load_model(path, seed=3, config=loaded.provenance.config)
+    assert shapes(again.module) == shapes(loaded.module)
+    assert again.module.layers[1].q.weight.equal(seeded.module.layers[1].q.weight)
+    assert not [f for f in again.findings if f.name == "sizes"]
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("config", [{"dim": 4096}, {"vocab_size": 32_000}, {"dropout": 0.1}, {"model_type": "7B"}])
+def test_sizes_that_the_user_states_are_never_replaced(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ConstructError, match=r"Transformer would take .*parameters(.|\n)*config\.json"):
+        load(tmp_path, LLAMA)
+    (tmp_path / "config.json").write_text('{"class_name": "Transformer"}', encoding="utf-8")
+    assert load(tmp_path, LLAMA).module.args.dim == 128  # the name of the class states no size
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("only_sizes", [False, True])
+def test_a_large_dict_of_the_file_keeps_what_is_no_size(tmp_path, only_sizes):
+    """With a dtype, which config.json cannot hold; and where our sizes alone are all that is always read."""
+    body = LLAMA_DICT
+    if only_sizes:
+        body = body.replace(', dtype=cfg["dtype"]', "").replace('cfg["rope_base"]', 'cfg.get("rope_base")')
+    loaded = load(tmp_path, body)
+    cfg = loaded.module.cfg
+    assert (cfg["emb_dim"], cfg["n_heads"], cfg["n_kv_groups"], cfg["head_dim"]) == (128, 4, 1, 32)
+    assert (cfg["context_length"], cfg["hidden_dim"], cfg["n_layers"]) == (256, 512, 2)
+    assert (cfg["bos_id"], cfg["eos_id"]) == (9, 2)  # an id of a token beyond the small vocabulary is replaced
+    assert (loaded.module.base, loaded.module.extra) == (5.0, 7)
+    (sizes,) = [f for f in loaded.findings if f.name == "sizes"]
+    assert "n_kv_groups=1" in sizes.measured
+    assert "rope_base" not in sizes.measured
+    again = load(tmp_path, body, json.loads(json.dumps(loaded.provenance.config)))
+    assert shapes(again.module) == shapes(loaded.module)
+    assert (again.module.extra, again.module.e.weight.dtype) == (7, loaded.module.e.weight.dtype)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_only_what_is_too_large_is_replaced(tmp_path):
+    """A narrow model with a huge vocabulary keeps its width, heads and layers."""
+    body = """
+        class Net(nn.Module):
+            def __init__(self, vocab_size=5_000_000, n_embd=24, n_head=3, n_layer=2, max_len=99):
+                super().__init__()
+                self.sizes = (n_embd, n_head, n_layer, max_len)
+                self.e = nn.Embedding(vocab_size, n_embd)
+    """
+    loaded = load(tmp_path, body)
+    assert loaded.module.sizes == (24, 3, 2, 99)
+    assert loaded.provenance.config == {"vocab_size": 1024}
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("own", [-1, 500, 32_000])
+def test_the_callers_vocabulary_comes_before_a_small_one_of_ours(tmp_path, own):
+    loaded = load(tmp_path, LLAMA.replace("vocab_size: int = -1", f"vocab_size: int = {own}"))
+    assert loaded.module.e.num_embeddings == (own if own == 500 else 1024)
+    asked = load_model(tmp_path / "model.py", fallback={"vocab_size": 700})
+    assert (asked.module.e.num_embeddings, asked.provenance.config["vocab_size"]) == (700, 700)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_small_sizes_that_fail_leave_the_refusal_as_it_was(tmp_path, monkeypatch):
+    body = LLAMA.replace("self.args = args", "assert args.dim >= 4096, 'wide models only'")
+    with pytest.raises(ConstructError, match=r"would take (.|\n)*no sizes were given") as caught:
+        load(tmp_path, body)
+    assert "wide models only" not in str(caught.value)
+    wide = body.replace("assert args.dim >= 4096, 'wide models only'", "self.w = nn.Linear(9000, 9000)")
+    with pytest.raises(ConstructError, match=r"Transformer would take"):
+        load(tmp_path, wide)
+    monkeypatch.setattr(limits, "available_memory", lambda: 3 * 2**20)  # 1 MiB of small weights needs 4 to be trained
+    with pytest.raises(ConstructError, match=r"Transformer would take"):
+        load(tmp_path, LLAMA)

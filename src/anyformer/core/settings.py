@@ -235,9 +235,22 @@ class GenerateSettings:
 
 
 @dataclass(frozen=True)
+class InspectSettings:
+    """Settings of a look at how a model is called."""
+
+    weights: str | None = None
+    """Look at the model with these weights: a .safetensors file or a state dict."""
+
+    def __post_init__(self) -> None:
+        _typed(self)
+
+
+@dataclass(frozen=True)
 class RepairSettings:
     """Settings of a repair: a corrected model file is shown as a diff, and written only where asked for."""
 
+    weights: str | None = None
+    """Prove the correction with these weights: a .safetensors file or a state dict."""
     write: str | None = None
     """Write the corrected file to this new file."""
     in_place: bool = False

@@ -32,7 +32,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("n_heads", "n_head", "num_heads", "num_head", "nhead", "nheads", "heads", "attention_heads", "attn_heads"),
         *("num_attention_heads", "n_attention_heads", "num_attn_heads", "head_count", "head_num", "multi_head"),
     ),
-    "n_kv_heads": ("n_kv_heads", "n_kv_head", "num_kv_heads", "num_key_value_heads", "kv_heads", "n_kv_groups"),
+    "n_kv_heads": (
+        *("n_kv_heads", "n_kv_head", "num_kv_heads", "num_key_value_heads", "kv_heads", "n_kv_groups"),
+        *("n_query_groups", "num_query_groups", "num_kv_groups", "n_local_heads"),
+    ),
     "head_dim": ("head_dim", "head_size", "d_head", "dim_head", "d_k", "d_v", "d_kv", "d_q", "qk_dim", "v_dim"),
     "n_layers": (
         *("n_layers", "n_layer", "num_layers", "num_layer", "nlayers", "nlayer", "layers", "depth", "n_blocks"),

@@ -65,6 +65,7 @@ class Arguments(Sizes):
                 found[name] = value
         if missing:
             raise Missing(missing, target)
+        self.seen.add(names, {p.name: p.default for p in parameters}, found)
         return {n: self._usable(n, v, meanings.get(n), _by_name(parameters, n)) for n, v in found.items()}
 
     def module(self, target: Any, site: CallSite | None, depth: int) -> Any:
@@ -228,6 +229,8 @@ class Arguments(Sizes):
     def _changed(self, instance: Any, path: tuple[str, ...], reads: Reads) -> Any:
         """A configuration of the file with the given values, and the sizes that it leaves open."""
         have = configs.contents(instance)
+        if isinstance(instance, Mapping):
+            self.seen.add_dict(have)
         names = list(dict.fromkeys([*have, *reads.under(path)]))
         defaults = {n: have.get(n, MISSING) for n in names}
         local = not any(instance is value for value in self.scope.values())
@@ -297,6 +300,7 @@ class Arguments(Sizes):
                 continue
             if (chosen := self.size(name, meaning, known)) is not MISSING:
                 found[name] = chosen
+        self.seen.add(wanted, defaults, found)
         self.set_values = {n: self._usable(n, v, meanings.get(n), None, defaults.get(n)) for n, v in found.items()}
         return self.set_values
 

@@ -18,7 +18,7 @@ from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
 from anyformer.models.calling import call_logits
-from anyformer.models.causal import Sight, causality_findings, glance, measure
+from anyformer.models.causal import Sight, causality_findings, measure, only_in_training
 from anyformer.models.evidence import Evidence, gather
 from anyformer.models.graph import derive_graph, needs_graph
 from anyformer.models.masks import Settled, settle_masks
@@ -32,7 +32,7 @@ from anyformer.models.probes import untouched
 from anyformer.models.probing import Prober, Seen, difference, woken
 from anyformer.models.properties import batch_finding, ids_limit, output_kind, position_limit, repeat_finding
 from anyformer.models.refusals import refuse_other_input
-from anyformer.models.search import Found, blank, find_sequence, locate, nothing_found, seen_of
+from anyformer.models.search import Found, blank, find_sequence, locate, nothing_found, sameness, seen_of
 from anyformer.models.seq2seq import find_seq2seq, names_two_sequences, settle_seq2seq, source_finding
 from anyformer.models.signature import ModelSignatureInspector
 from anyformer.models.strays import require_ids_kept, stray_finding
@@ -103,7 +103,16 @@ def _infer(prober: Prober, said: Stated, objective: Objective | None) -> CallPla
         _batch(prober, plan, repeats),
         about_positions,
     ]
+    findings += _unmentioned(plan, findings)
     return replace(plan, max_positions=longest, findings=tuple(findings))
+
+
+def _unmentioned(plan: CallPlan, findings: list[Finding]) -> list[Finding]:
+    """A line for each mask that is given and that no other line shows."""
+    told = " ".join(f.measured for f in findings)
+    masks = [a for a in plan.extras if "mask" in a.role and a.text() not in told]
+    why = "needed; what it does is in the lines on causality and masks"
+    return [Finding(a.role.replace("_", " "), "note", a.text(), reason=why) for a in masks]
 
 
 def _find(prober: Prober, said: Stated) -> Found:
@@ -127,7 +136,9 @@ def _find(prober: Prober, said: Stated) -> Found:
         two = find_seq2seq(prober, said, failures) if len(required(parameters_of(module))) > 1 else None
         if two is None:
             if failures:
-                error.detail += "\n" + "\n".join(list(dict.fromkeys(failures))[:3])
+                told = {sameness(line).strip() for line in error.detail.splitlines()}
+                more = {sameness(f).strip(): f for f in failures if sameness(f).strip() not in told}
+                error.detail += "".join(f"\n{f}" for f in list(more.values())[:3])
             raise
         return two
     if one.plan.needs_targets and said.family in (None, "encoder_decoder"):
@@ -263,37 +274,27 @@ def _family(
         return plan, [Finding("family", "ok", text)], repeats
     two = plan.family == "encoder_decoder"
     sight = measure(prober, plan, target=two)
-    if repeats.verdict == "fail" or (not sight.causal and repeats.verdict == "warn"):
-        # what differs between equal calls differs between changed ones, too: nothing is known about the future
+    if repeats.verdict == "fail":
+        # what differs between equally seeded calls differs between changed ones, too: nothing is known of the future
         unknown = Finding("causality", "n/a", "cannot be measured", reason=repeats.measured)
         return replace(plan, causal=True), [unknown], replace(repeats, verdict="fail")
     if two:
         about = [replace(f, measured=f.measured.replace("token", "target token")) for f in causality_findings(sight)]
         if sight.leak is not None:
             why = "the decoder would learn to copy its own input: its self-attention needs a causal mask"
-            about[0] = replace(about[0], reason=_only_in_training(prober, plan, two=True) or why)
+            about[0] = replace(about[0], reason=only_in_training(prober, plan, target=True) or why)
         plan = replace(plan, causal=sight.causal)
         _objective_fits(prober, plan, objective)
         return plan, [*about, source_finding(prober, plan)], repeats
     plan, about = _one_sequence(plan, sight, evidence, said, objective)
-    if plan.family == "decoder" and sight.leak is not None and (why := _only_in_training(prober, plan, two=False)):
+    if plan.family == "decoder" and sight.leak is not None and (why := only_in_training(prober, plan, target=False)):
         about[0] = replace(about[0], reason=why)
+    steps = bool(plan.packed) or any(hint(a.name) == "cache" for a in plan.extras)
+    if steps and not sight.after:
+        why = "it reads one token at a time, with a state that its caller carries: what was taken for time is a batch"
+        about = [replace(f, verdict="fail", reason=why) if f.name == "past" else f for f in about]
     _objective_fits(prober, plan, objective)
     return plan, about, repeats
-
-
-def _only_in_training(prober: Prober, plan: CallPlan, *, two: bool) -> str:
-    """The reason where the leak vanishes in training mode (dropout apart); "" where it does not."""
-    modes = [(m, m.training) for m in prober.module.modules()]
-    try:
-        for part, _ in modes:
-            part.training = not isinstance(part, nn.modules.dropout._DropoutNd)
-        causal = glance(prober, plan, target=two).decodes
-    finally:
-        for part, mode in modes:
-            part.training = mode
-    why = "its causal mask is there in training mode only: held-out loss and generation would see the future;"
-    return f"{why} make the mask in both modes" if causal else ""
 
 
 def _one_sequence(

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyformer.core.findings import Finding
 from anyformer.models.calling import Inputs
@@ -180,6 +180,20 @@ def _judge(moved: Tensor, at: Tensor, limit: float, T: int) -> Sight:
         row, s = divmod(int(before.argmax()), T)
         leak = Leak(int(at[row]), s, float(before.max()), int((before[row] > limit).sum()), T)
     return Sight(leak, bool((own > limit).any()), bool((after > 0).any()), len(at), longest=T)
+
+
+def only_in_training(prober: Prober, plan: CallPlan, *, target: bool) -> str:
+    """Of a leak: the reason where it vanishes in training mode (dropout apart); "" where it does not."""
+    modes = [(m, m.training) for m in prober.module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = not isinstance(part, nn.modules.dropout._DropoutNd)
+        causal = glance(prober, plan, target=target).decodes
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    why = "its causal mask is there in training mode only: held-out loss and generation would see the future;"
+    return f"{why} make the mask in both modes" if causal else ""
 
 
 def causality_findings(sight: Sight) -> list[Finding]:

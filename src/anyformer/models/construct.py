@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 import random
 import re
 import types
@@ -18,13 +17,22 @@ from torch import nn
 
 from anyformer.core.errors import AnyformerError, ConstructError
 from anyformer.core.findings import Finding
-from anyformer.models import aliases, configs
+from anyformer.models import aliases, configs, smaller
 from anyformer.models.arguments import Arguments, Missing, call
 from anyformer.models.blame import blame
 from anyformer.models.configs import MISSING, VARIADIC
-from anyformer.models.limits import BUILD_SECONDS, OutOfTime, build_within, has_no_memory, numbers_in, time_limit
+from anyformer.models.limits import (
+    BUILD_SECONDS,
+    DoesNotFit,
+    OutOfTime,
+    build_within,
+    has_no_memory,
+    numbers_in,
+    time_limit,
+    without_memory,
+)
 from anyformer.models.reads import function_node, methods
-from anyformer.models.sizes import CLASS_KEYS, Ledger
+from anyformer.models.sizes import CLASS_KEYS, Ledger, Seen, chosen_sizes, is_json
 from anyformer.models.written import Written
 
 FACTORY = re.compile(r"(build|create|get|make|init|load|construct)_?\w*|\w+_(factory|builder)")
@@ -56,17 +64,36 @@ def construct(
 
     namespace: the module that defines it; text: its source, whose own sizes and calls fill what is required and not
     given. fallback: values for what is then still open; small ones of ours come last. consumed: keys of ``config``
-    that were used before (as globals of a script).
+    that were used before (as globals of a script). Where nothing is given and the file's own sizes do not fit here,
+    small ones take their place.
     Returns the module, the values it was given (None for none) and findings (the way taken, sizes chosen, names
     translated, keys not used). Raises ConstructError with every attempt and its error, or naming what is missing.
     """
     given = dict(config or {})
     written = Written(text, namespace) if text is not None and namespace is not None else None
     scope = dict(vars(namespace)) if namespace is not None else {}
-    builder = _Builder(cls, given, dict(fallback or {}), written, scope, text or "")
+    asked = dict(fallback or {})
     if isinstance(cls, nn.Module):
         return cls, None, [Finding("construction", "note", f"the {type(cls).__name__} that the file builds itself")]
-    return builder.build(consumed)
+    state = _random_state()
+    builder = _Builder(cls, given, asked, written, scope, text or "")
+    try:
+        return builder.build(consumed)
+    except DoesNotFit as refusal:
+        small = {} if smaller.states_sizes(given) else smaller.small_sizes(builder.seen, asked)
+        if not small or refusal.parameters is None:
+            raise
+        values = {**given, **builder.seen.rest, **small}
+        again = _Builder(cls, values, asked, written, scope, text or "", trained=True)
+        try:
+            state()
+            module, used, findings = again.build(consumed)
+        except ConstructError:
+            raise refusal from None
+        unchanged = values.keys() - small.keys()
+        sizes = {k: v for k, v in (used or {}).items() if k not in unchanged and k not in CLASS_KEYS}
+        told = [f for f in findings if f.name not in ("sizes", "configuration")]
+        return module, used, [*told, smaller.said(refusal.parameters, module, sizes)]
 
 
 class _Builder:
@@ -78,11 +105,16 @@ class _Builder:
         written: Written | None,
         scope: dict[str, Any],
         text: str,
+        trained: bool = False,
     ) -> None:
+        """trained: build only what can be trained here, as where nothing is given."""
         self._cls, self._given, self._fallback = cls, given, fallback
         self._written, self._scope, self._text = written, scope, text
         self._failures: list[str] = []
         self._missing: list[Missing] = []
+        self._asked = bool(given) and not trained
+        self.seen = Seen()
+        """Of the last attempt."""
 
     def build(self, consumed: frozenset[str]) -> tuple[nn.Module, dict[str, Any] | None, list[Finding]]:
         state = _random_state()
@@ -176,6 +208,7 @@ class _Builder:
         def make() -> Any:
             arguments.ledger = Ledger()
             arguments.decided = {}
+            self.seen = arguments.seen
             values = arguments.of(target, site)
             if attempt.everything:
                 extra = {k: v for k, v in self._given.items() if k not in CLASS_KEYS and k not in values}
@@ -189,11 +222,11 @@ class _Builder:
             self.how = _name(target)
             try:
                 with time_limit(BUILD_SECONDS):
-                    module = build_within(_name(target), make, state, self._numbers(), asked=bool(self._given))
+                    module = build_within(_name(target), make, state, self._numbers(), asked=self._asked)
                     if isinstance(module, nn.Module) and has_no_memory(module):
                         module = make()
                 if isinstance(module, nn.Module) and has_no_memory(module):
-                    raise _without_memory(module)
+                    raise without_memory(module)
                 return module, self.how
             except Missing as error:
                 self._missing.append(error)
@@ -225,7 +258,7 @@ class _Builder:
     def _record(self, attempt: _Try, ledger: Ledger, consumed: frozenset[str]) -> dict[str, Any] | None:
         """What builds the same module again from the same file."""
         record = {k: v for k, v in self._given.items() if k in ledger.used | consumed}
-        record |= {k: v for k, v in {**ledger.asked, **ledger.chosen}.items() if _is_json(v)}
+        record |= {k: v for k, v in {**ledger.asked, **ledger.chosen}.items() if is_json(v)}
         if attempt.target is not self._cls and inspect.isclass(self._cls):
             record["factory"] = attempt.target.__name__
         return record or None
@@ -235,7 +268,7 @@ class _Builder:
         reason = f"after {len(self._failures)} other ways failed: {told}" if self._failures else ""
         findings = [Finding("construction", "note", how, reason=reason)]
         if ledger.chosen or ledger.asked:
-            findings.append(_sizes(ledger))
+            findings.append(chosen_sizes(ledger))
         if ledger.aliases:
             said = ", ".join(f"{name} from {key}" for name, key in ledger.aliases.items())
             findings.append(
@@ -285,18 +318,6 @@ class _Builder:
         )
 
 
-def _sizes(ledger: Ledger) -> Finding:
-    parts = [", ".join(f"{k}={v!r}" for k, v in d.items()) for d in (ledger.asked, ledger.chosen)]
-    said = "; ".join(p + w for p, w in zip(parts, (" (as asked)", ""), strict=True) if p)
-    wide = [k for k in ledger.chosen if aliases.role(k) in ("vocab_size", "d_model", "n_layers", "n_heads")]
-    return Finding(
-        "sizes",
-        "warn" if wide else "note",
-        said,
-        reason="chosen by anyformer because the constructor asks for them; put your own into config.json beside it",
-    )
-
-
 def _initialised(module: nn.Module) -> list[Finding]:
     """Call a public init_weights() that the constructor leaves to the caller."""
     method = getattr(type(module), "init_weights", None)
@@ -341,15 +362,6 @@ def _one_dtype(module: nn.Module) -> list[Finding]:
     return [Finding("dtype", "warn", f"float32 instead of {shown}", reason=reason)]
 
 
-def _without_memory(module: nn.Module) -> ConstructError:
-    names = [n for n, t in (*module.named_parameters(), *module.named_buffers()) if t.is_meta]
-    return ConstructError(
-        f"{_name(type(module))} leaves {len(names)} tensors without memory",
-        f"its code puts them on torch's meta device: {', '.join(names[:3])}",
-        "give them a real device, or sizes in config.json that do not use this part",
-    )
-
-
 def _described(target: Any, values: dict[str, Any], ledger: Ledger) -> str:
     def shown(name: str, value: Any) -> str:
         if isinstance(value, nn.Module):
@@ -381,14 +393,6 @@ def _random_state() -> Callable[[], None]:
         torch.set_rng_state(cpu)
 
     return back
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _name(target: Any) -> str:

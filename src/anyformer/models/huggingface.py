@@ -19,6 +19,7 @@ from anyformer.core.findings import Finding
 from anyformer.core.optional import require
 from anyformer.models import aliases
 from anyformer.models.blame import blame
+from anyformer.models.weights import NOT_APPLICABLE
 
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -173,6 +174,8 @@ def _from_folder(folder: Path, config: dict[str, Any] | None, revision: str | No
         f"revision {revision}" if weights and revision else "" if weights else f"{folder.name} has a configuration only"
     )
     findings.append(Finding("weights", "note", said, reason=why))
+    if weights is not None:
+        findings.append(Finding("initialisation", "n/a", "random start", reason=NOT_APPLICABLE))
     findings.append(Finding("class", "note", cls.__name__, reason=_why(configuration, cls)))
     return HubModel(module, str(folder), {"config.json": path}, given or None, tuple(findings))
 

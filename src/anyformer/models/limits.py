@@ -43,6 +43,15 @@ _SMALLER = (
 )
 
 
+class DoesNotFit(ConstructError):
+    """The model takes more memory than is free."""
+
+    def __init__(self, what: str, detail: str, parameters: int | None) -> None:
+        super().__init__(what, detail, _SMALLER)
+        self.parameters = parameters
+        """Of the whole model, or of the part that was built before it was stopped; None where neither is known."""
+
+
 class _TooLarge(BaseException):
     """Raised inside the user's constructor when its weights exceed a bound; not an Exception, as OutOfTime."""
 
@@ -121,7 +130,7 @@ def numbers_in(text: str) -> list[int]:
 def build_within(
     name: str, build: Callable[[], Any], again: Callable[[], None], numbers: list[int], *, asked: bool
 ) -> Any:
-    """Build; what may be large is counted without memory first. Raises ConstructError where it does not fit.
+    """Build; what may be large is counted without memory first. Raises DoesNotFit, a ConstructError.
 
     again: puts the random state back before a second start. numbers: the sizes that stand in the file.
     asked: the user gave sizes: they are built where they can be; a class's defaults where they can be trained.
@@ -144,7 +153,7 @@ def build_within(
         with _bounded(int(free / _ROOM)):
             return build()
     except _TooLarge as error:
-        raise _does_not_fit(name, f"at least {error.parameters:,} parameters", free) from error
+        raise _does_not_fit(name, f"at least {error.parameters:,} parameters", free, error.parameters) from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             refuse_huge(name, build, room)
@@ -152,8 +161,8 @@ def build_within(
         raise
 
 
-def _does_not_fit(name: str, size: str, free: int) -> ConstructError:
-    return ConstructError(f"{name} does not fit: {size}; {free / 2**30:,.1f} GiB are free", "", _SMALLER)
+def _does_not_fit(name: str, size: str, free: int, parameters: int | None = None) -> DoesNotFit:
+    return DoesNotFit(f"{name} does not fit: {size}; {free / 2**30:,.1f} GiB are free", "", parameters)
 
 
 @contextlib.contextmanager
@@ -177,7 +186,7 @@ def _bounded(most: int) -> Iterator[None]:
 
 
 def refuse_huge(name: str, build: Callable[[], Any], room: float = _ROOM) -> None:
-    """Build without memory (torch's meta device) and count. Raises ConstructError if room × it exceeds the free memory.
+    """Build without memory (torch's meta device) and count. Raises DoesNotFit if room × it exceeds the free memory.
 
     A constructor that cannot run so is left to the real build.
     """
@@ -202,11 +211,11 @@ def refuse_huge(name: str, build: Callable[[], Any], room: float = _ROOM) -> Non
     need = sum(t.numel() * t.element_size() for t in tensors)
     if need * room > free:
         count = sum(p.numel() for p in module.parameters())
-        raise ConstructError(
+        raise DoesNotFit(
             f"{name} would take {need / 2**30:,.1f} GiB ({count:,} parameters); {free / 2**30:,.1f} GiB are free",
             f"largest: {_largest(module)}\nit was counted without building it; training takes about four times as much"
             + ("\nno sizes were given, and its defaults cannot be trained here" if room > _ROOM else ""),
-            _SMALLER,
+            count,
         )
 
 
@@ -218,3 +227,13 @@ def _largest(module: nn.Module) -> str:
 def has_no_memory(module: nn.Module) -> bool:
     """Whether a tensor is still on the meta device: the constructor kept one from the estimate."""
     return any(t.is_meta for t in (*module.parameters(), *module.buffers()))
+
+
+def without_memory(module: nn.Module) -> ConstructError:
+    """The refusal of such a module, with the names of those tensors."""
+    names = [n for n, t in (*module.named_parameters(), *module.named_buffers()) if t.is_meta]
+    return ConstructError(
+        f"{type(module).__name__} leaves {len(names)} tensors without memory",
+        f"its code puts them on torch's meta device: {', '.join(names[:3])}",
+        "give them a real device, or sizes in config.json that do not use this part",
+    )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anyformer.core.findings import Finding
 from anyformer.models.calling import Inputs, value_of
+from anyformer.models.causal import glance
 from anyformer.models.masks import with_argument
 from anyformer.models.names import hint
 from anyformer.models.overrides import Stated
@@ -36,9 +37,11 @@ def guess_findings(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding
     """One for each further argument; fail where its name says nothing, it was made up and what it is matters."""
     findings = []
     for argument in plan.extras:
+        guessed = hint(argument.name) in ("unknown", "tokens") and argument.name not in said.arguments
+        if guessed and argument.role == "causal_mask":
+            findings += _guessed_mask(prober, plan, argument)
         if "mask" in argument.role or "causal" in argument.name:
             continue
-        guessed = hint(argument.name) in ("unknown", "tokens") and argument.name not in said.arguments
         findings.append(_guess(prober, plan, argument) if guessed else Finding("argument", "ok", argument.text()))
     return findings
 
@@ -64,6 +67,28 @@ def _guess(prober: Prober, plan: CallPlan, argument: Argument) -> Finding:
     what = "a second text, perhaps" if argument.role in ("positions", "segments") else "nothing says what it is"
     why = f"a guess that changes the logits; say what it is in anyformer.yaml: call: arguments: {{{argument.name}: …}}"
     return Finding("argument", "fail", f"{argument.text()}: {what}", "arguments that are known", why)
+
+
+def _guessed_mask(prober: Prober, plan: CallPlan, argument: Argument) -> list[Finding]:
+    """A square tensor under no mask's name: without it the future is seen, or it is something else."""
+    T = max(2, prober.length)
+    given = value_of(plan, argument, prober.inputs(plan, 2, T, 1))
+    empty = torch.full_like(given, argument.form == "keep")
+    if "B" in argument.shape or glance(prober, plan).causal is False:
+        return []
+    bare = with_argument(plan, Argument(argument.name, "constant", "", value=empty))
+    sight = glance(prober, bare)
+    if sight.leak is not None:
+        return []
+    inputs = prober.inputs(plan, 2, T, 1)
+    drawn = torch.rand(given.shape, generator=torch.Generator().manual_seed(31)).to(given.device)
+    drawn = drawn if given.is_floating_point() else (drawn > 0.5).to(given.dtype)
+    changed = with_argument(plan, Argument(argument.name, "constant", "", value=drawn))
+    base, other = prober.try_logits(plan, inputs), prober.try_logits(changed, inputs)
+    if base is None or other is None or not bool((difference(base, other) > tolerance(base)).any()):
+        return []
+    why = f"it hides nothing of the future, yet changes the logits; state it: call: arguments: {{{argument.name}: …}}"
+    return [Finding("argument", "fail", f"{argument.text()}: nothing says what it is", "arguments that are known", why)]
 
 
 def _other_values(plan: CallPlan, argument: Argument, inputs: Inputs) -> list[object]:

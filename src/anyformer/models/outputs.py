@@ -186,7 +186,10 @@ def require_head(prober: Prober, plan: CallPlan, seen: Seen) -> None:
 
 def logits_finding(place: Place, plan: CallPlan, others: list[Place], rows: int | None, needed: str) -> Finding:
     """Where the logits are, and what speaks against it."""
-    measured = place.text() + (f", only when {needed} are given" if needed else "")
+    text = place.text()
+    if plan.family == "encoder_decoder":
+        text = re.sub(r"\([^()]*\bT\b[^()]*\)", lambda axes: axes.group().replace("T", "S"), text)
+    measured = text + (f", only when {needed} are given" if needed else "")
     V = plan.vocab_size
     beside = [
         p.text()

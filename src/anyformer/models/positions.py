@@ -52,6 +52,10 @@ def longest_sequence(
         if good >= L + 1:
             continue
         if per_token * L > _SLOW_PROOF or 4 * L * plan.vocab_size > _BYTES:
+            if L in position_rows and not ok(L + 1):  # raising is cheap
+                return L, Finding(
+                    "positions", "ok", f"up to {L:,}", reason=f"rows of a position table; {L + 1:,} raise"
+                )
             skipped.append(L)
             continue
         if good < L and not ok(L):

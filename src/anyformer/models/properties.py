@@ -268,6 +268,9 @@ def position_limit(prober: Prober, plan: CallPlan, position_rows: list[int]) -> 
         return prober.fixed, Finding(
             "positions", "warn", f"exactly {prober.fixed:,}; others fail", "shorter ones run", why
         )
+    if plan.graph is not None and plan.graph.positions is not None:
+        rows = plan.graph.positions
+        return rows, Finding("positions", "ok", f"up to {rows:,}", reason="rows of its position embedding")
     if prober.device.type != "cpu":  # a position out of range breaks a GPU process: measured on a copy on the CPU
         try:
             prober = Prober(copy.deepcopy(prober.module).cpu())

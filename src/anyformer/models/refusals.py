@@ -9,6 +9,7 @@ from anyformer.core.errors import CallError
 from anyformer.models.names import parameters_of
 
 _SIDES = (32, 28, 64, 224, 16, 8)  # pixels: CIFAR, MNIST, TinyImageNet, ImageNet, small patches
+_IMAGES = ("img", "imgs", "image", "images", "pixel_values", "pixels", "video", "videos", "frames")
 _SIZE_NAMES = ("image_size", "img_size", "input_size", "resolution")
 
 
@@ -21,6 +22,12 @@ def refuse_other_input(module: nn.Module) -> None:
         raise CallError(
             f"{name} takes image input ({argument}), not token ids",
             f"ids (B, T) fail; it runs on images {shape}",
+            "only models of text are trained here: token ids in, logits out",
+        )
+    if argument.lower() in _IMAGES:
+        raise CallError(
+            f"{name} takes image input ({argument}), not token ids",
+            f"ids (B, T) fail, and {argument} is the name of images",
             "only models of text are trained here: token ids in, logits out",
         )
     shape = _runs_on_features(module)

@@ -6,6 +6,7 @@ B batch, T time, V vocabulary, C classes.
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -307,6 +308,11 @@ def _names(parameters: list[inspect.Parameter]) -> str:
     return ", ".join(str(p) for p in parameters) or "nothing"
 
 
+def sameness(failure: str) -> str:
+    """What tells one failure from another: its error without the numbers in it."""
+    return re.sub(r"\d+", "0", failure.rsplit("\n", 1)[-1])
+
+
 def nothing_found(
     prober: Prober, parameters: list[inspect.Parameter], failures: list[str], stated: Stated
 ) -> CallError:
@@ -314,7 +320,7 @@ def nothing_found(
     # the same error of another attempt says nothing new
     first: dict[str, str] = {}
     for failure in failures:
-        first.setdefault(failure.rsplit("\n", 1)[-1], failure)
+        first.setdefault(sameness(failure), failure)
     shown = list(first.values())
     if len(shown) > 6:
         shown = [*shown[:5], f"… and {len(shown) - 5} more"]

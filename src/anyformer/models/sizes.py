@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from anyformer.core.errors import ConstructError
+from anyformer.core.findings import Finding
 from anyformer.models import aliases
 from anyformer.models.configs import MISSING
 from anyformer.models.reads import Reads
@@ -40,6 +42,27 @@ class Ledger:
     """Arguments that named a device which is not there."""
 
 
+@dataclass
+class Seen:
+    """The names that one attempt set or left at their own values."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """Name → value that the constructor got, its defaults and the file's own included."""
+    meanings: dict[str, str] = field(default_factory=dict)
+    """Name → meaning, for those that are known by name."""
+    rest: dict[str, Any] = field(default_factory=dict)
+    """Plain values of a dict of the file, whole: sizes of ours must not replace it."""
+
+    def add(self, names: Collection[str], defaults: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        values = {n: v for n in names if (v := found.get(n, defaults.get(n, MISSING))) is not MISSING}
+        self.values |= values
+        # by name only: what a use alone suggests changes no value that the file gives
+        self.meanings |= {n: m for n, m in aliases.roles(names, letters=True).items() if n in values}
+
+    def add_dict(self, values: Mapping[str, Any]) -> None:
+        self.rest |= {k: v for k, v in values.items() if k not in CLASS_KEYS and is_json(v)}
+
+
 class Sizes:
     """Single values by name: from the configuration, the file's own, the caller's, then ours; with a record of each."""
 
@@ -53,6 +76,7 @@ class Sizes:
         self._written_roles = aliases.roles(self._names)
         self._fallback_roles = aliases.roles(fallback)
         self.ledger = Ledger()
+        self.seen = Seen()
         self.decided: dict[str, Any] = {}
         """Meaning → the size chosen for it: the parts of one model get the same."""
         self.extra: set[str] = set()
@@ -160,6 +184,27 @@ class Sizes:
             self.ledger.moved.append(f"{name}={str(value)!r}")
             return torch.device("cpu") if isinstance(value, torch.device) else "cpu"
         return value
+
+
+def is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def chosen_sizes(ledger: Ledger) -> Finding:
+    """What the constructor asks for and nothing gives."""
+    parts = [", ".join(f"{k}={v!r}" for k, v in d.items()) for d in (ledger.asked, ledger.chosen)]
+    said = "; ".join(p + w for p, w in zip(parts, (" (as asked)", ""), strict=True) if p)
+    wide = [k for k in ledger.chosen if aliases.role(k) in ("vocab_size", "d_model", "n_layers", "n_heads")]
+    return Finding(
+        "sizes",
+        "warn" if wide else "note",
+        said,
+        reason="chosen by anyformer because the constructor asks for them; put your own into config.json beside it",
+    )
 
 
 def is_trial(vocabulary: Any) -> bool:

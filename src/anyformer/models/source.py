@@ -13,7 +13,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -36,7 +36,7 @@ from anyformer.models.overrides import FILE, read_overrides
 from anyformer.models.probes import preserved_rng
 from anyformer.models.pyfile import UserFile
 from anyformer.models.trust import TrustRequest
-from anyformer.models.weights import load_weights
+from anyformer.models.weights import load_weights, sha256_of, without_fresh_start
 
 Kind = Literal["file", "folder", "import", "module", "example", "gist", "hf"]
 
@@ -71,6 +71,8 @@ class Provenance:
     """Commit of a source that came over a network."""
     owner: str | None = None
     """Who published it there."""
+    weights: dict[str, str] | None = None
+    """Name of the file of the user's own weights → its sha256; None where none were given."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it."""
@@ -82,7 +84,8 @@ class Provenance:
         if record["kind"] not in get_args(Kind):
             raise ValueError(f"kind {record['kind']!r} is none of {get_args(Kind)}")
         known = {name: record[name] for name in ("kind", "location", "class_name", "files", "config")}
-        return cls(**known, revision=record.get("revision"), owner=record.get("owner"))
+        later = {name: record.get(name) for name in ("revision", "owner", "weights")}
+        return cls(**known, **later)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,11 @@ class LoadedModel:
     """Name relative to the source's folder → file on disk, the main file first; empty for a plain nn.Module."""
     findings: tuple[Finding, ...]
     overrides: dict[str, Any] | None = None
-    """What ``call:`` of an anyformer.yaml beside the file states, for infer_call_plan."""
+    """What ``call:`` of an anyformer.yaml beside the file states, or the caller's overrides, for the call plan."""
+
+    def stating(self, overrides: dict[str, Any] | None) -> LoadedModel:
+        """The same with what a caller states about the call; it wins over the anyformer.yaml, key by key."""
+        return self if overrides is None else replace(self, overrides={**(self.overrides or {}), **overrides} or None)
 
 
 def load_model(
@@ -128,9 +135,19 @@ def load_model(
                 loaded = _from_gist(gist, config, seed, require_approved(gist, trust, approve, view), fallback)
             else:
                 loaded = _load(model, config, seed, fallback)
-        if weights is not None:
-            load_weights(loaded.module, weights)
-    return loaded
+    return loaded if weights is None else _with_weights(loaded, Path(weights).expanduser())
+
+
+def _with_weights(loaded: LoadedModel, file: Path) -> LoadedModel:
+    """The user's own weights in place, and in the record."""
+    load_weights(loaded.module, file)
+    digest = sha256_of(file)
+    given = Finding("weights", "note", file.name, reason=f"sha256 {digest[:16]}…; every tensor fits")
+    return replace(
+        loaded,
+        provenance=replace(loaded.provenance, weights={file.name: digest}),
+        findings=(*without_fresh_start(loaded.findings), given),
+    )
 
 
 @contextlib.contextmanager
@@ -158,11 +175,12 @@ def _load(
         return _from_example(text, config, seed)
     if text.startswith("hf:"):
         _seed(seed)
-        return _from_transformers(huggingface.load_hub(text, config), "hf")
+        folder = Path(text.removeprefix("hf:")).expanduser()
+        return _from_transformers(huggingface.load_hub(text, config), "hf", folder if folder.is_dir() else None)
     path, name = _path_and_class(text)
     if path.is_dir() and huggingface.is_folder(path):
         _seed(seed)
-        return _from_transformers(huggingface.load_folder(path, config), "hf")
+        return _from_transformers(huggingface.load_folder(path, config), "hf", path)
     if path.is_dir():
         return _from_file(_model_file(path), name, config, seed, kind="folder", fallback=fallback)
     if path.is_file():
@@ -276,10 +294,19 @@ def _loadable_name(namespace: Any, chosen: Any, module: nn.Module) -> str:
     return next((n for n, value in vars(namespace).items() if value is chosen), name)
 
 
-def _from_transformers(found: huggingface.HubModel, kind: Kind) -> LoadedModel:
+def _from_transformers(found: huggingface.HubModel, kind: Kind, folder: Path | None = None) -> LoadedModel:
+    """folder: of the user's own, where an anyformer.yaml is read."""
     name = type(found.module).__name__
-    provenance = Provenance(kind, found.location, name, _hashes(found.sources), found.config)
-    return LoadedModel(found.module, provenance, found.sources, found.findings)
+    overrides, stated = _stated_beside(folder)
+    sources = {**found.sources, **stated}
+    provenance = Provenance(kind, found.location, name, _hashes(sources), found.config)
+    return LoadedModel(found.module, provenance, sources, found.findings, overrides)
+
+
+def _stated_beside(folder: Path | None) -> tuple[dict[str, Any] | None, dict[str, Path]]:
+    """What the folder's anyformer.yaml states about the call, and the file by its name; nothing where there is none."""
+    overrides = None if folder is None else read_overrides(folder)
+    return overrides, {} if folder is None or overrides is None else {FILE: (folder / FILE).resolve()}
 
 
 def _gist_named(text: str) -> GistRef | None:
@@ -325,18 +352,20 @@ def _from_import(
             found = getattr(found, part)
         file = getattr(inspect.getmodule(found) or namespace, "__file__", None)
         sources = {Path(file).name: Path(file)} if file and file.endswith(".py") else {}
+        overrides, stated = _stated_beside(Path(file).parent if sources else None)
+        own = {**sources, **stated}
         _seed(seed)
         if huggingface.is_library_class(found):
             hub = huggingface.from_class(found, config, fallback)
-            provenance = Provenance("import", text, type(hub.module).__name__, _hashes(sources), hub.config)
-            return LoadedModel(hub.module, provenance, sources, hub.findings)
+            provenance = Provenance("import", text, type(hub.module).__name__, _hashes(own), hub.config)
+            return LoadedModel(hub.module, provenance, own, hub.findings, overrides)
         cls = module_class(found, name, dotted)
         source = next(iter(sources.values())).read_text(encoding="utf-8-sig") if sources else None
         module, used, findings = construct(
             cls, config, inspect.getmodule(found) or namespace, fallback=fallback, text=source
         )
-    provenance = Provenance("import", text, type(module).__name__, _hashes(sources), used)
-    return LoadedModel(module, provenance, sources, tuple(findings))
+    provenance = Provenance("import", text, type(module).__name__, _hashes(own), used)
+    return LoadedModel(module, provenance, own, tuple(findings), overrides)
 
 
 def _import(dotted: str) -> Any:

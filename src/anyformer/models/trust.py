@@ -159,7 +159,7 @@ def require_trust(
         return _finding(request, f"approved on {known.when[:10]}", "the same code, to the byte")
     shown = view or PlainView()
     if trust:
-        _show(request.lines(colour=_coloured()), shown, insist=False)
+        _show(request.lines(colour=_coloured()), shown, insist=True)  # nothing runs that was not shown
         how = "--trust"
     elif approve is not None:
         if approve(request) is not True:
@@ -198,10 +198,12 @@ def _coloured() -> bool:
 def _show(lines: list[str], view: View, *, insist: bool) -> None:
     """To the view; to the terminal itself where there is one, since a view would take the colours away.
 
-    insist: even with --quiet, for a question needs what it is about.
+    insist: even with --quiet, for a question needs what it is about, and code that runs is shown first.
     """
-    if isinstance(view, QuietView) and not insist:
-        return
+    if isinstance(view, QuietView):
+        if not insist:
+            return
+        view = PlainView()
     if sys.stderr.isatty():
         view.close()
         print("\n".join(lines), file=sys.stderr, flush=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.errors import ConstructError
+from anyformer.core.findings import Finding
 from anyformer.core.optional import require
 
 _PREFIXES = ("model.", "module.", "_orig_mod.")
@@ -19,6 +22,20 @@ _PREFIXES = ("model.", "module.", "_orig_mod.")
 _NESTED = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts save the state dict beside the optimizer's."""
 _SHOWN = 8
+_FRESH = ("initialisation", "weights")
+"""Names of findings that assume a fresh initialisation."""
+NOT_APPLICABLE = "not applicable: weights were given"
+
+
+def without_fresh_start(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The findings of a load, those that assume a fresh initialisation as not applicable."""
+    return tuple(replace(f, verdict="n/a", reason=NOT_APPLICABLE) if f.name in _FRESH else f for f in findings)
+
+
+def sha256_of(path: str | Path) -> str:
+    """sha256 of a file's bytes, hexadecimal."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from anyformer.core.errors import SettingsError
 from anyformer.core.settings import ObjectiveSetting
 from anyformer.evaluation.generation import generate
-from anyformer.models.callplan import CallPlan, infer_call_plan
+from anyformer.models.callplan import CallPlan
 from anyformer.models.masking import Masking, fixed_masked_batch, is_masked_already, masked_batch
 from anyformer.models.objectives import batch_logits, objective_loss, objective_total
+from anyformer.models.planned import planned, require_proven
 from anyformer.training.nonfinite import gradient_error, loss_error
 from anyformer.training.objective import (
     asked,
@@ -36,7 +37,8 @@ from anyformer.training.optim import adamw, warmup_cosine_schedule
 class UniversalModelAdapter(pl.LightningModule):
     """Trains any module whose call plan is known, in any ``pl.Trainer``.
 
-    model: the user's module, used as it is. call_plan: how to call it; inferred by running it where not given.
+    model: the user's module, used as it is. call_plan: how to call it, proven again here; inferred by running it where
+    not given, with overrides: parts of the call that you state, as ``call:`` of anyformer.yaml; proven like the rest.
     vocab_size: number of token ids V; the width of the model's logits where not given.
     learning_rate, warmup_steps, weight_decay: AdamW's peak rate, optimizer steps of linear warm-up, decay of matrices.
     total_steps: length of the cosine in optimizer steps; the trainer's plan where not given.
@@ -45,7 +47,7 @@ class UniversalModelAdapter(pl.LightningModule):
     Batches hold input_ids and attention_mask, int64 (B, T), and labels, −100 ignored: (B, T), unshifted, for causal and
     masked (where they are the ids themselves, tokens are hidden here); (B,) for classification; (B, S), unshifted,
     beside target_ids and target_mask (B, S), for seq2seq.
-    Raises CallError where the model's future leaks into its past, SettingsError where V or the objective does not fit
+    Raises CallError where the model's future leaks into its past or does something else than stated, SettingsError where V or the objective does not fit
     the model, TokenizerError (at the first batch) where masked modelling has no mask token.
     """
 
@@ -66,10 +68,16 @@ class UniversalModelAdapter(pl.LightningModule):
         total_steps: int | None = None,
         objective: ObjectiveSetting = "auto",
         seed: int = 42,
+        overrides: dict[str, Any] | None = None,
+        _proven: bool = False,
     ) -> None:
         super().__init__()
+        if call_plan is not None and overrides:
+            raise SettingsError("call_plan and overrides are both given", fix="leave one of them out")
+        if call_plan is not None and not _proven:
+            require_proven(model, call_plan)
         self.model = model
-        self.call_plan = call_plan or infer_call_plan(model, objective=asked(objective))
+        self.call_plan = call_plan or planned(model, overrides=overrides, objective=asked(objective))
         self.objective, self.findings = require_trainable(self.call_plan, objective)
         """What it is trained on, and why."""
         self.vocab_size = vocab_size or self.call_plan.vocab_size

@@ -19,8 +19,9 @@ from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.core.view import PlainView, count, duration
 from anyformer.data.module import AdaptiveTokenizerDataModule
-from anyformer.models.callplan import CallPlan, infer_call_plan
+from anyformer.models.callplan import CallPlan
 from anyformer.models.plan import Objective
+from anyformer.models.planned import planned
 from anyformer.models.probes import placed, preserved_rng
 from anyformer.models.source import LoadedModel
 from anyformer.runs.checkpoints import list_checkpoints, read_weights, step_of
@@ -144,7 +145,7 @@ def _proven(loaded: LoadedModel, plan: CallPlan, text: Text, device: torch.devic
 def _plan(loaded: LoadedModel, settings: TrainSettings, view: View) -> tuple[CallPlan, Objective, list[Finding]]:
     view.status("finding the way to call the model")
     begin = time.monotonic()
-    plan = infer_call_plan(loaded.module, overrides=loaded.overrides, objective=asked(settings.objective))
+    plan = planned(loaded.module, overrides=loaded.overrides, objective=asked(settings.objective))
     objective, findings = require_trainable(plan, settings.objective)
     proven = sum(finding.verdict == "ok" for finding in plan.findings)
     size = sum(parameter.numel() for parameter in loaded.module.parameters())
@@ -183,6 +184,7 @@ def _fit_and_judge(
         total_steps=effective.total_steps,
         objective=text.objective,
         seed=settings.seed,
+        _proven=True,
     )
     adapter.proven = True  # a moment ago, on the same kind of batch
     writer = sample_writer(run, module, plan, text, settings, effective.max_length)

@@ -35,6 +35,8 @@ _FAMILIES: dict[Family, str] = {
     "encoder_decoder": "an encoder-decoder",
     "classifier": "a classifier",
 }
+_FIRST = ("logits", "argument", "places", "classes")
+"""Findings that say that these are no logits of tokens or classes: whether they see the future matters less."""
 SEES_FUTURE = "the model sees the future: trained on the next token it would only learn to copy it"
 
 
@@ -45,6 +47,9 @@ def require_trainable(plan: CallPlan, setting: ObjectiveSetting = "auto") -> tup
     or a finding of the plan blocks; SettingsError where the objective asked for cannot fit the model.
     """
     objective = plan.objective if setting == "auto" else setting
+    for finding in plan.findings:
+        if finding.verdict == "fail" and finding.name in _FIRST:
+            raise _blocked(finding)
     if objective in ("seq2seq", "classification") or plan.family in ("encoder_decoder", "classifier"):
         if objective != plan.objective:
             raise SettingsError(
@@ -65,8 +70,13 @@ def require_trainable(plan: CallPlan, setting: ObjectiveSetting = "auto") -> tup
         # of one sequence that it leaks is known here, and the user has decided
         decided = finding.name == "causality" and not plan.causal and objective in ("causal", "masked")
         if finding.verdict == "fail" and not decided:
-            raise CallError(f"{finding.name}: {finding.measured}", f"expected: {finding.expected}", finding.reason)
+            raise _blocked(finding)
     return objective, [_finding(plan, objective, setting)]
+
+
+def _blocked(finding: Finding) -> CallError:
+    expected = f"expected: {finding.expected}" if finding.expected else ""
+    return CallError(f"{finding.name}: {finding.measured}", expected, finding.reason)
 
 
 def asked(setting: ObjectiveSetting) -> Objective | None:

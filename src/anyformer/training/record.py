@@ -48,6 +48,7 @@ def _store(run: RunDirectory, loaded: LoadedModel, plan: CallPlan, text: Text, s
             "example": provenance.kind == "example",
         },
         call_plan=plan.to_dict(),
+        overrides=loaded.overrides,
         objective=text.objective,
         seed=seed,
         **text_facts(text),

@@ -90,12 +90,14 @@ class TrainingCoordinator:
         source_column: str | None = None,
         target_column: str | None = None,
         target_data: str | None = None,
+        weights: str | Path | None = None,
         name: str | None = None,
     ) -> dict[str, Any]:
         """Train ``model`` and return best_model_path, final_metrics, trainer, model, tokenizer, run_path.
 
         dataset: a Dataset, a list of texts, a path, "python-stdlib" (the default, said aloud) or a name on the hub;
         ``config_name`` is its configuration. dataset_path: a local file or folder instead.
+        weights: .safetensors file or state dict to start from.
         resume_from_checkpoint: a run, or a checkpoint in one, to continue.
         Raises SettingsError, SourceError, CallError, DataError, TokenizerError, TrainingError.
         """
@@ -127,12 +129,13 @@ class TrainingCoordinator:
             use_gpu=self.use_gpu,
             num_workers=num_workers,
             seed=seed,
+            weights=None if weights is None else str(weights),
             name=name,
             output_dir=self.output_dir,
             resume=resume,
         )
         result = run_training(
-            load_model(model, seed=seed, fallback={"vocab_size": vocab_size} if vocab_size else None),
+            load_model(model, weights=weights, seed=seed, fallback={"vocab_size": vocab_size} if vocab_size else None),
             settings,
             dataset=data,
             tokenizer=tokenizer,

@@ -56,9 +56,10 @@ def settings_of(run: RunDirectory) -> TrainSettings:
 
 def model_of(run: RunDirectory, module: nn.Module | None) -> LoadedModel:
     """The run's model with its first weights' structure, from its own copy of the source; or the module given."""
-    if module is not None:
-        return load_model(module)
-    return stored_model(run, Provenance.from_dict(run.manifest["model"]))
+    provenance = Provenance.from_dict(run.manifest["model"])
+    loaded = load_model(module) if module is not None else stored_model(run, provenance)
+    # what was stated about the call when the run began holds until its end
+    return loaded.stating(run.manifest.get("overrides"))
 
 
 def require_same_model(run: RunDirectory, given: LoadedModel) -> None:

@@ -1,0 +1,50 @@
+"""A call plan as it may be used: inferred, and proven line by line wherever a person stated a part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from anyformer.core.errors import CallError
+from anyformer.models.callplan import infer_call_plan
+from anyformer.models.overrides import FILE
+from anyformer.models.plan import CallPlan, Objective
+from anyformer.models.proofs import prove_plan
+
+_FUTURE = ("causality", "past", "causal")
+"""Findings on what a token sees of others: a leak that the plan reports is decided on by the objective."""
+
+
+def planned(
+    module: nn.Module, *, overrides: Mapping[str, Any] | None = None, objective: Objective | None = None
+) -> CallPlan:
+    """The module's call plan; what overrides state of it is proven on the module like the rest.
+
+    Raises CallError where no call gives logits, or the module does something else than was stated.
+    """
+    plan = infer_call_plan(module, overrides=overrides, objective=objective)
+    if overrides:
+        words = f"what {FILE} (or overrides=) states is not what {type(module).__name__} does"
+        require_proven(module, plan, words, "correct the line, or leave it out: it is then measured")
+    return plan
+
+
+def require_proven(
+    module: nn.Module,
+    plan: CallPlan,
+    what: str = "the call plan given does not fit the module",
+    fix: str = "leave call_plan out: it is then inferred from the module",
+) -> None:
+    """CallError where the module does something else than a line of the plan says; what, fix: its words.
+
+    What the plan itself reports (a leak, a mask without effect) is no contradiction.
+    """
+    known = {finding.name for finding in plan.findings if finding.verdict == "fail"}
+    if any(f.verdict in ("warn", "fail", "note") and f.name == "causality" for f in plan.findings) and not plan.causal:
+        known.update(_FUTURE)
+    bad = [f for f in prove_plan(module, plan) if f.verdict == "fail" and f.name not in known]
+    if bad:
+        lines = [f"{f.name}: {f.measured}" + (f" (expected: {f.expected})" if f.expected else "") for f in bad]
+        raise CallError(what, "\n".join(dict.fromkeys(lines)), fix)

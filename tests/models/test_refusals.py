@@ -1,0 +1,42 @@
+"""Models of other things than text are refused by what they read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.errors import CallError
+from anyformer.models.callplan import infer_call_plan
+
+
+class Captions(nn.Module):
+    """Images and a text: neither runs on ids alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Linear(3 * 49, 16)
+        self.words = nn.Embedding(30, 16)
+        self.head = nn.Linear(16, 30)
+
+    def forward(self, images: Tensor, captions: Tensor) -> Tensor:
+        assert images.shape[1:] == (3, 7, 7)
+        return self.head(self.words(captions) + self.patches(images.flatten(1).float())[:, None])
+
+
+class Rows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(11, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.first(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [(Captions, r"takes image input \(images\)"), (Rows, r"takes float features \(x\).*11 features")],
+)
+def test_what_it_reads_is_named(model: type[nn.Module], words: str) -> None:
+    with pytest.raises(CallError, match=f"(?s){words}"):
+        infer_call_plan(model())
