@@ -11,8 +11,9 @@ DEV_INSTALLED := $(VENV)/.dev-installed
 demo: $(INSTALLED)
 	$(BIN)/anyformer demo
 
+# two processes: the tests use one thread each
 test: $(DEV_INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(DEV_INSTALLED)
 	$(BIN)/ruff check .
@@ -24,8 +25,13 @@ lint: $(DEV_INSTALLED)
 soak: $(DEV_INSTALLED)
 	$(BIN)/python -m pytest -m soak
 
+# prints the tables of benchmarks/results, a few minutes each; shakespeare.py takes longer and wants its text
 bench: $(DEV_INSTALLED)
 	$(BIN)/python benchmarks/train_loop.py
+	$(BIN)/python benchmarks/zoo.py
+	$(BIN)/python benchmarks/plan_mutations.py
+	$(BIN)/python benchmarks/executor.py
+	$(BIN)/python benchmarks/gist_faults.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "anyformer needs Python 3.11 or newer; set PYTHON=")'

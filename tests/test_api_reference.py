@@ -297,7 +297,8 @@ def signature_of(where: str) -> dict[str, Any]:
         target = getattr(target, method or "__init__")
     parameters = inspect.signature(target).parameters.values()
     assert not [p for p in parameters if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    return {p.name: REQUIRED if p.default is p.empty else p.default for p in parameters if p.name != "self"}
+    public = [p for p in parameters if p.name != "self" and not p.name.startswith("_")]
+    return {p.name: REQUIRED if p.default is p.empty else p.default for p in public}
 
 
 REQUIRED = "required"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
-import torch
 from torch import nn
 
 from anyformer.core.errors import SettingsError
@@ -25,9 +24,9 @@ from anyformer.core.settings import (
     TrainSettings,
 )
 from anyformer.core.view import PlainView, QuietView
-from anyformer.evaluation.generation import stream
-from anyformer.models.callplan import CallPlan, infer_call_plan
+from anyformer.models.callplan import CallPlan
 from anyformer.models.gistmodel import all_source
+from anyformer.models.planned import naming, planned
 from anyformer.models.repair import Repair, repair_model, save_repair
 from anyformer.models.source import LoadedModel, load_model
 from anyformer.models.trust import TrustRequest
@@ -36,71 +35,17 @@ from anyformer.runs.directory import RunDirectory
 from anyformer.runs.rebuild import load_run
 from anyformer.training.coordinator import TrainResult, run_training
 from anyformer.training.effective import choose_device
-from anyformer.training.evaluate import evaluate_run, objective_of
-from anyformer.training.objective import start_and_end
+from anyformer.training.evaluate import Evaluation, evaluate_run
 from anyformer.training.reference import TrainingCoordinator
 from anyformer.training.resume import model_of, require_same_model, run_of, settings_of
-from anyformer.training.samples import require_prompt
-from anyformer.training.text import id_limit, resolve_dataset
+from anyformer.training.speak import continuations
+from anyformer.training.text import resolve_dataset
 
 DEMO_MODEL = {"vocab_size": 768, "block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128}
 """Small enough for two cores to train in three minutes past the bigram entropy of its held-out text."""
 DEMO_STEPS = 2400
 DEMO_LEARNING_RATE = 3e-3
 DEMO_BATCH = 8
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How well a run's model does on held-out data. What the run's objective has no use for is None."""
-
-    run_path: Path
-    data: str
-    """Name of the data."""
-    loss: float
-    """Mean cross-entropy, nats per target: per token, hidden token, token to write, or example."""
-    perplexity: float | None
-    bits_per_byte: float | None
-    """None where a part of the text cannot be written by the tokenizer."""
-    unknown_share: float | None
-    """That part: the share of tokens that stand for unknown text."""
-    tokens: int | None
-    """Targets counted."""
-    unigram_entropy: float | None
-    bigram_entropy: float | None
-    """No predictor that sees only the previous token can have a lower loss on this text."""
-    beats_bigram: bool | None
-    findings: list[Finding]
-    objective: str = "causal"
-    beats_unigram: bool | None = None
-    examples: int | None = None
-    """Examples classified."""
-    accuracy: float | None = None
-    """Share of the hidden tokens, or examples, that were the model's first guess."""
-    macro_f1: float | None = None
-    majority_accuracy: float | None = None
-    """What always answering the most frequent class would score."""
-    prior_entropy: float | None = None
-    """The lowest loss of a guess that never looks at the text."""
-    beats_majority: bool | None = None
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """As "results" in run.json."""
-        return {
-            "objective": self.objective,
-            "val_loss": self.loss,
-            **{name: getattr(self, name) for name in _FIGURES},
-            "evaluated_tokens": self.tokens,
-            "evaluated_examples": self.examples,
-        }
-
-
-# figures that have one name in an Evaluation and in a run's results
-_FIGURES = (
-    *("perplexity", "bits_per_byte", "unknown_share", "unigram_entropy", "bigram_entropy", "beats_unigram"),
-    *("beats_bigram", "accuracy", "macro_f1", "majority_accuracy", "prior_entropy", "beats_majority"),
-)
 
 
 def train(
@@ -145,6 +90,7 @@ def train(
     name: str | None = None,
     output_dir: str | None = None,
     resume: str | None = None,
+    overrides: dict[str, Any] | None = None,
     trust: bool = False,
     approve: Callable[[TrustRequest], bool] | None = None,
     view: View | None = None,
@@ -156,6 +102,7 @@ def train(
     data: a path, "python-stdlib" (the default), a list of texts or a Dataset; for classification and seq2seq a table,
     a list of dicts or of pairs, or a Dataset.
     tokenizer: "auto", "bpe", "char", a path, or a tokenizer object. config: values for the model's constructor.
+    overrides: parts of the call that you state, as ``call:`` of an anyformer.yaml beside the file; then proven.
     trust, approve: as in ``load_model``, for a gist; no settings, so that no file can turn them on.
     settings: all settings at once (with ``resume``, those of the run where not given); every other keyword is a field
     of TrainSettings and wins over it.
@@ -192,6 +139,7 @@ def train(
     if chosen.name is None and chosen.resume is None and isinstance(model, (str, Path)):
         chosen = replace(chosen, name=default_run_name(str(model), chosen.data))
     shown = view or PlainView()
+    loaded = loaded.stating(overrides)
     result = run_training(loaded, chosen, dataset=dataset, tokenizer=tokenizer_object, view=shown, command=command)
     page, findings = _page(result.run_path, shown)
     return replace(result, report_path=page, findings=[*result.findings, *findings])
@@ -244,6 +192,7 @@ def train_model(
     source_column: str | None = None,
     target_column: str | None = None,
     target_data: str | None = None,
+    weights: str | Path | None = None,
     name: str | None = None,
     output_dir: str | Path = "./training_output",
     use_gpu: bool = True,
@@ -287,6 +236,7 @@ def train_model(
         source_column=source_column,
         target_column=target_column,
         target_data=target_data,
+        weights=weights,
         name=name,
     )
     page, _ = _page(Path(results["run_path"]), PlainView())
@@ -316,14 +266,22 @@ def inspect(
     model: str | Path | nn.Module,
     *,
     config: dict[str, Any] | None = None,
+    weights: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
     trust: bool = False,
     approve: Callable[[TrustRequest], bool] | None = None,
     view: View | None = None,
 ) -> tuple[LoadedModel, CallPlan]:
-    """Load a model and find the one way to call it, proven on the module. Raises SourceError … CallError."""
+    """Load a model and find the one way to call it, proven on the module. Raises SourceError … CallError.
+
+    overrides: parts of the call that you state, as ``call:`` of an anyformer.yaml beside the file.
+    config, weights, trust, approve: as in ``load_model``.
+    """
     (view or QuietView()).status("loading the model and calling it")
-    loaded = load_model(model, config=config, trust=trust, approve=approve, view=view)
-    return loaded, infer_call_plan(loaded.module, overrides=loaded.overrides)
+    loaded = load_model(model, config=config, weights=weights, trust=trust, approve=approve, view=view)
+    loaded = loaded.stating(overrides)
+    with naming(loaded):
+        return loaded, planned(loaded.module, overrides=loaded.overrides)
 
 
 def show_source(model: str | Path, *, view: View | None = None) -> list[str]:
@@ -335,20 +293,23 @@ def repair(
     model: str | Path | nn.Module,
     *,
     config: dict[str, Any] | None = None,
+    weights: str | Path | None = None,
     settings: RepairSettings | None = None,
     trust: bool = False,
+    approve: Callable[[TrustRequest], bool] | None = None,
     view: View | None = None,
 ) -> Repair:
     """Propose a corrected file for a model that cannot be called or sees later tokens; proven before it is shown.
 
-    Nothing is written unless settings ask for it. trust: as in load_model.
+    Nothing is written unless settings ask for it, and nothing of a gist runs that was not shown.
+    config, weights (they win over those of ``settings``), trust, approve: as in ``load_model``.
     Raises SourceError … CallError where it cannot be loaded or repaired, SettingsError where it cannot be written so.
     """
-    view = view or QuietView()
-    view.status("loading the model and looking for what is wrong")
-    loaded = load_model(model, config=config, trust=trust, view=view)
-    found = repair_model(loaded, config=config)
     chosen = settings or RepairSettings()
+    (view or QuietView()).status("loading the model and looking for what is wrong")
+    weights = chosen.weights if weights is None else weights
+    loaded = load_model(model, config=config, weights=weights, trust=trust, approve=approve, view=view)
+    found = repair_model(loaded, config=config)
     if found.needed and (chosen.write is not None or chosen.in_place):
         own = loaded.provenance.kind in ("file", "folder")
         save_repair(found, None if chosen.write is None else Path(chosen.write), own=own)
@@ -396,16 +357,7 @@ def evaluate(
         device=choose_device(chosen.use_gpu),
         view=view,
     )
-    return Evaluation(
-        run_path=Path(run),
-        data=name,
-        loss=figures["val_loss"],
-        tokens=figures.get("evaluated_tokens"),
-        examples=figures.get("evaluated_examples"),
-        objective=objective_of(loaded),
-        findings=[*findings, Finding("weights", "note", loaded.checkpoint.name, reason="best by held-out loss")],
-        **{key: figures.get(key) for key in _FIGURES},
-    )
+    return Evaluation.of(Path(run), loaded, name, figures, findings)
 
 
 def generate_text(
@@ -426,51 +378,7 @@ def generate_text(
     (view or QuietView()).status("loading the run")
     chosen = settings or GenerateSettings()
     loaded = load_run(run, module=model)
-    device = choose_device(chosen.use_gpu)
-    loaded.module.to(device)
-    require_prompt(chosen.prompt, loaded.tokenizer)
-    reads = loaded.plan.family == "encoder_decoder"
-    if reads and not chosen.prompt:
-        raise SettingsError("the model writes what belongs to a text; none is given", fix='--prompt "TEXT TO READ"')
-    start, end = start_and_end(loaded.tokenizer, id_limit(loaded.plan)) if reads else (None, None)
-    prompt = list(loaded.tokenizer.encode(chosen.prompt)) or [loaded.tokenizer.eos_token_id or 0]
-    begin = "" if reads else chosen.prompt
-    show = on_text or (lambda text: None)
-    texts: list[str] = []
-    for number in range(chosen.num_samples):
-        ids = stream(
-            loaded.module,
-            loaded.plan,
-            torch.tensor([prompt], device=device),
-            max_length=(1 if reads else len(prompt)) + chosen.max_tokens,
-            temperature=chosen.temperature,
-            top_k=chosen.top_k,
-            top_p=chosen.top_p,
-            eos_token_id=end if reads else loaded.tokenizer.eos_token_id,
-            generator=torch.Generator().manual_seed(chosen.seed + number),
-            start_token_id=start,
-        )
-        show("\n\n" + begin if number else begin)
-        texts.append(begin + _spoken(ids, loaded.tokenizer, show))
-    return texts
-
-
-def _spoken(ids: Iterator[int], tokenizer: Any, show: Callable[[str], None]) -> str:
-    """Decode ids as they come, up to the end-of-text token, and show each piece once it is certain."""
-    new: list[int] = []
-    shown = ""
-    for token in ids:
-        if token == tokenizer.eos_token_id:
-            break
-        new.append(token)
-        text = str(tokenizer.decode(new))
-        # a character of several bytes may still be incomplete: its place holder is not text yet
-        if not text.endswith("\ufffd"):
-            show(text[len(shown) :])
-            shown = text
-    whole = str(tokenizer.decode(new))
-    show(whole[len(shown) :])
-    return whole
+    return continuations(loaded, chosen, choose_device(chosen.use_gpu), on_text or (lambda text: None))
 
 
 def generate(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -12,9 +14,7 @@ from anyformer.models.callplan import infer_call_plan
 from anyformer.models.overrides import FILE
 from anyformer.models.plan import CallPlan, Objective
 from anyformer.models.proofs import prove_plan
-
-_FUTURE = ("causality", "past", "causal")
-"""Findings on what a token sees of others: a leak that the plan reports is decided on by the objective."""
+from anyformer.models.source import LoadedModel
 
 
 def planned(
@@ -41,10 +41,21 @@ def require_proven(
 
     What the plan itself reports (a leak, a mask without effect) is no contradiction.
     """
-    known = {finding.name for finding in plan.findings if finding.verdict == "fail"}
-    if any(f.verdict in ("warn", "fail", "note") and f.name == "causality" for f in plan.findings) and not plan.causal:
-        known.update(_FUTURE)
+    insisted = ("causality", "warn")
+    known = {f.name for f in plan.findings if f.verdict == "fail" or (f.name, f.verdict) == insisted}
     bad = [f for f in prove_plan(module, plan) if f.verdict == "fail" and f.name not in known]
     if bad:
         lines = [f"{f.name}: {f.measured}" + (f" (expected: {f.expected})" if f.expected else "") for f in bad]
         raise CallError(what, "\n".join(dict.fromkeys(lines)), fix)
+
+
+@contextmanager
+def naming(loaded: LoadedModel) -> Iterator[None]:
+    """A CallError's advice "anyformer repair MODEL" names the model's own location, so that it can be typed."""
+    try:
+        yield
+    except CallError as error:
+        if loaded.provenance.kind != "module":
+            command = f"anyformer repair {shlex.quote(loaded.provenance.location)}"
+            error.fix = error.fix.replace("anyformer repair MODEL", command)
+        raise

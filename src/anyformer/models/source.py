@@ -85,7 +85,7 @@ class Provenance:
             raise ValueError(f"kind {record['kind']!r} is none of {get_args(Kind)}")
         known = {name: record[name] for name in ("kind", "location", "class_name", "files", "config")}
         later = {name: record.get(name) for name in ("revision", "owner", "weights")}
-        return cls(**known, **later)
+        return cls(**{**known, **later})
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,12 @@ def load_model(
     Raises SourceError (not found, not Python, fails while loaded), DependencyError (a missing package), TrustError
     (nobody approved the code of a gist), ConstructError (no class, several, cannot be built, weights that do not fit).
     """
-    with preserved_rng() if seed is not None else contextlib.nullcontext():
-        with _kept_directory():
-            gist = _gist_named(str(model)) if isinstance(model, str | Path) else None
-            if gist is not None:
-                loaded = _from_gist(gist, config, seed, require_approved(gist, trust, approve, view), fallback)
-            else:
-                loaded = _load(model, config, seed, fallback)
+    with preserved_rng() if seed is not None else contextlib.nullcontext(), _kept_directory():
+        gist = _gist_named(str(model)) if isinstance(model, str | Path) else None
+        if gist is not None:
+            loaded = _from_gist(gist, config, seed, require_approved(gist, trust, approve, view), fallback)
+        else:
+            loaded = _load(model, config, seed, fallback)
     return loaded if weights is None else _with_weights(loaded, Path(weights).expanduser())
 
 
@@ -352,7 +351,7 @@ def _from_import(
             found = getattr(found, part)
         file = getattr(inspect.getmodule(found) or namespace, "__file__", None)
         sources = {Path(file).name: Path(file)} if file and file.endswith(".py") else {}
-        overrides, stated = _stated_beside(Path(file).parent if sources else None)
+        overrides, stated = _stated_beside(next((path.parent for path in sources.values()), None))
         own = {**sources, **stated}
         _seed(seed)
         if huggingface.is_library_class(found):

@@ -47,8 +47,9 @@ class UniversalModelAdapter(pl.LightningModule):
     Batches hold input_ids and attention_mask, int64 (B, T), and labels, −100 ignored: (B, T), unshifted, for causal and
     masked (where they are the ids themselves, tokens are hidden here); (B,) for classification; (B, S), unshifted,
     beside target_ids and target_mask (B, S), for seq2seq.
-    Raises CallError where the model's future leaks into its past or does something else than stated, SettingsError where V or the objective does not fit
-    the model, TokenizerError (at the first batch) where masked modelling has no mask token.
+    Raises CallError where the model's future leaks into its past or it does something else than was stated,
+    SettingsError where V or the objective does not fit the model, TokenizerError (at the first batch) where masked
+    modelling has no mask token.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from anyformer.core.view import PlainView, count, duration
 from anyformer.data.module import AdaptiveTokenizerDataModule
 from anyformer.models.callplan import CallPlan
 from anyformer.models.plan import Objective
-from anyformer.models.planned import planned
+from anyformer.models.planned import naming, planned
 from anyformer.models.probes import placed, preserved_rng
 from anyformer.models.source import LoadedModel
 from anyformer.runs.checkpoints import list_checkpoints, read_weights, step_of
@@ -145,8 +145,9 @@ def _proven(loaded: LoadedModel, plan: CallPlan, text: Text, device: torch.devic
 def _plan(loaded: LoadedModel, settings: TrainSettings, view: View) -> tuple[CallPlan, Objective, list[Finding]]:
     view.status("finding the way to call the model")
     begin = time.monotonic()
-    plan = planned(loaded.module, overrides=loaded.overrides, objective=asked(settings.objective))
-    objective, findings = require_trainable(plan, settings.objective)
+    with naming(loaded):
+        plan = planned(loaded.module, overrides=loaded.overrides, objective=asked(settings.objective))
+        objective, findings = require_trainable(plan, settings.objective)
     proven = sum(finding.verdict == "ok" for finding in plan.findings)
     size = sum(parameter.numel() for parameter in loaded.module.parameters())
     value = f"{loaded.provenance.class_name}   {count(size)} parameters · {plan.family}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,76 @@ from anyformer.training.examples import columns_of, held_out_columns, reads_padd
 from anyformer.training.measure import measure_examples, measure_text
 from anyformer.training.objective import choose_masking, start_and_end
 from anyformer.training.text import id_limit
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a run's model does on held-out data. What the run's objective has no use for is None."""
+
+    run_path: Path
+    data: str
+    """Name of the data."""
+    loss: float
+    """Mean cross-entropy, nats per target: per token, hidden token, token to write, or example."""
+    perplexity: float | None
+    bits_per_byte: float | None
+    """None where a part of the text cannot be written by the tokenizer."""
+    unknown_share: float | None
+    """That part: the share of tokens that stand for unknown text."""
+    tokens: int | None
+    """Targets counted."""
+    unigram_entropy: float | None
+    bigram_entropy: float | None
+    """No predictor that sees only the previous token can have a lower loss on this text."""
+    beats_bigram: bool | None
+    findings: list[Finding]
+    objective: str = "causal"
+    beats_unigram: bool | None = None
+    examples: int | None = None
+    """Examples classified."""
+    accuracy: float | None = None
+    """Share of the hidden tokens, or examples, that were the model's first guess."""
+    macro_f1: float | None = None
+    majority_accuracy: float | None = None
+    """What always answering the most frequent class would score."""
+    prior_entropy: float | None = None
+    """The lowest loss of a guess that never looks at the text."""
+    beats_majority: bool | None = None
+
+    @classmethod
+    def of(
+        cls, run: Path, loaded: LoadedRun, data: str, figures: dict[str, Any], findings: list[Finding]
+    ) -> Evaluation:
+        """From what ``evaluate_run`` gives."""
+        weights = Finding("weights", "note", loaded.checkpoint.name, reason="best by held-out loss")
+        return cls(
+            run_path=run,
+            data=data,
+            loss=figures["val_loss"],
+            tokens=figures.get("evaluated_tokens"),
+            examples=figures.get("evaluated_examples"),
+            objective=objective_of(loaded),
+            findings=[*findings, weights],
+            **{key: figures.get(key) for key in _FIGURES},
+        )
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """As "results" in run.json."""
+        return {
+            "objective": self.objective,
+            "val_loss": self.loss,
+            **{name: getattr(self, name) for name in _FIGURES},
+            "evaluated_tokens": self.tokens,
+            "evaluated_examples": self.examples,
+        }
+
+
+# figures that have one name in an Evaluation and in a run's results
+_FIGURES = (
+    *("perplexity", "bits_per_byte", "unknown_share", "unigram_entropy", "bigram_entropy", "beats_unigram"),
+    *("beats_bigram", "accuracy", "macro_f1", "majority_accuracy", "prior_entropy", "beats_majority"),
+)
 
 
 def objective_of(loaded: LoadedRun) -> Objective:
