@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
 import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import anyformer
-from anyformer import api
-from anyformer.core.errors import SettingsError, SourceError
-from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings
+from anyformer import api, cli
+from anyformer.core.errors import CallError, ConstructError, SettingsError, SourceError
+from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, RepairSettings
 from anyformer.core.view import QuietView
-from anyformer.training import TrainResult
+from anyformer.training import TrainResult, UniversalModelAdapter
 from tests.test_readme import MODEL, TEXT
 
 
@@ -127,6 +131,75 @@ def test_weights_of_a_run_start_another(run: TrainResult, tmp_path: Path) -> Non
         view=QuietView(),
     )
     assert again.results["val_loss"] == pytest.approx(run.results["val_loss"], rel=1e-4)
+    manifest = json.loads((again.run_path / "run.json").read_text())
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert manifest["model"]["weights"] == {"model.safetensors": digest}
+    (given,) = [f for f in manifest["findings"] if f["reason"].endswith("every tensor fits")]
+    assert (given["name"], given["measured"]) == ("weights", "model.safetensors")
+    assert digest[:16] in given["reason"]
+    assert json.loads((run.run_path / "run.json").read_text())["model"]["weights"] is None
+
+
+def test_every_verb_on_a_model_takes_weights(
+    run: TrainResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = run.run_path / str(run.results["best_checkpoint"]) / "model.safetensors"
+    file = run.run_path.parent.parent / "my_model.py"
+    trained = run.adapter.model.state_dict()
+    loaded, _ = api.inspect(file, weights=weights)
+    assert all(torch.equal(t, trained[name]) for name, t in loaded.module.state_dict().items())
+    repair = api.repair(file, weights=weights)
+    assert not repair.needed
+    results = api.train_model(
+        file, [TEXT], weights=weights, learning_rate=1e-9, max_steps=1, batch_size=4, max_length=32, output_dir=tmp_path
+    )
+    assert all(torch.allclose(t, trained[n], atol=1e-6) for n, t in results["model"].model.state_dict().items())
+    for command in ("inspect", "repair"):
+        capsys.readouterr()
+        assert cli.main([command, str(file), "--weights", str(weights), "--json"]) == 0
+        record = json.loads(capsys.readouterr().out)
+        if command == "inspect":
+            assert record["model"]["weights"] == {"model.safetensors": hashlib.sha256(weights.read_bytes()).hexdigest()}
+            assert [f["measured"] for f in record["findings"] if f["name"] == "weights"] == ["model.safetensors"]
+        (tmp_path / "none.pt").write_bytes(b"")
+        assert cli.main([command, str(file), "--weights", str(tmp_path / "none.pt")]) != 0
+        assert "cannot be loaded as a state dict" in capsys.readouterr().err
+    with pytest.raises(ConstructError, match="no weights file"):
+        api.repair(file, settings=RepairSettings(weights=str(tmp_path / "absent.pt")))
+
+
+class Two(nn.Module):
+    """Two outputs of one shape: the first looks ahead within the row, the second does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(300, 8)
+        self.heads = nn.ModuleList([nn.Linear(8, 300), nn.Linear(8, 300)])
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.tokens(ids).cumsum(1)
+        return self.heads[0](x), self.heads[1](x)
+
+
+def test_what_the_caller_states_of_a_module_decides_and_lasts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, overrides = Two(), {"logits": "output[1]"}
+    assert api.inspect(module)[1].logits_path == (0,)
+    assert api.inspect(module, overrides=overrides)[1].logits_path == (1,)
+    adapter = UniversalModelAdapter(module, overrides=overrides)
+    assert adapter.call_plan.logits_path == (1,)
+    with pytest.raises(SettingsError, match="call_plan and overrides"):
+        UniversalModelAdapter(module, call_plan=adapter.call_plan, overrides=overrides)
+    with pytest.raises(CallError):
+        UniversalModelAdapter(module, call_plan=dataclasses.replace(adapter.call_plan, embedding_rows=7))
+    with pytest.raises(CallError, match="call has no colour"):
+        api.inspect(module, overrides={"colour": "red"})
+    keywords = {"max_steps": 2, "batch_size": 4, "max_length": 16, "output_dir": str(tmp_path), "view": QuietView()}
+    result = api.train(module, [TEXT], overrides=overrides, **keywords)
+    assert result.adapter.call_plan.logits_path == (1,)
+    again = api.train(Two(), [TEXT], resume=str(result.run_path), max_steps=3)
+    assert again.results["steps"] == 3
+    assert again.adapter.call_plan.logits_path == (1,)  # stated when the run began
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

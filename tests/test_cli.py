@@ -21,7 +21,14 @@ import anyformer
 from anyformer import cli
 from anyformer.core.errors import CheckpointError, Interrupted, SourceError
 from anyformer.core.findings import Finding
-from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, RepairSettings, TrainSettings
+from anyformer.core.settings import (
+    DemoSettings,
+    EvaluateSettings,
+    GenerateSettings,
+    InspectSettings,
+    RepairSettings,
+    TrainSettings,
+)
 
 RESULTS = {
     "val_loss": 3.084,
@@ -176,6 +183,15 @@ def test_repair_gives_the_diff_alone_on_stdout(api: FakeApi, capsys: Capture) ->
     record = json.loads(capsys.readouterr().out)
     assert (record["repaired"], record["written"], record["changes"]) == (True, "model.py", ["x is two"])
     assert cli.main(["repair", "model.py", "--in_place", "--write", "a.py"]) == 2
+
+
+def test_weights_reach_every_verb_on_a_model(api: FakeApi) -> None:
+    for command in ("inspect", "repair", "train"):
+        assert cli.main([command, "model.py", "--weights", "own.safetensors", "--quiet"]) == 0
+    inspected, repaired, trained = (keywords for _, _, keywords in api.calls)
+    assert inspected["weights"] == "own.safetensors"
+    assert repaired["settings"] == RepairSettings(weights="own.safetensors")
+    assert trained["settings"] == TrainSettings(weights="own.safetensors")
 
 
 def test_the_first_line_comes_before_the_heavy_import(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,6 +392,7 @@ def test_resume_starts_from_the_runs_own_settings(api: FakeApi, capsys: Capture,
         ("evaluate", EvaluateSettings),
         ("generate", GenerateSettings),
         ("repair", RepairSettings),
+        ("inspect", InspectSettings),
     ],
 )
 def test_every_field_is_a_flag_with_its_docstring(capsys: Capture, command: str, settings: type) -> None:

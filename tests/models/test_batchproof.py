@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anyformer.core.errors import CallError
 from anyformer.models.batchproof import prove_on_batch
@@ -182,6 +185,168 @@ def test_a_capacity_that_is_filled_from_the_end_is_a_leak() -> None:
         prove_on_batch(Reverse(), replace(infer_call_plan(Past()), findings=()), batch())
 
 
+# what hides behind rounding, random states and what a call leaves behind
+
+
+class SmallGate(Past):
+    """What leaks is too small for float32; its norm computes in float32 on its own account."""
+
+    size = 1e-7
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.past(ids) + self.size * self.embedding(ids).mean(1, keepdim=True)
+        return self.head((x.float() * x.float().pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt()).type_as(x))
+
+
+class NoGate(SmallGate):
+    size = 0.0
+
+
+class Float32Fourier(Past):
+    """Causal, by a convolution in the frequency domain that rounds in float32, whatever it is given."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids).detach().transpose(1, 2).contiguous().type("torch.FloatTensor")
+        n = 2 * x.shape[-1]
+        mixed = torch.fft.irfft(torch.fft.rfft(x, n) * torch.fft.rfft(torch.ones_like(x) / n, n), n)[..., : n // 2]
+        return self.head(self.embedding(ids) + mixed.transpose(1, 2))
+
+
+def test_a_leak_that_float32_rounds_away_is_found_in_float64() -> None:
+    torch.manual_seed(0)
+    plan = replace(infer_call_plan(Past()), findings=())
+    with pytest.raises(CallError, match="in float64"):
+        prove_on_batch(SmallGate(), plan, batch())
+    assert not infer_call_plan(SmallGate()).causal
+    assert infer_call_plan(NoGate()).causal
+    findings = prove_on_batch(NoGate(), plan, batch())
+    assert all(f.verdict == "ok" and "in float64" in f.measured for f in findings)
+
+
+def test_rounding_in_float32_is_no_leak() -> None:
+    torch.manual_seed(0)
+    plan = replace(infer_call_plan(Past()), findings=())
+    findings = prove_on_batch(Float32Fourier(), plan, batch())
+    assert [f.verdict for f in findings] == ["ok", "ok"]
+    assert "in float32" in findings[0].measured
+
+
+class Averaging(InTraining):
+    """Its buffer moves in training mode: two calls differ, which must not excuse the leak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(V))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits = super().forward(ids)
+        if self.training:
+            self.average = 0.9 * self.average + 0.1 * logits.detach().mean((0, 1))
+        return logits - self.average
+
+
+class OwnGenerator(InTraining):
+    def __init__(self) -> None:
+        super().__init__()
+        self.random = np.random.default_rng(0)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits = super().forward(ids)
+        return logits * torch.from_numpy(self.random.random(logits.shape).astype("float32"))
+
+
+class Sometimes(Past):
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.past(ids)
+        leaks = self.training and torch.rand(()).item() < 0.3
+        return self.head(x + self.embedding(ids).mean(1, keepdim=True) if leaks else x)
+
+
+class NormedAndLeaking(InTraining):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(V)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.norm(super().forward(ids).transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("leaky", [Averaging, OwnGenerator, Sometimes, NormedAndLeaking])
+def test_a_leak_in_training_mode_has_no_excuse(leaky: type[Past]) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(CallError, match="sees the future"):
+        prove_on_batch(leaky(), replace(infer_call_plan(Past()), findings=()), batch())
+
+
+class Unseeded(Past):
+    def forward(self, ids: Tensor) -> Tensor:
+        noise = torch.rand(ids.shape[1], V, generator=torch.Generator().manual_seed(time.monotonic_ns()))
+        return super().forward(ids) + noise * self.training
+
+
+class Remembering(Past):
+    """In training mode it adds what the last batch held."""
+
+    last: Tensor | None = None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.past(ids)
+        if self.training:
+            before, self.last = self.last, x.detach()
+            x = x if before is None else x + before
+        return self.head(x)
+
+
+def test_what_cannot_be_measured_or_depends_on_the_last_batch_is_a_warning() -> None:
+    torch.manual_seed(0)
+    plan = replace(infer_call_plan(Past()), findings=())
+    for module, name in ((Unseeded(), "causality in training mode"), (Remembering(), "state in training mode")):
+        assert name in [f.name for f in prove_on_batch(module, plan, batch()) if f.verdict == "warn"]
+
+
+class ShiftsInTraining(Past):
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(F.pad(ids[:, :-1], (1, 0)) if self.training else ids)
+
+
+class ShiftsLong(Past):
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(F.pad(ids[:, :-1], (1, 0)) if ids.shape[1] > 40 else ids)
+
+
+@pytest.mark.parametrize(("shifting", "where"), [(ShiftsInTraining, "in training mode"), (ShiftsLong, "at T = 48")])
+def test_a_shift_in_one_mode_or_at_one_length_is_refused(shifting: type[Past], where: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(CallError, match=f"do not see token t {where}"):
+        prove_on_batch(shifting(), replace(infer_call_plan(Past()), findings=()), batch())
+
+
+class Grows(Past):
+    def forward(self, ids: Tensor) -> Tensor:
+        if not hasattr(self, "extra"):
+            self.extra = nn.Linear(V, V)
+        return self.extra(super().forward(ids))
+
+
+def test_weights_that_forward_adds_are_named() -> None:
+    module = Grows()
+    with pytest.raises(CallError, match=r"extra\.weight, extra\.bias"):
+        prove_on_batch(module, replace(infer_call_plan(Past()), findings=()), batch())
+    assert not hasattr(module, "extra")
+
+
+class NoTrain(Past):
+    def train(self, mode: bool = True) -> NoTrain:
+        raise NotImplementedError
+
+
+def test_a_train_method_that_fails_is_passed_over() -> None:
+    module = NoTrain()
+    findings = prove_on_batch(module, replace(infer_call_plan(Past()), findings=()), batch())
+    assert [f.verdict for f in findings] == ["ok", "ok"]
+    assert all(m.training for m in module.modules())
+
+
 # the backward pass
 
 
@@ -232,3 +397,35 @@ def test_parameters_that_the_logits_do_not_need_are_named() -> None:
         "2 parameters get none: pooler.weight, pooler.bias"
     ]
     assert not [f for f in prove_on_batch(Past(), infer_call_plan(Past()), batch()) if f.name == "gradients"]
+
+
+class OtherHead(Past):
+    """The plan takes the output of an auxiliary layer; the head stays idle."""
+
+    def __init__(self, main: str) -> None:
+        super().__init__()
+        del self.head
+        self.main = main
+        self.add_module(main, nn.Linear(16, V))
+        self.side = nn.Linear(16, V)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.side(self.past(ids))
+
+
+class MostlyIdle(Past):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(16, 400)
+
+
+def test_an_idle_head_and_an_idle_model_are_refused_and_an_idle_second_head_is_not() -> None:
+    plan = replace(infer_call_plan(Past()), findings=())
+    with pytest.raises(CallError, match="no gradient reaches lm_head"):
+        prove_on_batch(OtherHead("lm_head"), plan, batch())
+    with pytest.raises(CallError, match="of the parameters get no gradient"):
+        prove_on_batch(MostlyIdle(), plan, batch())
+    second = Past()
+    second.mtp_head = nn.Linear(16, V)
+    assert [f.verdict for f in prove_on_batch(second, plan, batch())] == ["ok", "ok", "warn"]
+    assert prove_on_batch(OtherHead("later"), plan, batch())[-1].verdict == "warn"

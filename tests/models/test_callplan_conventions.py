@@ -77,7 +77,7 @@ def test_a_stated_place_is_honoured_and_proven() -> None:
         ({"logits": "output[2]"}, "nothing like logits at output[2]"),
         ({"logitz": "output[1]"}, "call has no logitz"),
         ({"batch": "third"}, "call.batch is 'third'"),
-        ({"tokens": "x"}, "unexpected keyword argument 'x'"),
+        ({"tokens": "nope"}, "forward has no argument nope\n  it takes ids"),
         ({"arguments": {"mask": 0}}, "forward has no argument mask"),
     ],
 )
@@ -231,7 +231,9 @@ LOSSES = {
         lambda y, t: F.cross_entropy(y.flatten(0, 1), t.flatten(), ignore_index=0),
     ),
     "a sum over the targets": ("note", lambda y, t: F.cross_entropy(y.flatten(0, 1), t.flatten(), reduction="sum")),
-    "another formula": ("note", lambda y, t: (y.softmax(-1) - F.one_hot(t, V)).pow(2).mean()),
+    "target t + 2": ("warn", lambda y, t: F.cross_entropy(y[:, :-2].flatten(0, 1), t[:, 2:].flatten())),
+    "target t, id +1": ("warn", lambda y, t: F.cross_entropy(y.flatten(0, 1), (t.flatten() + 1) % V)),
+    "another formula": ("warn", lambda y, t: (y.softmax(-1) - F.one_hot(t, V)).pow(2).mean()),
 }
 
 

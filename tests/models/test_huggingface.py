@@ -97,6 +97,29 @@ def test_a_folder_with_weights(saved):
         assert torch.equal(loaded.module.eval()(ids).logits, reference(ids).logits)
 
 
+def test_its_own_weights_are_no_fresh_start(saved, tmp_path):
+    (own,) = [f for f in load_model(saved).findings if f.name == "initialisation"]
+    assert (own.verdict, own.reason) == ("n/a", "not applicable: weights were given")
+    (tmp_path / "config.json").write_text((saved / "config.json").read_text())
+    assert "initialisation" not in findings(load_model(tmp_path))
+    loaded = load_model(tmp_path, weights=saved / "model.safetensors")
+    random, given = [f for f in loaded.findings if f.name == "weights"]
+    assert (random.verdict, random.measured) == ("n/a", "random")
+    assert (given.verdict, given.measured) == ("note", "model.safetensors")
+    ids = torch.tensor([[1, 5, 7]])
+    assert torch.equal(loaded.module.eval()(ids).logits, load_model(saved).module.eval()(ids).logits)
+
+
+def test_a_stated_call_is_read_beside_a_local_folder(saved, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((saved / name).read_bytes())
+    (tmp_path / "anyformer.yaml").write_text("call:\n  mask: none\n")
+    for spec in (tmp_path, f"hf:{tmp_path}"):
+        loaded = load_model(spec)
+        assert loaded.overrides == {"mask": "none"}
+        assert list(loaded.provenance.files) == ["config.json", "anyformer.yaml"]
+
+
 def test_a_folder_with_a_configuration_only(saved, tmp_path):
     (tmp_path / "config.json").write_text((saved / "config.json").read_text())
     one, two, other = (load_model(tmp_path, seed=s).module.transformer.wte.weight for s in (1, 1, 2))

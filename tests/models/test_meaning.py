@@ -297,3 +297,99 @@ def test_segments_given_as_positions_are_rejected() -> None:
         except CallError:
             continue
         assert failed
+
+
+# labels, lengths, switches
+
+
+class Wide(nn.Module):
+    """Causal, with another number of outputs than of ids."""
+
+    def __init__(self, rows: int, width: int, name: str = "lm_head") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens = nn.Embedding(rows, 8)
+        self.rnn = nn.GRU(8, 8, batch_first=True)
+        self.name = name
+        setattr(self, name, nn.Linear(8, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return getattr(self, self.name)(self.rnn(self.tokens(ids))[0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "name", "verdicts"),
+    [
+        (50, 64, "lm_head", ["warn"]),
+        (64, 64, "lm_head", []),
+        (40, 700, "lm_head", ["fail"]),
+        (6, 9, "classifier", ["fail"]),
+        (20, 20, "hidden2tag", ["fail"]),
+    ],
+)
+def test_labels_of_tokens_are_told_from_a_padded_vocabulary(
+    rows: int, width: int, name: str, verdicts: list[str]
+) -> None:
+    assert [f.verdict for f in named(infer_call_plan(Wide(rows, width, name)), "labels")] == verdicts
+
+
+@pytest.mark.parametrize(("needs", "words"), [("T % 4 == 0", "up to 40, multiples of 4 only"), ("T > 4", "from 5 on")])
+def test_lengths_that_do_not_run_are_said(needs: str, words: str) -> None:
+    class Blocks(Core):
+        def forward(self, ids: Tensor) -> Tensor:
+            T = ids.shape[1]
+            assert T % 4 == 0 if needs == "T % 4 == 0" else T > 4
+            return self.head(self.past(self.tokens(ids) + self.wpe(torch.arange(T))))
+
+    plan = infer_call_plan(Blocks())
+    assert plan.max_positions == 40
+    assert words in named(plan, "positions")[0].measured
+
+
+def test_a_switch_that_hides_the_future_is_set() -> None:
+    class Switched(Core):
+        def forward(self, ids: Tensor, mask_future: bool = False) -> Tensor:
+            x = self.tokens(ids)
+            return self.head(self.past(x) if mask_future else x + x.mean(1, keepdim=True))
+
+    plan = infer_call_plan(Switched())
+    assert plan.causal
+    assert [a.text() for a in plan.extras] == ["mask_future = True"]
+
+
+def test_a_property_that_raises_holds_no_number() -> None:
+    class Raising(Core):
+        @property
+        def config(self) -> object:
+            raise RuntimeError("no config")
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.past(self.tokens(ids)))
+
+    assert infer_call_plan(Raising()).vocab_size == V
+
+
+def test_independent_labels_are_no_classes() -> None:
+    class Labels(Core):
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.tokens(ids).mean(1))[:, :5].sigmoid()
+
+    (finding,) = named(infer_call_plan(Labels()), "classes")
+    assert (finding.verdict, finding.measured) == ("fail", "5 independent labels")
+
+
+def test_ids_of_another_table_do_not_pass_for_the_tokens() -> None:
+    class Styled(Core):
+        def __init__(self) -> None:
+            super().__init__()
+            self.style = nn.Embedding(7, D)
+
+        def forward(self, style: Tensor, idx: Tensor) -> object:
+            h = self.past(self.tokens(idx) + self.style(style))
+            return h, self.head(h)
+
+    wrong = infer_call_plan(Styled(), overrides={"tokens": "style"})
+    assert any(f.verdict == "fail" for f in wrong.findings)
+    right = infer_call_plan(Styled(), overrides={"tokens": "idx", "arguments": {"style": 3}})
+    assert [a.text() for a in right.extras] == ["style = 3, a tensor (B, 1)"]
+    assert (right.logits_path, right.vocab_size) == ((1,), V)

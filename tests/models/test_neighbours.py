@@ -184,3 +184,22 @@ def test_config_json_beside_a_file_of_a_package_stays_beside_it(tmp_path):
     assert list(loaded.sources) == ["pkg/net.py", "pkg/layer.py", "pkg/config.json"]
     again = rebuilt(loaded, tmp_path / "run")
     assert again.module.e.weight.shape == torch.Size([3, 4])
+
+
+@pytest.mark.parametrize(
+    "deep", ["-" * 20_000 + "1", "1" + "+1" * 20_000, "(" * 150 + "1" + ")" * 150 + "." + "a." * 9_000 + "a"]
+)
+def test_source_that_is_nested_too_deeply(tmp_path, deep):
+    write(tmp_path, {"model.py": net("") + f"x = {deep}\n"})
+    with pytest.raises(SourceError, match=r"model\.py is nested too deeply(.|\n)*split it"):
+        load_model(tmp_path / "model.py")
+
+
+def test_a_deep_file_that_nobody_imports_is_no_matter(tmp_path):
+    files = {
+        "net.py": net("from parts.layer import Layer"),
+        "parts/layer.py": LAYER,
+        "parts/deep.py": "x = " + "-" * 20_000 + "1",
+    }
+    write(tmp_path, files)
+    assert load_model(tmp_path / "net.py").module.e.num_embeddings == 9

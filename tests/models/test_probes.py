@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from anyformer.models.probes import preserved_rng, untouched
+from anyformer.models.probes import preserved_rng, set_mode, untouched
 
 
 class Meddler(nn.Module):
@@ -126,3 +127,52 @@ def test_random_state_is_preserved_after_an_exception():
     with pytest.raises(RuntimeError):
         draw_and_fail()
     assert before == (random.getstate(), torch.get_rng_state().tolist())
+
+
+class Unruly(nn.Module):
+    """Changes settings of the whole program, and draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generators = None
+        self.own = np.random.default_rng(0)
+        self.drawn = torch.Generator().manual_seed(1)
+        self.old = random.Random(1)
+
+    def forward(self, folder):
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        torch.set_default_device("meta")
+        os.chdir(folder)
+        return self.own.random(), torch.rand(1, generator=self.drawn, device="cpu").item(), self.old.random()
+
+
+def test_settings_of_the_program_and_own_generators_are_put_back(tmp_path):
+    module, folder = Unruly(), os.getcwd()
+    drawn = []
+    for _ in range(2):
+        with untouched(module):
+            drawn.append(module(tmp_path))
+    assert drawn[0] == drawn[1]
+    assert (torch.get_default_dtype(), torch.is_grad_enabled(), os.getcwd()) == (torch.float32, True, folder)
+    assert torch.zeros(1).device.type == "cpu"
+
+
+def test_the_mode_is_set_where_train_does_nothing():
+    class Deaf(nn.Sequential):
+        def train(self, mode=True):
+            return self
+
+    class Frozen(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[0].eval()
+            return self
+
+    deaf, frozen = Deaf(nn.Dropout()), Frozen(nn.Dropout())
+    set_mode(deaf, False)
+    assert not deaf.training
+    assert not deaf[0].training
+    set_mode(frozen, True)  # what the user freezes stays frozen
+    assert frozen.training
+    assert not frozen[0].training

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import textwrap
+import warnings
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ import torch
 from anyformer.core.errors import ConstructError, DependencyError, SourceError
 from anyformer.models import pyfile
 from anyformer.models.source import LoadedModel, load_model
+from anyformer.models.written import Written
 
 NET = """
 import torch
@@ -253,3 +258,169 @@ def test_weights_from_a_hub_are_not_fetched_while_the_file_is_loaded(tmp_path):
     found = r"model\.py:9: net = AutoModel\.from_pretrained(.|\n)*loads from a hub(.|\n)*from_config"
     with pytest.raises(ConstructError, match=found):
         load(tmp_path, text)
+
+
+# settings of the program
+
+
+SETTINGS = """
+import os, random, signal, sys, warnings
+torch.set_default_dtype(torch.float64)
+torch.set_grad_enabled(False)
+torch.set_default_device("meta")
+torch.use_deterministic_algorithms(True)
+torch.backends.cudnn.deterministic = True
+os.chdir("/")
+sys.path.append("/nowhere")
+sys.setrecursionlimit(3000)
+sys.excepthook = print
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+warnings.simplefilter("error")
+"""
+
+
+def program() -> dict[str, object]:
+    """The settings of this program that a file might change."""
+    return {
+        "dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "device": torch.zeros(1).device,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn": torch.backends.cudnn.deterministic,
+        "folder": os.getcwd(),
+        "path": list(sys.path),
+        "depth": sys.getrecursionlimit(),
+        "hook": sys.excepthook,
+        "interrupt": signal.getsignal(signal.SIGINT),
+        "warnings": list(warnings.filters),
+    }
+
+
+def test_what_a_file_changes_in_the_program_is_put_back(tmp_path):
+    before = program()
+    loaded = load(tmp_path, NET + SETTINGS)
+    assert program() == before
+    assert loaded.module.e.weight.dtype == torch.float64, "the file's default dtype applies while the model is built"
+    assert loaded.module.e.weight.device.type == "cpu"
+    for part in ("default dtype float64", "gradients on: False", "default device meta", "put back"):
+        assert part in said(loaded, "settings")
+    assert not said(load(tmp_path, NET), "settings")
+
+
+@pytest.mark.parametrize("end", ["raise KeyError\n", "while True:\n    pass\n"])
+def test_it_is_put_back_when_the_file_fails(tmp_path, monkeypatch, end):
+    monkeypatch.setattr(pyfile, "IMPORT_SECONDS", 0.2)
+    before = program()
+    with pytest.raises(SourceError):
+        load(tmp_path, "import torch\n" + SETTINGS + end.replace("while True", "while torch"))
+    assert program() == before
+
+
+def test_what_a_constructor_changes_is_put_back(tmp_path):
+    before = program()
+    text = NET + "        torch.set_default_dtype(torch.float64)\n        torch.set_grad_enabled(False)\n"
+    load(tmp_path, text)
+    assert program() == before
+
+
+# what stands under __main__
+
+RECORD = """
+class Config:
+    def __init__(self, width=6, **more):
+        super().__init__()
+        self.width = int(width)
+        for name, value in more.items():
+            setattr(self, name, value)
+"""
+SIZED = """
+import torch
+from torch import nn
+from dataclasses import dataclass, field
+from typing import NamedTuple
+MARK = {mark!r}
+def evil(*given):
+    open(MARK, "w").close()
+    return 6
+{record}
+class Net(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.e = nn.Embedding(9, config.width)
+if __name__ == "__main__":
+    config = Config({given})
+    net = Net(config)
+"""
+
+
+def sized(tmp_path, record: str, given: str = "width=7") -> LoadedModel:
+    return load(tmp_path, SIZED.format(mark=str(tmp_path / "it ran"), record=textwrap.dedent(record), given=given))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        RECORD,
+        "@dataclass\nclass Config:\n    width: int = 6\n    more: list = field(default_factory=lambda: [1])\n",
+        "class Config(NamedTuple):\n    width: int = 6\n",
+        "from types import SimpleNamespace as Config\n",
+        """
+        class Base:
+            def __init__(self): self.a = 1
+        class Config(Base):
+            def __init__(self, width):
+                super().__init__()
+                self.width = width
+        """,
+    ],
+)
+def test_plain_records_under_main_give_the_sizes(tmp_path, record):
+    assert sized(tmp_path, record).module.e.embedding_dim == 7
+
+
+@pytest.mark.parametrize(
+    ("record", "given"),
+    [
+        ("class Config:\n    def __init__(self, width): evil(); self.width = width\n", "width=7"),
+        ("class Config:\n    def __init__(self, width): self.width = evil()\n", "width=7"),
+        ("class Config:\n    def __new__(cls, width): evil(); return object.__new__(cls)\n", "width=7"),
+        ("class Config:\n    __init__ = evil\n", "width=7"),
+        ("class Config:\n    def __init__(self, width): self.width = width\n    __setattr__ = evil\n", "width=7"),
+        ("class Config:\n    def __init__(self, width):\n        with open(MARK, 'w'): pass\n", "width=7"),
+        ("class B:\n    def __init__(self): evil()\nclass Config(B):\n    width = 7\n", ""),
+        ("@dataclass\nclass Config:\n    width: int = field(default_factory=evil)\n", ""),
+        ("@dataclass\nclass Config:\n    width: int = field(default_factory=lambda: evil())\n", ""),
+        ("@dataclass\nclass Config:\n    width: int = 7\n    def __post_init__(self): evil()\n", ""),
+        (
+            """
+class Config:
+    def __init__(self, width): self.width = width
+    @property
+    def width(self): return 7
+    @width.setter
+    def width(self, v): evil()
+""",
+            "width=7",
+        ),
+    ],
+)
+def test_nothing_under_main_runs_the_files_own_work(tmp_path, record, given):
+    text = SIZED.format(mark=str(tmp_path / "it ran"), record=record, given=given)
+    path = tmp_path / "model.py"
+    path.write_text(text, encoding="utf-8")
+    user = pyfile.UserFile(path)
+    with user.importable():
+        written = Written(text, user.execute())
+    assert "config" not in written.configurations()
+    assert not (tmp_path / "it ran").exists()
+
+
+@pytest.mark.parametrize("size", ["9**9**9", "big**big", "[0] * 10**11", "1 << 10**12"])
+def test_numbers_without_end_are_not_computed(tmp_path, size):
+    text = NET + f"if __name__ == '__main__':\n    big = 9**9\n    rows = {size}\n    small = 2**5\n"
+    (tmp_path / "model.py").write_text(text, encoding="utf-8")
+    user = pyfile.UserFile(tmp_path / "model.py")
+    with user.importable():
+        names = Written(text, user.execute()).names()
+    assert "rows" not in names
+    assert names["small"] == 32

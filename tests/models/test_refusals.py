@@ -40,3 +40,23 @@ class Rows(nn.Module):
 def test_what_it_reads_is_named(model: type[nn.Module], words: str) -> None:
     with pytest.raises(CallError, match=f"(?s){words}"):
         infer_call_plan(model())
+
+
+@pytest.mark.parametrize("kind", ["generator", "sparse", "nested", "fp8"])
+def test_an_output_that_cannot_be_read_is_no_sign_of_features(kind: str) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(30, 16), nn.Linear(16, 30)
+
+        def forward(self, x: Tensor) -> object:
+            y = self.head(self.words(x))
+            if kind == "generator":
+                return (row for row in y)
+            if kind == "sparse":
+                return y.to_sparse()
+            return torch.nested.nested_tensor(list(y)) if kind == "nested" else y.to(torch.float8_e4m3fn)
+
+    with pytest.raises(CallError, match="no way to call Odd") as caught:
+        infer_call_plan(Odd())
+    assert "float features" not in str(caught.value)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from anyformer.core.errors import ConstructError, DependencyError, SourceError
+from anyformer.models.callplan import infer_call_plan
 from anyformer.models.source import Provenance, load_model
 
 TINY = """
@@ -396,3 +397,80 @@ def test_a_broken_config_json(tmp_path):
     assert "config.json is not JSON" in message(ConstructError, tmp_path)
     write(tmp_path, {"config.json": "[1]"})
     assert "holds a list" in message(ConstructError, tmp_path)
+
+
+# what is stated about the call, and the user's own weights
+
+
+def test_a_stated_call_is_read_beside_an_import_path(tmp_path, monkeypatch):
+    write(tmp_path, {"stated_pkg/__init__.py": "", "stated_pkg/nets.py": TINY})
+    monkeypatch.chdir(tmp_path)
+    assert load_model("stated_pkg.nets:Net").overrides is None
+    (tmp_path / "stated_pkg" / "anyformer.yaml").write_text("call:\n  tokens: ids\n")
+    loaded = load_model("stated_pkg.nets:Net")
+    assert loaded.overrides == {"tokens": "ids"}
+    assert list(loaded.provenance.files) == ["nets.py", "anyformer.yaml"]
+    assert loaded.sources["anyformer.yaml"].read_text() == "call:\n  tokens: ids\n"
+
+
+def test_what_the_caller_states_wins_key_by_key(tmp_path):
+    path = write(tmp_path, {"model.py": TINY, "anyformer.yaml": "call: {tokens: ids, mask: none}"})
+    loaded = load_model(path)
+    assert loaded.stating(None) is loaded
+    assert loaded.stating({"mask": "keep"}).overrides == {"tokens": "ids", "mask": "keep"}
+    assert load_model(nn.Linear(2, 2)).stating({"tokens": "x"}).overrides == {"tokens": "x"}
+
+
+WITH_START = (
+    TINY
+    + """
+        def init_weights(self):
+            torch.nn.init.zeros_(self.head.weight)
+"""
+)
+
+
+def test_given_weights_are_recorded_and_findings_on_a_fresh_start_do_not_apply(tmp_path):
+    path = write(tmp_path, {"model.py": WITH_START})
+    fresh = load_model(f"{path}:Net")
+    (start,) = [f for f in fresh.findings if f.name == "initialisation"]
+    assert (start.verdict, start.measured) == ("note", "init_weights() called")
+    assert fresh.provenance.weights is None
+    state = {name: torch.full_like(t, 0.25) for name, t in fresh.module.state_dict().items()}
+    torch.save(state, tmp_path / "own.pt")
+    loaded = load_model(f"{path}:Net", weights=tmp_path / "own.pt")
+    digest = hashlib.sha256((tmp_path / "own.pt").read_bytes()).hexdigest()
+    assert all(torch.equal(t, state[name]) for name, t in loaded.module.state_dict().items())
+    assert loaded.provenance.weights == {"own.pt": digest}
+    assert Provenance.from_dict(json.loads(json.dumps(loaded.provenance.to_dict()))) == loaded.provenance
+    (start,) = [f for f in loaded.findings if f.name == "initialisation"]
+    assert (start.verdict, start.reason) == ("n/a", "not applicable: weights were given")
+    (given,) = [f for f in loaded.findings if f.name == "weights"]
+    assert (given.verdict, given.measured) == ("note", "own.pt")
+    assert given.reason == f"sha256 {digest[:16]}…; every tensor fits"
+    others = [f.name for f in fresh.findings if f.name != "initialisation"]
+    assert [f.verdict for f in loaded.findings if f.name in others] == ["note"] * len(others)
+
+
+LAZY = """
+    from torch import nn
+
+    class Lazy(nn.Module):
+        def __init__(self, vocab_size=30):
+            super().__init__()
+            self.tokens = nn.Embedding(vocab_size, 8)
+            self.head = nn.LazyLinear(vocab_size)
+
+        def forward(self, ids):
+            return self.head(self.tokens(ids).cumsum(1))
+"""
+
+
+def test_lazy_layers_are_counted_once_they_have_a_shape(tmp_path):
+    loaded = load_model(write(tmp_path, {"model.py": LAZY}))
+    plan = infer_call_plan(loaded.module)
+    assert (plan.vocab_size, loaded.module.head.weight.shape) == (30, (30, 8))
+    state = {name: torch.ones_like(t) for name, t in loaded.module.state_dict().items()}
+    torch.save(state, tmp_path / "own.pt")
+    again = load_model(tmp_path / "model.py", weights=tmp_path / "own.pt")
+    assert bool((again.module.head.weight == 1).all())

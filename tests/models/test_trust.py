@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from gist_server import CONFIG, ID, MODEL, GistServer
 
-from anyformer import cli
+from anyformer import api, cli
 from anyformer.core.errors import ConstructError, SettingsError, SourceError, TrustError
 from anyformer.core.view import PlainView, QuietView
 from anyformer.models import example_gpt
@@ -155,6 +155,33 @@ def test_a_settings_file_cannot_turn_trust_on(server, marker, tmp_path, capsys):
     assert cli.main(["train", GIST, "--config", str(settings)]) == 2
     assert "a file cannot approve code" in capsys.readouterr().err
     assert not marker.exists()
+
+
+def test_repair_asks_and_shows_before_it_runs_a_gist(server, marker, capsys):
+    server.put({"model.py": marking(marker)})
+    asked = Asked(False)
+    with pytest.raises(TrustError):
+        api.repair(GIST, approve=asked)
+    assert len(asked.requests) == 1
+    assert not marker.exists()
+    capsys.readouterr()
+    api.repair(GIST, trust=True)
+    err = capsys.readouterr().err
+    assert marker.exists()
+    assert f"open({str(marker)!r}, 'w').close()" in err
+    assert "  sha256        " in err
+
+
+@pytest.mark.parametrize("command", ["inspect", "repair"])
+def test_quiet_does_not_hide_what_trust_runs(server, marker, capsys, command):
+    revision = server.put({"model.py": "import os\n" + marking(marker)})
+    assert cli.main([command, GIST, "--quiet", "--trust"]) == 0
+    err = capsys.readouterr().err
+    assert marker.exists()
+    for part in ("by octocat", f"revision      {revision}", "  sha256        ", "      1 │ import os", "imports os"):
+        assert part in err
+    assert cli.main([command, GIST, "--quiet", "--trust"]) == 0  # approved, these very bytes
+    assert "import os" not in capsys.readouterr().err
 
 
 # what is shown
@@ -416,6 +443,7 @@ CLEAN = '''\
 """GPT, with β₁ and naïve words — “quotes”."""
 from __future__ import annotations
 import math, inspect
+from collections import namedtuple
 from dataclasses import dataclass, field
 from functools import partial
 import numpy as np, torch, torch.nn.functional as F
@@ -431,7 +459,7 @@ except ImportError:
     flash_attn = None
 @dataclass
 class Config:
-    sizes: list = field(default_factory=lambda: [compute(1)])
+    sizes: list = field(default_factory=lambda: [len([1])])
 DEFAULT = Config()
 class Net(torch.nn.Module):
     def first(self, input, config=Config()): return input
@@ -440,7 +468,15 @@ class Net(torch.nn.Module):
     @torch.no_grad()
     def forward(self, x, α=1):
         self.eval(); y = torch.compile(x); torch.load("w.pt", weights_only=True)
-        return getattr(x, "shape"), math.sqrt(2)
+        self.__dict__.update(depth=1)
+        for name in ("q", "k"):
+            getattr(self, name); getattr(self, f"layer_{name}")
+        size = getattr(config, "n_embd", 8)
+        hidden = getattr(F, self.activation)(torch.zeros(2**3, 10 * 64))
+        torch.nn.Embedding.from_pretrained(hidden)
+        return getattr(x, "shape"), math.sqrt(2), sorted([3], key=lambda n: -n), list(map(int, "12")), size
+Point = namedtuple("Point", "x y")
+ORDER = sorted([2, 1], key=lambda n: -n)
 if __name__ == "__main__":
     train(); print(Net())
 '''
@@ -522,6 +558,66 @@ def test_what_models_usually_do_gives_no_remark():
         ("torch.cuda.is_available = f", "changes torch.cuda.is_available"),
         ("[work() for i in x]", "work(…) is called"),
         ("f'{work()}'", "work(…) is called"),
+        ("def f(): getattr(getattr(torch.serialization, 'os'), 'system')('id')", ".system: starts programs"),
+        ("def f(): return getattr(torch.serialization, 'os')", "torch.serialization.os: reaches the module os"),
+        ("def f(): return getattr(torch, 'jit').x, getattr(torch.jit, 'load')", "torch.jit.load: runs a program"),
+        ("def f(x): return setattr(x, '__code__', 1)", "__code__: reaches behind"),
+        ("def f(): return vars(torch.serialization)", "vars: reaches the names behind"),
+        ("def f(x): return x.__dict__['os']", "__dict__: reaches behind"),
+        ("def f(self): return self.__dict__['os']", "__dict__: reaches behind"),
+        ("def f(x): return getattr(x, '__dict__')", "__dict__: reaches behind"),
+        ("import operator\ndef f(x): return operator.attrgetter('a.system')(x)", ".system: starts programs"),
+        ("from operator import attrgetter as a", ".attrgetter: reaches attributes by names"),
+        ("import operator\ndef f(x): return operator.methodcaller(x)", ".methodcaller: reaches attributes"),
+        ("import functools\ndef f(x): functools.reduce(getattr, ['a'], x)", "getattr is handed on"),
+        ("def f(x): functools.reduce(getattr, ['os'], x)", "names the module os"),
+        ("def f(x, n): return getattr(x, n)\ndef g(): f(torch.serialization, 'os')", "names the module os"),
+        ("look = getattr", "getattr is handed on"),
+        ("def f(x):\n    n = 'o' + 's'\n    return getattr(x, n)", "getattr with a name that is put together"),
+        ("def f(x):\n    n = ''.join('os')\n    return getattr(x, n)", "getattr with a name that is put together"),
+        ("def f(self, n): return getattr(self, f'{n}_x')", "getattr with a name that is put together"),
+        ("def f(): logging.FileHandler('x')", ".FileHandler: writes files"),
+        ("def f(): logging.basicConfig(filename='x')", "logging.basicConfig with a file"),
+        ("import logging.config", "logging.config: makes objects from names"),
+        ("def f(): logging.config.dictConfig({})", ".dictConfig: makes objects"),
+        ("def f(m): torch.jit.save(m, 'x')", "torch.jit.save: writes files"),
+        ("from torch import jit as j\ndef f(): j.load('x')", "torch.jit.load: runs a program"),
+        ("def f():\n    j = torch.jit\n    j.load('x')", "torch.jit.load: runs a program"),
+        ("def f(): torch.export.load('x')", "torch.export.load: runs a program"),
+        ("def f(): np.savetxt('x', [1])", ".savetxt: writes files"),
+        ("import numpy as n\ndef f(): n.save('x', [1])", "numpy.save: writes files"),
+        ("def f(): np.genfromtxt('http://x')", ".genfromtxt: reads files, or fetches"),
+        ("def f(): np.loadtxt('x')", ".loadtxt: reads files, or fetches"),
+        ("def f(): np.load('x')", "numpy.load: reads files"),
+        ("def f(a): a.dump('x')", ".dump: writes files"),
+        ("def f(a): a.tofile('x')", ".tofile: writes files"),
+        ("def f(): tiktoken.load.read_file('x')", "tiktoken.load: reaches the network"),
+        ("def f(x): return '{0.__init__.__globals__}'.format(x)", "names __globals__"),
+        ("def f(): typing.get_type_hints(A)", ".get_type_hints: runs text as code"),
+        ("def f(): type('X', (object,), {})", "type with several arguments"),
+        ("x = {'__del__': 1}", "names __del__"),
+        ("def f(): timm.create_model('x', pretrained=True)", "pretrained is on"),
+        ("def __getattr__(name): pass", "defines __getattr__: runs when a name of the file"),
+        ("__getattr__ = print", "defines __getattr__: runs when a name of the file"),
+        ("class A:\n    def __class_getitem__(cls, k): pass", "defines __class_getitem__"),
+        ("class A:\n    __class_getitem__ = f", "defines __class_getitem__"),
+        ("f = lambda x=work(): x", "work(…) is called while the file is loaded, as a default value"),
+        ("x = list(map(work, [1]))", "work(…) is called while the file is loaded, through map"),
+        ("x = sorted([1], key=work)", "work(…) is called while the file is loaded, through sorted"),
+        ("x = max([1], key=lambda n: work(n))", "work(…) is called"),
+        ("property = f\nclass A:\n    @property\n    def x(self): pass", "the decorator property runs"),
+        ("def get(): pass\nx = get()", "get(…) is called"),
+        ("from layers import dict\nx = dict()", "dict(…) is called"),
+        ("from torch import nuke as int\nx = int()", "int(…) is called"),
+        ("class A:\n    def cast(): pass\nA.cast()", "A.cast(…) is called"),
+        ("@dataclass\nclass A:\n    x: list = field(default_factory=work)\ny = A()", "A(…) is called"),
+        ("@dataclass\nclass A:\n    x: list = field(default_factory=lambda: work())\ny = A()", "A(…) is called"),
+        ("x = 9**9**9", "computes a number of thousands of digits"),
+        ("x = 1 << 10**9", "computes a number of thousands of digits"),
+        ("x = [0] * 10**11", "makes a list of 1e+11 items"),
+        ("x = 10**11 * 'a'", "makes a list of 1e+11 items"),
+        ("x = list(range(10**12))", "counts to more than"),
+        ("if __name__ == '__main__':\n    x = 9**9**9", "computes a number of thousands of digits"),
         ("def f(:", "is not Python, so the file cannot be reviewed"),
         ("x = 1\0", "cannot be reviewed"),
         ("x = " + "-" * 20000 + "1", "cannot be reviewed"),
@@ -530,6 +626,13 @@ def test_what_models_usually_do_gives_no_remark():
 def test_what_the_review_sees(source, says):
     remarks = review({"model.py": source.encode()})
     assert any(says in remark.words for remark in remarks), remarks
+
+
+def test_the_zoo_gives_no_remark():
+    files = [p for p in (Path(__file__).parents[1] / "zoo").glob("*.py") if not p.name.startswith("_")]
+    spoken = {p.name: found for p in files if (found := review({p.name: p.read_bytes()}))}
+    assert len(files) >= 45
+    assert len(spoken) <= 0.05 * len(files), spoken
 
 
 def test_a_remark_names_file_line_and_text():

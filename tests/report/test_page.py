@@ -224,7 +224,7 @@ def test_samples_with_other_line_ends(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text(
         json.dumps({"step": 1, "prompt": "p", "text": text}, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    assert samples(tmp_path / "samples.jsonl")[0].moments == [("step 1", "", text)]
+    assert samples(tmp_path / "samples.jsonl")[0].moments == [("step 1", "p", text)]
 
 
 def test_no_control_character_reaches_the_page(make_run: Make) -> None:

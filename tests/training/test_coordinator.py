@@ -206,7 +206,7 @@ def test_every_setting_is_read(
 
 
 def test_the_keywords_of_train_are_the_settings() -> None:
-    own = {"model", "settings", "config", "trust", "approve", "view", "command"}
+    own = {"model", "settings", "config", "overrides", "trust", "approve", "view", "command"}
     assert set(inspect.signature(api.train).parameters) - own == {
         field.name for field in dataclasses.fields(TrainSettings)
     }

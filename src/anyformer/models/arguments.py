@@ -66,7 +66,10 @@ class Arguments(Sizes):
         if missing:
             raise Missing(missing, target)
         self.seen.add(names, {p.name: p.default for p in parameters}, found)
-        return {n: self._usable(n, v, meanings.get(n), _by_name(parameters, n)) for n, v in found.items()}
+        usable = {n: self._usable(n, v, meanings.get(n), _by_name(parameters, n)) for n, v in found.items()}
+        scope = self._scope(target)
+        declared = {p.name: configs.annotation_of(p, scope) for p in parameters if p.name in usable}
+        return {n: configs.member(declared.get(n), v) for n, v in usable.items()}
 
     def module(self, target: Any, site: CallSite | None, depth: int) -> Any:
         """A module that is itself an argument."""

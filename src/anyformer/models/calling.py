@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from anyformer.core.errors import CallError
+from anyformer.models.blame import blame
 from anyformer.models.graph import run_graph
-from anyformer.models.plan import Argument, CallPlan, MaskForm, follow, path_text
+from anyformer.models.plan import Argument, CallPlan, LogitsPath, MaskForm, follow, path_text
 
 _DTYPES = {"int64": torch.int64, "bool": torch.bool, "float32": torch.float32}
 
@@ -98,7 +99,19 @@ def row(inputs: Inputs, i: int) -> Inputs:
 
 
 def raw_output(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
-    """What the module gives for the inputs, before logits are looked for in it."""
+    """What the module gives for the inputs, before logits are looked for in it.
+
+    Raises CallError where its forward ends the program.
+    """
+    try:
+        return _output(module, plan, inputs)
+    except SystemExit as error:
+        raise CallError(
+            "the model's forward ends the program", blame(error), "raise an exception in its place"
+        ) from error
+
+
+def _output(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
     if plan.graph is not None:
         return run_graph(module, plan.graph, inputs.input_ids, inputs.attention_mask)
     if plan.methods:
@@ -132,6 +145,9 @@ def value_of(plan: CallPlan, argument: Argument, inputs: Inputs, memory: Any = N
     """What the parameter is given for these inputs."""
     ids = inputs.input_ids
     B, T = ids.shape
+    if argument.role == "constant" and argument.shape:
+        axes = {"B": B, "T": T, "1": 1}
+        return torch.full([axes[a] for a in argument.shape], argument.value, device=ids.device)
     if argument.role == "constant":
         return argument.value
     if argument.role == "memory":
@@ -227,7 +243,7 @@ def _laid_out(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Tensor:
     if plan.logits_from == "loss":
         with tap:
             raw_output(module, plan, inputs)
-        found: Any = tap.logits
+        found: Any = tap.logits(plan.logits_path)
     else:
         output = raw_output(module, plan, inputs)
         if plan.logits_from.startswith("attribute:"):
@@ -270,15 +286,20 @@ class LossTap(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.logits: Tensor | None = None
-        """Input of the last cross_entropy or nll_loss over more than one class."""
-        self.targets: Tensor | None = None
-        self.log_probabilities = False
+        self.seen: list[tuple[Tensor, Tensor, bool]] = []
+        """Input and targets of each cross_entropy or nll_loss, and whether the input holds log-probabilities."""
+
+    def logits(self, path: LogitsPath = ()) -> Tensor | None:
+        """Input of the last one, or of that number."""
+        at = path[0] if path else -1
+        in_range = isinstance(at, int) and at < len(self.seen)
+        return self.seen[at][0] if self.seen and in_range and isinstance(at, int) else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (F.cross_entropy, F.nll_loss):
-            self.logits = args[0] if args else kwargs.get("input")
-            self.targets = args[1] if len(args) > 1 else kwargs.get("target")
-            self.log_probabilities = func is F.nll_loss
+            logits = args[0] if args else kwargs.get("input")
+            targets = args[1] if len(args) > 1 else kwargs.get("target")
+            if isinstance(logits, Tensor) and isinstance(targets, Tensor):
+                self.seen.append((logits, targets, func is F.nll_loss))
         return func(*args, **kwargs)

@@ -12,27 +12,35 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
-from anyformer.models.blame import blame
 from anyformer.models.calling import call_logits
 from anyformer.models.causal import Sight, causality_findings, measure, only_in_training
 from anyformer.models.evidence import Evidence, gather
 from anyformer.models.graph import derive_graph, needs_graph
 from anyformer.models.masks import Settled, settle_masks
-from anyformer.models.meaning import classes_finding, guess_findings, places_finding
+from anyformer.models.meaning import call_findings, classes_finding, places_finding, tagger_finding
 from anyformer.models.names import hint, parameters_of, required, token_candidates
 from anyformer.models.outputs import find_head, hidden_width, logits_finding, require_head
 from anyformer.models.overrides import Stated, stated
 from anyformer.models.ownloss import own_loss
 from anyformer.models.plan import OBJECTIVES, CallPlan, Objective
 from anyformer.models.probes import untouched
-from anyformer.models.probing import Prober, Seen, difference, woken
+from anyformer.models.probing import Prober, Seen, woken
 from anyformer.models.properties import batch_finding, ids_limit, output_kind, position_limit, repeat_finding
 from anyformer.models.refusals import refuse_other_input
-from anyformer.models.search import Found, blank, find_sequence, locate, nothing_found, sameness, seen_of
+from anyformer.models.search import (
+    Found,
+    blank,
+    find_sequence,
+    locate,
+    nothing_found,
+    require_names,
+    sameness,
+    seen_of,
+)
 from anyformer.models.seq2seq import find_seq2seq, names_two_sequences, settle_seq2seq, source_finding
 from anyformer.models.signature import ModelSignatureInspector
 from anyformer.models.strays import require_ids_kept, stray_finding
@@ -88,13 +96,14 @@ def _infer(prober: Prober, said: Stated, objective: Objective | None) -> CallPla
     plan, about_family, repeats = _family(prober, plan, evidence, repeats, said, objective)
     longest, about_positions = position_limit(prober, plan, seen.position_rows)
     findings = [
-        *_about_call(prober, plan, said),
+        *call_findings(prober, plan, said),
         *about_logits,
         *about_kind,
         *settled.findings,
         *own.findings,
         *places_finding(prober, plan),
         *classes_finding(prober, plan),
+        *tagger_finding(prober, plan),
         *stray_finding(prober, plan, sample),
         about_ids,
         *about_order,
@@ -119,6 +128,7 @@ def _find(prober: Prober, said: Stated) -> Found:
     """A call that runs: the dataflow of a builder export, an encoder-decoder, or one sequence in."""
     module = prober.module
     failures: list[str] = []
+    require_names(module, said)
     if needs_graph(module):
         return _by_graph(prober, said)
     if names_two_sequences(module, said):
@@ -186,7 +196,8 @@ def _with_head(prober: Prober, found: Found, seen: Seen, said: Stated) -> tuple[
     if found.place.use == "sequence":
         width = hidden_width(prober, plan, seen)
         if width is not None or said.head is not None:
-            headed = find_head(prober, plan, seen, only=said.head)
+            states = found.made_by not in ("linear", None) and said.logits is None
+            headed = find_head(prober, plan, seen, only=said.head, states=states)
             if said.head is not None and headed is None:
                 raise CallError(
                     f"anyformer.yaml states head: {said.head}, which makes no logits",
@@ -200,7 +211,9 @@ def _with_head(prober: Prober, found: Found, seen: Seen, said: Stated) -> tuple[
     needed = plan.targets_arg if plan.needs_targets else None
     rows = plan.target_vocab or plan.embedding_rows
     words = "targets" if needed else ""
-    return plan, [logits_finding(found.place, plan, found.others, rows, words), *about]
+    tables = {m.num_embeddings for m in prober.module.modules() if isinstance(m, nn.Embedding)}
+    tables = set() if said.logits or plan.family == "encoder_decoder" else tables - set(seen.position_rows)
+    return plan, [logits_finding(found.place, plan, found.others, rows, words, found.undecided, tables), *about]
 
 
 def _settle_masks(
@@ -347,54 +360,3 @@ def _objective_fits(prober: Prober, plan: CallPlan, objective: Objective | None)
         f"it is of the family {plan.family}: it gives {gives}",
         f"leave --objective out, or give {OBJECTIVES[plan.family]}",
     )
-
-
-def _about_call(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding]:
-    """That the logits react to the ids; what else goes in. CallError where they do not, or are NaN."""
-    both: list[Tensor] = []
-    for seed in (1, 2):
-        inputs = prober.inputs(plan, 2, max(2, prober.length), seed)
-        try:
-            both.append(prober.logits(plan, inputs))
-        except Exception as error:
-            limit = plan.embedding_rows or plan.vocab_size
-            raise CallError(f"{type(prober.module).__name__} refuses ids below {limit:,}", blame(error)) from error
-    first, second = both
-    if bool(first.isnan().any()):
-        bad = [n for n, p in prober.module.named_parameters() if p.is_floating_point() and not bool(p.isfinite().all())]
-        weights = f"; not finite: {', '.join(bad[:4])}{' …' if len(bad) > 4 else ''}" if bad else ""
-        mask = "look for a row of the attention mask that hides everything, or for weights that are not initialised"
-        raise CallError(
-            f"{type(prober.module).__name__} gives NaN before any training",
-            f"{int(first.isnan().sum()):,} of {first.numel():,} logits{weights}",
-            f"initialise {bad[0]}: torch.empty holds whatever was in memory" if bad else mask,
-        )
-    name = plan.token_arg.lstrip("*")
-    if float(difference(first, second).max()) == 0.0:
-        raise CallError(
-            f"the logits of {type(prober.module).__name__} do not depend on {name}",
-            "two random batches gave equal logits",
-            "forward should compute its output from the ids",
-        )
-    axes = {"T": "(T,)", "1T": "(1, T)"}.get(plan.packed, "(T, B)" if plan.time_first else "(B, T)")
-    alone = len([p for p in parameters_of(prober.module) if hint(p.name) not in ("targets", "mask")]) == 1
-    reason = "the only argument that can take ids" if alone else "the logits react to it"
-    findings = [Finding("tokens", "ok", f"{name} {axes} int64", reason=reason)]
-    if plan.packed:
-        findings.append(
-            Finding("rows", "warn", "one after the other", "a batch at once", "it takes one sequence: slow")
-        )
-    if plan.graph is not None:
-        findings.append(Finding("graph", "ok", f"{len(plan.graph.steps)} nodes, run in the order of their inputs"))
-        findings += plan.graph.findings
-    if plan.target_arg:
-        findings.append(
-            Finding("target", "ok", f"{plan.target_arg} {axes.replace('T', 'S')} int64", reason="its input")
-        )
-    for call in plan.methods:
-        given = ", ".join(a.text() for a in call.arguments)
-        findings.append(Finding("method", "ok", f"{call.name}({given})"))
-    findings += guess_findings(prober, plan, said)
-    if said.lines():
-        findings.append(Finding("stated", "note", "; ".join(said.lines()), reason="in anyformer.yaml"))
-    return findings

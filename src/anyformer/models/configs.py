@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import enum
 import inspect
 import re
 import types
@@ -26,6 +27,13 @@ _PLAIN: dict[str, Any] = {
     "Mapping": Mapping,
     **{t.__name__: t for t in (int, float, bool, str)},
 }
+
+
+_OBJECTS = re.compile(
+    r"(\w*_)?(tokenizer|encoder|decoder|backbone|model|module|layer|block|attn|attention|feed_forward|generator|embedder"
+    r"|criterion|loss_fn|logger|device_mesh)s?"
+)
+"""Names of parameters that take objects, which config.json cannot hold."""
 
 
 class AttributeDict(dict[str, Any]):
@@ -69,7 +77,7 @@ def is_mapping(annotation: Any) -> bool:
 
 def is_config_class(annotation: Any) -> bool:
     """Whether an annotation is a class of the user's that can be a configuration."""
-    if not inspect.isclass(annotation) or issubclass(annotation, nn.Module):
+    if not inspect.isclass(annotation) or issubclass(annotation, nn.Module | enum.Enum):
         return False
     return annotation.__module__.partition(".")[0] not in (
         "builtins",
@@ -102,6 +110,31 @@ def config_classes(annotation: Any, scope: Mapping[str, Any], wanted: Iterable[s
     # a class that has none of what is read is another part's configuration
     fitting = [c for c in ordered if fit(c)[0] or takes_anything(c)]
     return fitting or (ordered if not names else [])
+
+
+def how_to_give(target: Any, names: list[str]) -> str:
+    """What to do about required values that nothing gives: config.json for data, a function of the file for objects."""
+    if len(names) == 1 and names[0] in CONFIG_NAMES:
+        return 'write config.json beside the file: {"vocab_size": …, and what else the model reads from it}'
+    function = target.__init__ if inspect.isclass(target) else target
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    annotations = {p.name: annotation_of(p, scope) for p in _parameters(target)}
+    objects = [n for n in names if not _is_data(n, annotations.get(n))]
+    if not objects:
+        return "write config.json beside the file: {" + ", ".join(f'"{name}": …' for name in names) + "}"
+    given = ", ".join(f"{name}=…" for name in names)
+    return (
+        f"{', '.join(objects)}: config.json cannot hold such an object; build the model in a function of the file:\n"
+        f"def build_model(): return {getattr(target, '__name__', 'Model')}({given})"
+    )
+
+
+def _is_data(name: str, annotation: Any) -> bool:
+    """Whether JSON can hold what a parameter takes."""
+    if inspect.isclass(annotation) and annotation is not object:
+        plain = issubclass(annotation, int | float | str | bool | list | tuple | dict | enum.Enum)
+        return plain or dataclasses.is_dataclass(annotation) or bool(CONFIG_CLASS.search(annotation.__name__))
+    return _OBJECTS.fullmatch(name) is None
 
 
 def takes_anything(cls: type) -> bool:
@@ -146,19 +179,34 @@ def build(cls: type, values: Mapping[str, Any]) -> Any:
         return cls(**values)
     names = {p.name for p in _parameters(cls) if p.kind not in VARIADIC}
     built = cls(**{k: _nested(cls, k, v) for k, v in values.items() if k in names})
+    if _is_named_tuple(built):
+        return built  # it takes no further attributes
     for name in values.keys() - names:
         setattr(built, name, values[name])
     return built
 
 
-def _nested(cls: type, name: str, value: Any) -> Any:
-    """A dict for a field that is itself a dataclass becomes one."""
-    if not isinstance(value, dict) or not dataclasses.is_dataclass(cls):
+def _is_named_tuple(instance: Any) -> bool:
+    return isinstance(instance, tuple) and hasattr(instance, "_asdict")
+
+
+def member(annotation: Any, value: Any) -> Any:
+    """The member of an annotated Enum that a plain value names: by its value, else by its name; the value otherwise."""
+    if not inspect.isclass(annotation) or not issubclass(annotation, enum.Enum) or isinstance(value, annotation):
         return value
+    by_value = [m for m in annotation if m.value == value]
+    by_name = [m for name, m in annotation.__members__.items() if isinstance(value, str) and name == value.upper()]
+    return next(iter([*by_value, *by_name]), value)
+
+
+def _nested(cls: type, name: str, value: Any) -> Any:
+    """A dict for a field that is itself a dataclass becomes one, a plain value for an Enum its member."""
     try:
         hint = typing.get_type_hints(cls).get(name)
     except Exception:  # noqa: BLE001  (an annotation of the user's that names nothing)
         return value
+    if not isinstance(value, dict) or not dataclasses.is_dataclass(cls):
+        return member(hint, value)
     return build(hint, value) if inspect.isclass(hint) and dataclasses.is_dataclass(hint) else value
 
 
@@ -166,6 +214,8 @@ def contents(instance: Any) -> dict[str, Any]:
     """The values of a configuration object or dict, class attributes included."""
     if isinstance(instance, Mapping):
         return dict(instance)
+    if _is_named_tuple(instance):
+        return dict(instance._asdict())
     found = {n: getattr(instance, n, None) for n in field_names(type(instance))} if is_plain(instance) else {}
     return {**found, **{k: v for k, v in vars(instance).items() if not k.startswith("_")}}
 
@@ -178,6 +228,8 @@ def is_plain(instance: Any) -> bool:
 def with_values(instance: Any, values: Mapping[str, Any]) -> Any:
     """A copy of a configuration object or dict with some values changed."""
     changed = copy.deepcopy(instance)
+    if _is_named_tuple(changed):
+        return changed._replace(**{k: v for k, v in values.items() if k in changed._fields})
     if isinstance(changed, dict):
         changed.update(values)
         return changed

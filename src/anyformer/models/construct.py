@@ -295,8 +295,7 @@ class _Builder:
             return self._needs(self._missing[0])
         told = self._failures[:_MAX_TOLD]
         names = sorted({n for m in self._missing for n in m.names})
-        example = ", ".join(f'"{n}": …' for n in names)
-        fix = f"write config.json beside the file: {{{example}}}" if names else ""
+        fix = configs.how_to_give(self._missing[0].target, names) if names else ""
         return ConstructError(
             f"{_name(self._cls)} could not be built",
             "\n".join(told)
@@ -307,14 +306,11 @@ class _Builder:
     def _needs(self, missing: Missing) -> ConstructError:
         given = [k for k in self._given if k not in CLASS_KEYS]
         said = f"given: {', '.join(given)}" if given else "no config.json beside it"
-        example = ", ".join(f'"{name}": …' for name in missing.names)
-        if len(missing.names) == 1 and missing.names[0] in configs.CONFIG_NAMES:
-            example = '"vocab_size": …, and what else the model reads from it'
         return ConstructError(
             f"{_name(missing.target)} needs {missing}",
             f"its constructor: {_name(missing.target)}{inspect.signature(missing.target)}\n{said}\n"
             f"tried: config.json, the file's own values and calls, the sizes that anyformer knows by name or by use",
-            f"write config.json beside the file: {{{example}}}",
+            configs.how_to_give(missing.target, missing.names),
         )
 
 

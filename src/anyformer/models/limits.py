@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 
 from anyformer.core.errors import ConstructError
 from anyformer.models.probes import preserved_rng
@@ -172,7 +173,7 @@ def _bounded(most: int) -> Iterator[None]:
 
     def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal total, count
-        if parameter is not None and not parameter.is_meta:
+        if parameter is not None and not is_lazy(parameter) and not parameter.is_meta:
             total += parameter.numel() * parameter.element_size()
             count += parameter.numel()
         if total > most:
@@ -207,10 +208,10 @@ def refuse_huge(name: str, build: Callable[[], Any], room: float = _ROOM) -> Non
         return
     if not isinstance(module, nn.Module):
         return
-    tensors = list({id(t): t for t in (*module.parameters(), *module.buffers())}.values())
+    tensors = list({id(t): t for t in (*module.parameters(), *module.buffers()) if not is_lazy(t)}.values())
     need = sum(t.numel() * t.element_size() for t in tensors)
     if need * room > free:
-        count = sum(p.numel() for p in module.parameters())
+        count = sum(p.numel() for p in module.parameters() if not is_lazy(p))
         raise DoesNotFit(
             f"{name} would take {need / 2**30:,.1f} GiB ({count:,} parameters); {free / 2**30:,.1f} GiB are free",
             f"largest: {_largest(module)}\nit was counted without building it; training takes about four times as much"
@@ -220,7 +221,8 @@ def refuse_huge(name: str, build: Callable[[], Any], room: float = _ROOM) -> Non
 
 
 def _largest(module: nn.Module) -> str:
-    named = sorted(module.named_parameters(), key=lambda pair: -pair[1].numel())[:2]
+    sized = [pair for pair in module.named_parameters() if not is_lazy(pair[1])]
+    named = sorted(sized, key=lambda pair: -pair[1].numel())[:2]
     return ", ".join(f"{name} {tuple(p.shape)}" for name, p in named)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from anyformer.core.findings import Finding
 from anyformer.models.causal import Sight, glance, measure
-from anyformer.models.names import hint, parameters_of
+from anyformer.models.names import causal_switch, hint, parameters_of
 from anyformer.models.options import causal_forms, padding_forms
 from anyformer.models.overrides import Stated
 from anyformer.models.plan import Argument, CallPlan
@@ -71,7 +71,7 @@ def settle_masks(prober: Prober, plan: CallPlan, stated: Stated, *, encoder: boo
         masks = [p for p in masks if p.default is p.empty]
     elif stated.mask is not None:
         masks = [p for p in parameters if p.name == stated.mask]
-    flags = [p for p in parameters if hint(p.name) == "flag"]
+    flags = [p for p in parameters if causal_switch(p)]
     findings: list[Finding] = []
     if plan.family == "decoder" and not encoder:
         plan, about = _causality(prober, plan, masks, flags)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
+from anyformer.models.blame import blame
 from anyformer.models.calling import Inputs, value_of
 from anyformer.models.causal import glance
 from anyformer.models.masks import with_argument
-from anyformer.models.names import hint
+from anyformer.models.names import causal_switch, held, hint, parameters_of
 from anyformer.models.overrides import Stated
 from anyformer.models.plan import Argument, CallPlan
 from anyformer.models.probing import Prober, changed_inputs, difference, tolerance
@@ -33,11 +36,64 @@ _MANY = 64  # classes; data sets of text with more are rare, embeddings with few
 _UNIT = 1e-4  # of a row's length from 1
 
 
+def call_findings(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding]:
+    """That the logits react to the ids; what else goes in. CallError where they do not, or are NaN."""
+    both: list[Tensor] = []
+    for seed in (1, 2):
+        inputs = prober.inputs(plan, 2, max(2, prober.length), seed)
+        try:
+            both.append(prober.logits(plan, inputs))
+        except Exception as error:
+            limit = plan.embedding_rows or plan.vocab_size
+            raise CallError(f"{type(prober.module).__name__} refuses ids below {limit:,}", blame(error)) from error
+    first, second = both
+    if bool(first.isnan().any()):
+        bad = [n for n, p in prober.module.named_parameters() if p.is_floating_point() and not bool(p.isfinite().all())]
+        weights = f"; not finite: {', '.join(bad[:4])}{' …' if len(bad) > 4 else ''}" if bad else ""
+        mask = "look for a row of the attention mask that hides everything, or for weights that are not initialised"
+        raise CallError(
+            f"{type(prober.module).__name__} gives NaN before any training",
+            f"{int(first.isnan().sum()):,} of {first.numel():,} logits{weights}",
+            f"initialise {bad[0]}: torch.empty holds whatever was in memory" if bad else mask,
+        )
+    name = plan.token_arg.lstrip("*")
+    if float(difference(first, second).max()) == 0.0:
+        raise CallError(
+            f"the logits of {type(prober.module).__name__} do not depend on {name}",
+            "two random batches gave equal logits",
+            "forward should compute its output from the ids",
+        )
+    axes = {"T": "(T,)", "1T": "(1, T)"}.get(plan.packed, "(T, B)" if plan.time_first else "(B, T)")
+    alone = len([p for p in parameters_of(prober.module) if hint(p.name) not in ("targets", "mask")]) == 1
+    reason = "the only argument that can take ids" if alone else "the logits react to it"
+    findings = [Finding("tokens", "ok", f"{name} {axes} int64", reason=reason)]
+    if plan.packed:
+        findings.append(
+            Finding("rows", "warn", "one after the other", "a batch at once", "it takes one sequence: slow")
+        )
+    if plan.graph is not None:
+        findings.append(Finding("graph", "ok", f"{len(plan.graph.steps)} nodes, run in the order of their inputs"))
+        findings += plan.graph.findings
+    if plan.target_arg:
+        findings.append(
+            Finding("target", "ok", f"{plan.target_arg} {axes.replace('T', 'S')} int64", reason="its input")
+        )
+    for call in plan.methods:
+        given = ", ".join(a.text() for a in call.arguments)
+        findings.append(Finding("method", "ok", f"{call.name}({given})"))
+    findings += guess_findings(prober, plan, said)
+    if said.lines():
+        findings.append(Finding("stated", "note", "; ".join(said.lines()), reason="in anyformer.yaml"))
+    return findings
+
+
 def guess_findings(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding]:
     """One for each further argument; fail where its name says nothing, it was made up and what it is matters."""
     findings = []
+    switches = {p.name for p in parameters_of(prober.module) if causal_switch(p)}
     for argument in plan.extras:
         guessed = hint(argument.name) in ("unknown", "tokens") and argument.name not in said.arguments
+        guessed = guessed and argument.name not in switches
         if guessed and argument.role == "causal_mask":
             findings += _guessed_mask(prober, plan, argument)
         if "mask" in argument.role or "causal" in argument.name:
@@ -49,14 +105,19 @@ def guess_findings(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding
 def _guess(prober: Prober, plan: CallPlan, argument: Argument) -> Finding:
     """An argument that nothing names: does another value give other logits?"""
     T = max(3, prober.length)
-    inputs = prober.inputs(plan, 2, prober.fixed or T, 1)
+    # a constant of two rows does not fit a module that is given one row at a time
+    inputs = prober.inputs(plan, 1 if plan.packed else 2, prober.fixed or T, 1)
     base = prober.try_logits(plan, inputs)
-    others = [] if base is None else _other_values(plan, argument, inputs)
-    moved = False
+    others = _other_values(plan, argument, inputs)
+    moved, ran = False, 0
     for value in others:
         other = prober.try_logits(with_argument(plan, Argument(argument.name, "constant", "", value=value)), inputs)
         if base is not None and other is not None:
+            ran += 1
             moved = moved or other.shape != base.shape or bool((difference(base, other) > tolerance(base)).any())
+    if others and not ran:
+        why = f"no other value runs, so nothing shows what it is; say it: call: arguments: {{{argument.name}: …}}"
+        return Finding("argument", "fail", argument.text(), "arguments that are known", why)
     if not moved:
         verdict = "ok" if argument.role == "constant" else "warn"
         why = "its name says nothing; another value gave no other logits" if others else ""
@@ -147,6 +208,9 @@ def places_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
     if not bool((difference(logits, logits[:, :1].expand_as(logits)) > limit).any()):
         why = "all of them come from one place of the text, or from the whole of it: no token of its own is predicted"
         return [Finding("places", "fail", "every position gives the same logits", "each has its own", why)]
+    if bool((logits >= 0).all()) and bool(((-logits.double()).logsumexp(-1).abs() < 1e-3).all()):
+        why = "the likeliest token has the smallest number: softmax would turn them round; leave the minus sign out"
+        return [Finding("places", "warn", "negative log-probabilities", "logits", why)]
     if plan.family != "encoder":
         return []
     still = []
@@ -173,6 +237,10 @@ def classes_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
     if C > 1 and bool(((lengths - 1).abs() < _UNIT).all()):
         why = "cross-entropy over its coordinates would teach nothing; the model needs a Linear of classes at its end"
         return [Finding("classes", "fail", "each row has length 1: a sentence embedding", "one number per class", why)]
+    sums = values.double().sum(-1)
+    if C > 2 and bool(((values >= 0) & (values <= 1)).all()) and bool(((sums - 1).abs() > 1e-3).any()):
+        why = "a sigmoid per class: several may be right at once, which cross-entropy of one class would forbid"
+        return [Finding("classes", "fail", f"{C} independent labels", "one class per text", why)]
     named = _says_classes(prober.module, C)
     widths = {m.embedding_dim for m in prober.module.modules() if isinstance(m, nn.Embedding)}
     if C in widths and not named:
@@ -192,7 +260,48 @@ def _says_classes(module: nn.Module, C: int) -> bool:
             words = _PLAIN if wide else _CLASSES
             if any(words.search(step) for step in name.split(".")):
                 return True
-        held = {**vars(part), **getattr(getattr(part, "config", None), "__dict__", {})}
-        if any(_COUNTS.fullmatch(key) and value == C for key, value in held.items() if isinstance(value, int)):
+        kept = {**vars(part), **getattr(held(part, "config"), "__dict__", {})}
+        if any(_COUNTS.fullmatch(key) and value == C for key, value in kept.items() if isinstance(value, int)):
             return True
     return False
+
+
+_TAGS = re.compile(
+    r"(^|_)(pos_?)?tags?(set)?(_|$)|hidden2tag|(^|_)ner(_|$)|(^|_)slots?(_|$)|token_?classif", re.IGNORECASE
+)
+_TAG_COUNTS = re.compile(r"(num|n)_?(tags|labels|slots|classes|entities)|tag_?set_?size|tagset", re.IGNORECASE)
+_LABELS = re.compile(r"(^|_)(classifier|labels?)(_|$)", re.IGNORECASE)
+_PADDED_TO = 256  # a vocabulary is rounded up to a multiple of 8, 64, 128 or, sharded, of more
+
+
+def tagger_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
+    """Fail where each position's numbers are labels of its token (part of speech, entity), not the next token."""
+    rows = plan.embedding_rows
+    if plan.family not in ("decoder", "encoder") or rows is None or plan.head is not None:
+        return []
+    V = plan.vocab_size
+    heads = [
+        (name, part)
+        for name, part in prober.module.named_modules()
+        if isinstance(part, nn.Linear) and part.out_features == V and part.in_features != V
+    ]
+    counts = [
+        f"{key} = {value}"
+        for part in prober.module.modules()
+        for key, value in {**vars(part), **getattr(held(part, "config"), "__dict__", {})}.items()
+        if type(value) is int and value == V and _TAG_COUNTS.fullmatch(key)
+    ]
+    said = [name for name, _ in heads if any(_TAGS.search(step) for step in name.split("."))] + counts
+    said += [] if rows == V else [name for name, _ in heads if any(_LABELS.search(step) for step in name.split("."))]
+    kind = type(prober.module).__name__
+    said += [kind] if re.search(r"Tagger|NER|TokenClassif", kind) else []
+    if said:
+        why = f"{said[0]} says so: labels of tokens; trained as a language model it would predict tokens as labels"
+        measured = f"{V:,} labels per token"
+        return [Finding("labels", "fail", measured, "one number per token of the vocabulary", why)]
+    if rows < V:
+        padded = any(V % m == 0 and V - rows < m for m in (8, 16, 32, 64, 128, _PADDED_TO)) or rows * 1.02 + 8 >= V
+        verdict: Literal["warn", "fail"] = "warn" if padded else "fail"
+        why = f"ids from {rows:,} on can be predicted but not read" if padded else "labels of tokens, perhaps"
+        return [Finding("labels", verdict, f"{V:,} numbers, {rows:,} embedding rows", "as many", why)]
+    return []

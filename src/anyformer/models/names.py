@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -88,6 +88,24 @@ def hint(name: str) -> Hint:
     if name in TOKENS:
         return "tokens"
     return next((kind for kind, pattern in _RULES if re.fullmatch(pattern, name)), "unknown")
+
+
+_CAUSAL_SWITCH = re.compile(r"future|causal|autoreg|unidirectional|left_to_right|decoder|(^|_)lm(_|$)|look_?ahead")
+
+
+def causal_switch(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter may be what makes a module causal when it is True, or False."""
+    if hint(parameter.name) == "flag":
+        return True
+    return isinstance(parameter.default, bool) and bool(_CAUSAL_SWITCH.search(parameter.name.lower()))
+
+
+def held(module: nn.Module, name: str) -> Any:
+    """A module's attribute; None where it has none, or a property of that name raises."""
+    try:
+        return getattr(module, name, None)
+    except Exception:  # noqa: BLE001  (a stranger's property may raise anything: it then holds no number)
+        return None
 
 
 def parameters_of(module: nn.Module) -> list[inspect.Parameter]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anyformer.core.errors import SourceError
+
 LEVELS = 4
 """Folders above the file's own that are searched: deeper packages have a repository's mark on the way."""
 _MAX_FILES = 200
@@ -46,7 +48,7 @@ def neighbours(path: Path, text: str, levels: int = LEVELS) -> Neighbours:
     """Follow the imports of a file, and of those that it imports, through its folder and ``levels`` above it.
 
     Only names that the code asks for are looked for. A package that is installed wins over a folder without
-    __init__.py, unless the file lies in that folder.
+    __init__.py, unless the file lies in that folder. Raises SourceError for a file that is nested too deeply.
     """
     folders = [path.parent, *_above(path.parent, levels)]
     places: dict[str, Path] = {}
@@ -54,7 +56,7 @@ def neighbours(path: Path, text: str, levels: int = LEVELS) -> Neighbours:
     while todo and len(seen) < _MAX_FILES:
         file, code = todo.pop(0)
         found: list[Path] = []
-        for node in _imports(code):
+        for node in _imports(code, path if file == path else None):
             for name in _tops(node):
                 if name not in places and (place := _place(name, path, folders)) is not None:
                     places[name] = place
@@ -71,11 +73,25 @@ def neighbours(path: Path, text: str, levels: int = LEVELS) -> Neighbours:
     return Neighbours(places, reach)
 
 
-def _imports(text: str) -> list[ast.Import | ast.ImportFrom]:
+def too_deep(path: Path) -> SourceError:
+    """The error of a file that Python's own parser gives up on."""
+    return SourceError(
+        f"{path} is nested too deeply",
+        "an expression of it has hundreds of parts inside each other, more than Python can read",
+        "split it over several statements, or put the values into a data file",
+    )
+
+
+def _imports(text: str, main: Path | None) -> list[ast.Import | ast.ImportFrom]:
+    """Raises SourceError for a model's own file that is nested too deeply; another may never be imported."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):  # reported when the file is run
         return []
+    except (RecursionError, MemoryError) as error:
+        if main is None:
+            return []
+        raise too_deep(main) from error
     return [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
 
 

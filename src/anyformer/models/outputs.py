@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,7 +18,7 @@ from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.calling import head_of
 from anyformer.models.plan import Alignment, CallPlan, Layout, LogitsPath, path_text
-from anyformer.models.probing import Prober, Run, Seen, tensors_in
+from anyformer.models.probing import Prober, Run, Seen, readable, tensors_in
 
 HEADS = re.compile(
     r"(lm_|output_|out_|final_|token_|vocab_|mlm_|prediction_)?(generator|head|project(ion|or)?|proj|logits?|decoder|"
@@ -48,10 +49,19 @@ class Place:
         axes = axes.replace("V", f"{self.V:,}").replace("C", f"{self.V:,}")
         return f"{self.where()} {axes}"
 
+    def stated(self) -> str:
+        """As anyformer.yaml states it."""
+        if self.logits_from == "loss":
+            return f"loss[{self.path[0]}]" if self.path else "loss"
+        if self.logits_from.startswith("attribute:"):
+            return f"self.{self.logits_from.removeprefix('attribute:')}"
+        return "output" + path_text(self.path).removeprefix("the ").removeprefix("output")
+
     def where(self) -> str:
         """The place alone."""
         if self.logits_from == "loss":
-            return "what its own cross-entropy is computed from:"
+            which = f" number {self.path[0] + 1}" if self.path and isinstance(self.path[0], int) else ""
+            return f"what its own cross-entropy{which} is computed from:"
         if self.logits_from.startswith("attribute:"):
             return f"self.{self.logits_from.removeprefix('attribute:')}"
         return path_text(self.path)
@@ -71,11 +81,15 @@ def _places(run: Run, B: int, T: int) -> list[Place]:
     sequence = [p for source, path, t in tensors for p in _shapes(t, source, path, B, T)]
     attributes = [(f"attribute:{name}", path, t) for name, v in run.attributes.items() for path, t in tensors_in(v)]
     beside = [p for source, path, t in attributes for p in _shapes(t, source, path, B, T)]
-    tapped = [] if run.tapped is None else _shapes(run.tapped, "loss", (), B, T)
+    # one loss: its place needs no number
+    numbers: list[LogitsPath] = [(n,) for n in range(len(run.tapped))] if len(run.tapped) > 1 else [()]
+    tapped = [p for path, (t, _) in zip(numbers, run.tapped, strict=False) for p in _shapes(t, "loss", path, B, T)]
     return [*sequence, *beside, *tapped]
 
 
 def _shapes(tensor: Tensor, source: str, path: LogitsPath, B: int, T: int) -> list[Place]:
+    if not readable(tensor):
+        return []
     shape = tuple(tensor.shape)
     found: list[Place] = []
     alignments: tuple[tuple[int, Alignment], ...] = ((T, "next"), (T - 1, "short"))
@@ -96,30 +110,29 @@ def _shapes(tensor: Tensor, source: str, path: LogitsPath, B: int, T: int) -> li
     return [p for p in found if p.V > 1]
 
 
-def order(found: list[Place], rows: int | None, *, several: bool = False) -> list[Place]:
+def order(found: list[Place], rows: int | None, ranks: Mapping[Place, int] | None = None) -> list[Place]:
     """Likeliest first: named logits, as wide as the embedding has rows, returned rather than seen on the way.
 
-    several: the output is a list, one item for each layer; the last layer's are the model's.
+    ranks: by what made the tensor; a matrix of weights comes before a layer norm (``deciding.decide``).
     """
 
     def key(place: Place) -> tuple[int, ...]:
         named = bool(place.path) and str(place.path[-1]) in ("logits", "prediction_logits", "lm_logits", "mlm_logits")
         source = ["output", "attribute", "loss"].index(place.logits_from.partition(":")[0])
         attribute = "logit" in place.logits_from
+        wide, rank = rows is None or rows != place.V, (ranks or {}).get(place, 0)
         return (
             place.use != "sequence",
             source == 1 and not attribute,
             source,
             not named,
-            rows is None or rows != place.V,
+            # one row of as many numbers as there are ids would be the next token's, not classes
+            *((rank, wide) if place.use == "pooled" else (wide, rank)),
             place.alignment != "next",
             ["BTV", "TBV", "NV", "BVT"].index(place.layout),
         )
 
-    ordered = sorted(found, key=key)
-    if several and len({(p.V, p.layout) for p in ordered if p.logits_from == "output"}) == 1:
-        ordered.reverse()
-    return ordered
+    return sorted(found, key=key)
 
 
 def with_place(plan: CallPlan, place: Place) -> CallPlan:
@@ -146,27 +159,29 @@ def hidden_width(prober: Prober, plan: CallPlan, seen: Seen) -> int | None:
 
 
 def find_head(
-    prober: Prober, plan: CallPlan, seen: Seen, *, only: str | None = None
+    prober: Prober, plan: CallPlan, seen: Seen, *, only: str | None = None, states: bool = False
 ) -> tuple[CallPlan, Finding] | None:
     """The plan with the head that forward leaves to its caller; None where the module has none.
 
     A head is a submodule or method that did not run and makes rows of an embedding's length of hidden states.
+    states: no matrix of weights made what forward gives, so that a head of its width need not be another layer.
     """
     module, width = prober.module, plan.vocab_size
     rows = {m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)}
     wanted = {seen.target_rows or seen.embedding_rows} - {None}
-    states = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(0)).to(prober.device)
+    drawn = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(0)).to(prober.device)
     named = [n for n, _ in module.named_modules() if n and n not in seen.called and HEADS.fullmatch(n.split(".")[-1])]
     methods = [n for n, f in inspect.getmembers(type(module), inspect.isfunction) if HEADS.fullmatch(n)]
     for name in [only] if only else sorted([*named, *methods], key=lambda n: (n.count("."), n not in methods, n)):
         try:
             with torch.no_grad():
-                logits = head_of(module, name)(states)
+                logits = head_of(module, name)(drawn)
         except Exception:  # noqa: BLE001  (what cannot take hidden states is no head)
             continue
         if not isinstance(logits, Tensor) or logits.shape[:2] != (2, 3) or logits.dim() != 3:
             continue
-        if logits.shape[2] == width and not only and not _STRONG.fullmatch(name.split(".")[-1]):
+        sure = only or _STRONG.fullmatch(name.split(".")[-1]) or (states and "." not in name)
+        if logits.shape[2] == width and not sure:
             continue  # another layer of the same width
         if logits.shape[2] in (wanted or rows):
             how = f"{name} did not run in forward and makes {logits.shape[2]:,} numbers of {width}"
@@ -184,8 +199,19 @@ def require_head(prober: Prober, plan: CallPlan, seen: Seen) -> None:
     )
 
 
-def logits_finding(place: Place, plan: CallPlan, others: list[Place], rows: int | None, needed: str) -> Finding:
-    """Where the logits are, and what speaks against it."""
+def logits_finding(
+    place: Place,
+    plan: CallPlan,
+    others: list[Place],
+    rows: int | None,
+    needed: str,
+    undecided: tuple[Place, ...] = (),
+    tables: Collection[int] = (),
+) -> Finding:
+    """Where the logits are, and what speaks against it.
+
+    undecided: others that could be the logits as well. tables: rows of the embeddings, those of positions left out.
+    """
     text = place.text()
     if plan.family == "encoder_decoder":
         text = re.sub(r"\([^()]*\bT\b[^()]*\)", lambda axes: axes.group().replace("T", "S"), text)
@@ -202,6 +228,16 @@ def logits_finding(place: Place, plan: CallPlan, others: list[Place], rows: int 
     if plan.family != "classifier" and rows is not None and rows // 2 >= V:
         why = f"the embedding has {rows:,} rows: labels of tokens, perhaps; no token can be predicted"
         return Finding("logits", "fail", measured, "as wide as the embedding has rows", why)
+    if plan.family != "classifier" and V not in tables:
+        wide = [p for p in others if p.logits_from == "output" and p.use == "sequence" and p.V in tables]
+        if wide:
+            why = f"{wide[0].text()} is as wide as an embedding that these ids do not reach: state tokens: and logits:"
+            return Finding("logits", "fail", measured, "as wide as the embedding of the ids has rows", why)
+    if undecided:
+        lines = "; ".join(f"{p.where()} (call: logits: {p.stated()})" for p in undecided[:3])
+        why = f"others could be the logits as well, its own loss does not say; state them in anyformer.yaml: {lines}"
+        verdict = "fail" if place.logits_from == "loss" else "warn"
+        return Finding("logits", verdict, measured, "one output as wide as the vocabulary", why)  # type: ignore[arg-type]
     if beside and not named and rows != V and place.use == "sequence":
         return Finding("logits", "warn", measured, reason=f"the first of several: also {', '.join(beside)}")
     if plan.family != "classifier" and rows is not None and rows > V:

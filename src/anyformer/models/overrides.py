@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -29,7 +30,7 @@ class Stated:
     mask: str | None = None
     """Parameter that takes the padding mask; "none"."""
     logits: str | None = None
-    """Where they are: output, output[1], output.logits, self.NAME, loss."""
+    """Where they are: output, output[1], output.logits, self.NAME, loss, loss[1] (of several cross-entropies)."""
     head: str | None = None
     """Submodule or method that makes logits of hidden states."""
     batch: str | None = None
@@ -48,6 +49,8 @@ class Stated:
         text = self.logits.strip()
         if text == "loss":
             return "loss", ()
+        if number := re.fullmatch(r"loss\[(\d+)\]", text):
+            return "loss", (int(number[1]),)
         if text.startswith("self."):
             return f"attribute:{text.removeprefix('self.')}", ()
         path: list[str | int] = []

@@ -207,11 +207,35 @@ def _other_formula(
         if len(extra) > 1 and abs(extra[0] - extra[1]) < 1e-5 * abs(float(call.loss)) and extra[0] > 0:
             text = f"ours + {extra[0]:.3g}, which the targets do not change: an auxiliary loss ({words[shift]})"
             return Finding("own loss", "warn", text, "ours", "it is not part of ours, and so is not trained"), False
+    if (other := _other_targets(plan, logits, calls)) is not None:
+        return other, False
     if name is None:
         return None, False
     measured = f"{float(call.loss):.4f}, ours {float(both['inside'][0]):.4f} or {float(both['caller'][0]):.4f}"
-    why = "another formula; training uses ours, of the same logits"
-    return Finding("own loss", "note", measured, "equal", why), False
+    why = "another formula, or other targets; training uses ours, of the same logits"
+    return Finding("own loss", "warn", measured, "equal", why), False
+
+
+def _other_targets(plan: CallPlan, logits: Tensor, calls: list[_Call]) -> Finding | None:
+    """Whether it compares logits[t] with a target further off, or with the id beside it."""
+    V = plan.vocab_size
+    for ahead in (0, 1, -1, 2, -2, 3):
+        for offset in (0, 1, -1):
+            if all(_apart(c.loss, _ahead(logits, (c.targets + offset) % V, ahead)) <= _CLOSE for c in calls):
+                place = f"target t {'+' if ahead > 0 else '-'} {abs(ahead)}" if ahead else "target t"
+                text = f"it compares logits[t] with {place}" + (f", id {offset:+d}" if offset else "")
+                why = "what it was written to predict is not the token that follows; ours compares with token t + 1"
+                return Finding("own loss", "warn", text, "targets shifted by one", why)
+    return None
+
+
+def _ahead(logits: Tensor, targets: Tensor, ahead: int) -> Tensor:
+    """Mean cross-entropy of logits[t] and target t + ahead, over the places that have both; infinite where none has."""
+    T = min(logits.shape[1], targets.shape[1])
+    low, high_ = max(0, -ahead), min(T, T - ahead)
+    if high_ <= low:
+        return logits.new_tensor(torch.inf)
+    return F.cross_entropy(logits[:, low:high_].flatten(0, 1), targets[:, low + ahead : high_ + ahead].flatten())
 
 
 def _classes(prober: Prober, plan: CallPlan, name: str | None) -> tuple[Finding, ...]:

@@ -45,7 +45,7 @@ class Argument:
     of the source, where the decoder takes it. lengths: tokens that are no padding, (B,). constant: ``value``."""
     shape: str = "BT"
     """Axes in order: B, T (S for target_ roles, positions of the target and the last axis of memory masks), 1; "" for
-    a constant."""
+    a constant; of a constant with axes, a tensor full of it."""
     dtype: str = "int64"
     """int64, bool or float32."""
     form: MaskForm = "keep"
@@ -67,7 +67,8 @@ class Argument:
     def text(self) -> str:
         """In words: "mask (B, T) bool, 1 = masked"."""
         if self.role == "constant":
-            return f"{self.name} = {self.value!r}"
+            full = f", a tensor ({', '.join(self.shape)})" if self.shape else ""
+            return f"{self.name} = {self.value!r}{full}"
         axes = ", ".join(self.shape) + ("," if len(self.shape) == 1 else "")
         words = {"keep": "1 = keep", "masked": "1 = masked", "additive": "-inf = masked"}
         polarity = f", {words[self.form]}" if "mask" in self.role else ""
@@ -159,7 +160,9 @@ class CallPlan:
     @property
     def causal_by_mask(self) -> bool:
         """Whether causality is ours to give, by a mask or a flag, and not the module's own."""
-        flags = any(a.role == "constant" and a.value is True and "causal" in a.name for a in self.extras)
+        flags = any(
+            a.role == "constant" and a.value is True and ("causal" in a.name or "future" in a.name) for a in self.extras
+        )
         return flags or any("causal_mask" in a.role for a in self.extras)
 
     def to_dict(self) -> dict[str, Any]:

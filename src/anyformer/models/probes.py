@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
+from torch.utils import _device as default_device
 
 
 @contextmanager
@@ -29,24 +32,28 @@ def preserved_rng() -> Iterator[None]:
 
 
 @contextmanager
-def untouched(module: nn.Module) -> Iterator[None]:
+def untouched(module: nn.Module, *, attributes: bool = True) -> Iterator[None]:
     """Put the module and the random state back at the end, whatever happens inside.
 
-    Put back: the mode of every submodule, buffers, attributes (a tensor, list, dict or set among them with its
-    contents), requires_grad, gradients; the random state of torch, numpy and random. Not put back: the values of
-    parameters, which a forward or backward pass does not change; take no optimizer step inside.
+    Put back: the mode of every submodule, buffers, attributes (a tensor, list, dict, set or random generator among
+    them with its contents), requires_grad, gradients; the random state of torch, numpy and random; torch's default
+    number format and device, grad mode, the working folder. Not put back: the values of parameters, which a forward or
+    backward pass does not change; take no optimizer step inside.
+    attributes: False leaves plain attributes and their contents as they then are, but for random generators.
     """
     modes = [(m, m.training) for m in module.modules()]
     modules = [m for m, _ in modes if not _lazy(m)]
-    attributes = [(m, dict(vars(m))) for m in modules]
-    contents = [_Contents(value) for m in modules for value in vars(m).values() if _mutable(value)]
-    tensors = [_TensorState(b) for m in modules for b in _own_tensors(m)]
+    saved_vars = [(m, dict(vars(m))) for m in modules if attributes]
+    kept = [v for m in modules for k, v in vars(m).items() if attributes or k == "_buffers"]
+    contents = [_Contents(value) for value in kept if _mutable(value)]
+    tensors = [_TensorState(b) for m in modules for b in _own_tensors(m, plain=attributes)]
+    generators = [_GeneratorState(v) for m in modules for v in vars(m).values() if isinstance(v, _GENERATORS)]
     parameters = [(p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in module.parameters()]
-    with preserved_rng():
+    with preserved_rng(), _preserved_settings():
         try:
             yield
         finally:
-            for m, saved in attributes:
+            for m, saved in saved_vars:
                 vars(m).clear()
                 vars(m).update(saved)
             for m, training in modes:
@@ -55,12 +62,51 @@ def untouched(module: nn.Module) -> Iterator[None]:
                 content.restore()
             for tensor in tensors:
                 tensor.restore()
+            for generator in generators:
+                generator.restore()
             for parameter, requires_grad, grad, value in parameters:
+                if is_lazy(parameter):
+                    continue  # no call succeeded: nothing was changed
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = grad
                 if grad is not None and value is not None:
                     with torch.no_grad():
                         grad.copy_(value)
+
+
+@contextmanager
+def _preserved_settings() -> Iterator[None]:
+    """Put back what a forward may set for the whole program: default format and device, grad mode, working folder."""
+    dtype, device = torch.get_default_dtype(), default_device.CURRENT_DEVICE
+    grad, folder = torch.is_grad_enabled(), _folder()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if device != default_device.CURRENT_DEVICE:
+            torch.set_default_device(device)
+        if torch.is_grad_enabled() != grad:
+            torch.set_grad_enabled(grad)
+        if folder is not None and _folder() != folder:
+            os.chdir(folder)
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed
+        return None
+
+
+def set_mode(module: nn.Module, training: bool) -> None:
+    """Training or eval mode as the module's own train() sets it; as nn.Module does where that fails or does nothing."""
+    try:
+        module.train(training)
+    except Exception:  # noqa: BLE001  (an overridden train() may raise anything; the lines below do its work)
+        module.training = not training
+    if module.training != training:
+        for part in module.modules():
+            part.training = training
 
 
 @contextmanager
@@ -99,6 +145,30 @@ class _Contents:
             self._container.update(self._items)
 
 
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+class _GeneratorState:
+    """Where a module's own random generator stands."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+        if isinstance(generator, np.random.Generator):
+            self._state: Any = generator.bit_generator.state
+        elif isinstance(generator, random.Random):
+            self._state = generator.getstate()
+        else:
+            self._state = generator.get_state()
+
+    def restore(self) -> None:
+        if isinstance(self._generator, np.random.Generator):
+            self._generator.bit_generator.state = self._state
+        elif isinstance(self._generator, random.Random):
+            self._generator.setstate(self._state)
+        else:
+            self._generator.set_state(self._state)
+
+
 class _TensorState:
     """The values of a tensor, kept to be put back into the same object."""
 
@@ -114,8 +184,8 @@ class _TensorState:
                 self._tensor.copy_(self._values)
 
 
-def _own_tensors(module: nn.Module) -> list[Tensor]:
+def _own_tensors(module: nn.Module, *, plain: bool) -> list[Tensor]:
     """Buffers and plain tensor attributes; lazy parameters have no values yet, parameters are not kept."""
-    plain = [value for value in vars(module).values() if isinstance(value, Tensor)]
+    others = [value for value in vars(module).values() if plain and isinstance(value, Tensor)]
     buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
-    return [t for t in buffers + plain if not isinstance(t, nn.Parameter) and not t.is_inference()]
+    return [t for t in buffers + others if not isinstance(t, nn.Parameter) and not t.is_inference()]

@@ -6,6 +6,7 @@ B batch, T time (source), S time (target), V vocabulary.
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from anyformer.models.calling import Inputs, LossTap, call_logits, raw_output
 from anyformer.models.plan import CallPlan, LogitsPath
@@ -29,8 +31,8 @@ class Run:
     output: Any
     attributes: dict[str, Any]
     """What the call set on the module."""
-    tapped: Tensor | None
-    """What its own cross-entropy was computed from."""
+    tapped: list[tuple[Tensor, Tensor]]
+    """What each of its own cross-entropies was computed from, and its targets."""
 
 
 @dataclass
@@ -90,8 +92,10 @@ class Prober:
                 output = raw_output(self.module, plan, inputs)
         except Exception as error:  # noqa: BLE001  (a stranger's forward may raise anything; the caller reports it)
             return None, error
+        if inspect.iscoroutine(output):
+            output.close()
         after = {k: v for k, v in vars(self.module).items() if before.get(k) != id(v) and not k.startswith("_")}
-        return Run(output, after, tap.logits), None
+        return Run(output, after, [(logits, targets) for logits, targets, _ in tap.seen]), None
 
     def logits(self, plan: CallPlan, inputs: Inputs, *, seed: int = 0) -> Tensor:
         """Logits as training sees them, with the same random state each time; raises what the module raises."""
@@ -223,10 +227,17 @@ def changed_inputs(prober: Prober, plan: CallPlan, inputs: Inputs, t: int, *, ta
     return replace(inputs, input_ids=prober.unpadded(changed(inputs.input_ids, t, below), below))
 
 
+def readable(tensor: Tensor) -> bool:
+    """Dense numbers that can be compared: no sparse, nested or quantized tensor, no 8-bit float."""
+    if tensor.is_nested or tensor.layout != torch.strided or not tensor.is_floating_point():
+        return False
+    return tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def tensors_in(output: Any, path: LogitsPath = ()) -> Iterator[tuple[LogitsPath, Tensor]]:
     """Floating tensors in tensors, tuples, lists, dicts, dataclasses and objects with attributes, with their paths."""
     if isinstance(output, Tensor):
-        if output.is_floating_point():
+        if readable(output):
             yield path, output
         return
     if len(path) >= _DEPTH or isinstance(output, nn.Module):
@@ -248,6 +259,10 @@ def _children(output: Any) -> list[tuple[str | int, Any]]:
 def describe(output: Any) -> str:
     """Shapes in the output, for messages: "a tuple: output[0] (2, 1, 50)"."""
     found = list(tensors_in(output))
+    if isinstance(output, Tensor) and output.is_nested:
+        return "a nested tensor"
+    if isinstance(output, Tensor) and output.layout != torch.strided:
+        return f"a tensor of layout {str(output.layout).removeprefix('torch.')}"
     if isinstance(output, Tensor):
         return f"a tensor {tuple(output.shape)} of {str(output.dtype).removeprefix('torch.')}"
     shapes = ", ".join(f"{'.'.join(map(str, path))}: {tuple(tensor.shape)}" for path, tensor in found)
@@ -262,7 +277,8 @@ def woken(module: nn.Module) -> tuple[nn.Module, list[str], str]:
     asleep = [
         name
         for name, p in module.named_parameters()
-        if not name.endswith("bias") and p.is_floating_point() and p.numel() and not bool(p.detach().any())
+        if not name.endswith("bias") and not is_lazy(p)
+        if p.is_floating_point() and p.numel() and not bool(p.detach().any())
     ]
     if not asleep:
         return module, [], ""

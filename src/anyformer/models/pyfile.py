@@ -24,8 +24,9 @@ from anyformer.models import aliases
 from anyformer.models.blame import blame
 from anyformer.models.definitions import Definitions, LeftOut, shown_lines, starts_work
 from anyformer.models.filetext import compiled, read_text, syntax_error
+from anyformer.models.leftbehind import LeftBehind, kept_places
 from anyformer.models.limits import IMPORT_SECONDS, OutOfTime, time_limit
-from anyformer.models.neighbours import LEVELS, LIBRARIES, neighbours
+from anyformer.models.neighbours import LEVELS, LIBRARIES, neighbours, too_deep
 from anyformer.models.siblings import LazyPackage, Siblings, enter_packages, used_places
 from anyformer.models.sizes import is_trial
 from anyformer.models.syntax import mentions, reached
@@ -84,17 +85,22 @@ class UserFile:
         SourceError names the line that is no Python or that failed, DependencyError a missing package.
         What the file prints goes to stderr. Must run inside ``importable()``.
         """
-        code = compiled(self.path, self.text)
-        tree = ast.parse(self.text)
-        why = starts_work(tree)
-        with contextlib.redirect_stdout(sys.stderr):
-            if why:
-                self._run_definitions(tree, given, fallback)
-                self._say_left_out(why)
-            else:
-                failure = self._run(code)
-                if failure is not None:
-                    self._recover(tree, failure, given, fallback)
+        tree, code, why = self._parsed()
+        before = LeftBehind()
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                if why:
+                    self._run_definitions(tree, given, fallback)
+                    self._say_left_out(why)
+                else:
+                    failure = self._run(code)
+                    if failure is not None:
+                        self._recover(tree, failure, given, fallback)
+        finally:
+            before.put_back(building=True)
+        changed = before.finding()
+        if changed is not None:
+            self.findings.append(changed)
         packages = [p for left in self._finder.left for p in left.packages]
         if packages:
             said = f"left out: {', '.join(dict.fromkeys(packages))}"
@@ -102,6 +108,16 @@ class UserFile:
             self.findings.append(Finding("import", "note", said, reason=why))
         self._move_devices()
         return self.module
+
+    def _parsed(self) -> tuple[ast.Module, types.CodeType, str]:
+        """The syntax tree, the code, and why the whole file is not to be run; "" where it is."""
+        try:
+            code = compiled(self.path, self.text)
+            tree = ast.parse(self.text)
+            mentions(tree)  # the deepest walk that is taken later on
+            return tree, code, starts_work(tree)
+        except (RecursionError, MemoryError) as error:
+            raise too_deep(self.path) from error
 
     def _run(self, code: types.CodeType) -> AnyformerError | None:
         """Run the whole file; the error to show, or None."""
@@ -263,7 +279,10 @@ class UserFile:
 
     @contextlib.contextmanager
     def importable(self) -> Iterator[None]:
-        """Make the folder the first place to import from; siblings of other folders are set aside meanwhile."""
+        """Make the folder the first place to import from; siblings of other folders are set aside meanwhile.
+
+        At the end the settings that the file or its constructors changed are as before: see ``leftbehind``.
+        """
         aside = {k: m for k, m in sys.modules.items() if k.partition(".")[0] in self._names}
         for name in aside:
             del sys.modules[name]
@@ -277,10 +296,12 @@ class UserFile:
         importlib.invalidate_caches()
         sys.path.insert(0, str(self.folder))
         bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+        before = LeftBehind()
         try:
-            with self._finder.entered():
+            with kept_places(), self._finder.entered():
                 yield
         finally:
+            before.put_back(building=False)
             sys.dont_write_bytecode = bytecode
             with contextlib.suppress(ValueError):
                 sys.path.remove(str(self.folder))

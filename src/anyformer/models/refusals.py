@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from anyformer.core.errors import CallError
-from anyformer.models.names import parameters_of
+from anyformer.models.names import held, parameters_of
+from anyformer.models.probing import tensors_in
 
 _SIDES = (32, 28, 64, 224, 16, 8)  # pixels: CIFAR, MNIST, TinyImageNet, ImageNet, small patches
 _IMAGES = ("img", "imgs", "image", "images", "pixel_values", "pixels", "video", "videos", "frames")
@@ -15,6 +18,8 @@ _SIZE_NAMES = ("image_size", "img_size", "input_size", "resolution")
 
 def refuse_other_input(module: nn.Module) -> None:
     """CallError where the module has no use for ids but runs on images or on rows of numbers; else nothing."""
+    if _embeds_ids(module):
+        return
     name = type(module).__name__
     argument = next((p.name for p in parameters_of(module)), "nothing")
     shape = _runs_on_images(module)
@@ -42,10 +47,34 @@ def refuse_other_input(module: nn.Module) -> None:
 def _runs(module: nn.Module, shape: tuple[int, ...]) -> bool:
     try:
         with torch.no_grad():
-            module(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+            output = module(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     except Exception:  # noqa: BLE001  (any error says that this is not its input)
         return False
-    return True
+    if inspect.iscoroutine(output):
+        output.close()
+    # a generator, a coroutine or an object of its own: nothing shows that the numbers were read
+    return any(True for _ in tensors_in(output))
+
+
+def _embeds_ids(module: nn.Module) -> bool:
+    """Whether ids reach an embedding: what fails after that is no question of what it reads."""
+    reached: list[bool] = []
+
+    def look(_: nn.Module, given: tuple[object, ...]) -> None:
+        reached.append(bool(given) and isinstance(given[0], Tensor) and not given[0].is_floating_point())
+
+    handles = [m.register_forward_pre_hook(look) for m in module.modules() if isinstance(m, nn.Embedding)]
+    try:
+        with torch.no_grad():
+            output = module(torch.ones(2, 8, dtype=torch.int64))
+        if inspect.iscoroutine(output):
+            output.close()
+    except Exception:  # noqa: BLE001  (what it raises is told by the search)
+        return any(reached)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return any(reached)
 
 
 def _runs_on_images(module: nn.Module) -> tuple[int, ...] | None:
@@ -62,7 +91,7 @@ def _runs_on_images(module: nn.Module) -> tuple[int, ...] | None:
 def _numbers(module: nn.Module) -> list[int]:
     found = []
     for m in module.modules():
-        config = getattr(m, "config", None)
+        config = held(m, "config")
         for holder in (vars(m), getattr(config, "__dict__", {})):
             for name in _SIZE_NAMES:
                 value = holder.get(name)

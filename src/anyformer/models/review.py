@@ -7,11 +7,12 @@ import re
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from anyformer.models import reviewrules as rules
 from anyformer.models.importtime import work_at_import
+from anyformer.models.reviewreach import constant_names, dotted, full_names, reached_by_name
 
 NOT_A_BOUNDARY = (
     "This review is a warning, not a boundary: code that means harm can pass it, and once it runs it can do"
@@ -20,6 +21,7 @@ NOT_A_BOUNDARY = (
 _LONG_LINE = 500  # characters; the screen shows less, so something may stand where nobody looks
 _BLOB = 200  # characters of a literal that no model needs
 _COOKIE = re.compile(r"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")  # PEP 263
+_DUNDER = re.compile(r"__[a-z]+(?:_[a-z]+)*__")
 _ENCODED = re.compile(rf"[A-Za-z0-9+/=_\-\s]{{{_BLOB},}}|(?:\\x[0-9a-f]{{2}}){{{_BLOB // 4},}}")
 
 
@@ -85,9 +87,15 @@ def _file(name: str, content: bytes, siblings: set[str]) -> Iterator[Remark]:
     except (ValueError, RecursionError, MemoryError) as error:
         yield remark(0, f"cannot be reviewed: {type(error).__name__} while it was parsed")
         return
+    names = full_names(tree)
     for node in ast.walk(tree):
-        for words in _node(node, siblings):
+        for words in _node(node, siblings, names):
             yield remark(getattr(node, "lineno", 0), words)
+    for node, words in reached_by_name(tree):
+        yield remark(getattr(node, "lineno", 0), words)
+    for node, wanted, owner in constant_names(tree):
+        for words in _member(wanted, dotted(owner, names) if owner is not None else ""):
+            yield remark(node.lineno, words)
     try:
         for node, words in work_at_import(tree):
             yield remark(getattr(node, "lineno", 0), words)
@@ -125,7 +133,7 @@ def _codes(signs: set[str]) -> str:
     return ", ".join(f"U+{ord(sign):04X}" for sign in sorted(signs)[:5])
 
 
-def _node(node: ast.AST, siblings: set[str]) -> Iterator[str]:
+def _node(node: ast.AST, siblings: set[str], names: Mapping[str, str]) -> Iterator[str]:
     if isinstance(node, ast.Import):
         for alias in node.names:
             yield from _module(alias.name, siblings)
@@ -140,12 +148,13 @@ def _node(node: ast.AST, siblings: set[str]) -> Iterator[str]:
         elif node.id in rules.DUNDERS:
             yield f"{node.id}: reaches behind Python's objects"
     elif isinstance(node, ast.Attribute):
-        yield from _member(node.attr, _dotted(node.value))
+        if node.attr != "__dict__":  # reached_by_name() looks at what is done with it
+            yield from _member(node.attr, dotted(node.value, names))
     elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         if node.name in rules.HOOKS:
             yield f"defines {node.name}: {rules.HOOKS[node.name]}"
     elif isinstance(node, ast.Call):
-        yield from _call(node)
+        yield from _call(node, names)
     elif isinstance(node, ast.Constant):
         yield from _constant(node.value)
 
@@ -170,16 +179,20 @@ def _member(name: str, owner: str) -> Iterator[str]:
     elif name.lstrip("_") in rules.REACHABLE:
         module = name.lstrip("_")
         yield f"{whole}: reaches the module {module} ({rules.DANGEROUS_MODULES[module]})"
+    elif name == "from_pretrained" and owner.endswith(("Embedding", "EmbeddingBag")):
+        return  # of torch.nn: the weights are the tensor that it is given
     elif name in rules.METHODS:
         yield f".{name}: {rules.METHODS[name]}"
     elif whole in rules.DANGEROUS_PARTS:
         yield f"{whole}: {rules.DANGEROUS_PARTS[whole]}"
 
 
-def _call(node: ast.Call) -> Iterator[str]:
-    name = _dotted(node.func)
+def _call(node: ast.Call, names: Mapping[str, str]) -> Iterator[str]:
+    name = dotted(node.func, names)
     if name == "input":  # as a bare name it is most often the argument of a forward()
         yield f"input: {rules.BUILTINS['input']}"
+    if name == "type" and len(node.args) > 1:
+        yield "type with several arguments: builds a class"
     for keyword in node.keywords:
         value = keyword.value.value if isinstance(keyword.value, ast.Constant) else ...
         # anything but the safe constant may be the dangerous one
@@ -187,32 +200,19 @@ def _call(node: ast.Call) -> Iterator[str]:
             yield "weights_only is not True: a pickle that is loaded can run any code"
         elif keyword.arg in ("allow_pickle", "trust_remote_code") and value is not False:
             yield f"{keyword.arg} is on: what is loaded can run any code"
-    if name in ("getattr", "setattr", "delattr", "hasattr") and len(node.args) > 1:
-        wanted = node.args[1]
-        if (
-            not isinstance(wanted, ast.Constant)
-            and name != "hasattr"
-            and not isinstance(wanted, ast.Name | ast.Attribute)
-        ):
-            yield f"{name} with a name that is put together while it runs"
+        elif keyword.arg == "pretrained" and value is True:
+            yield "pretrained is on: downloads weights"
+        elif keyword.arg == "filename" and name == "logging.basicConfig":
+            yield "logging.basicConfig with a file: writes files"
 
 
 def _constant(value: object) -> Iterator[str]:
     if isinstance(value, bytes) and len(value) >= _BLOB:
         yield f"a block of {len(value):,} bytes: code or data may hide in it"
     if isinstance(value, str):
-        if value in rules.DUNDERS:
-            yield f"names {value}: reaches behind Python's objects"
+        for name in sorted({value, *_DUNDER.findall(value)} & rules.DUNDERS):  # "{0.__globals__}" among them
+            yield f"names {name}: reaches behind Python's objects"
+        if value in rules.HOOKS and value not in rules.DUNDERS:
+            yield f"names {value}: {rules.HOOKS[value]}"
         if (found := _ENCODED.search(value)) and not re.search(r"\s\S+\s\S+\s", found[0]):  # prose has words
             yield f"a block of {len(found[0]):,} encoded characters: code or data may hide in it"
-
-
-def _dotted(node: ast.AST) -> str:
-    """``a.b.c`` of names and attributes; empty for anything else."""
-    parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    if not isinstance(node, ast.Name):
-        return ""
-    return ".".join([node.id, *reversed(parts)])

@@ -55,7 +55,8 @@ DANGEROUS_MODULES: dict[str, str] = {
 REACHABLE = frozenset(
     _words(
         """os sys subprocess socket ctypes shutil builtins importlib pickle marshal pathlib tempfile urllib
-        multiprocessing threading atexit"""
+        multiprocessing threading atexit zipfile tarfile ssl gc runpy cffi psutil webbrowser httpx aiohttp requests
+        dill cloudpickle joblib huggingface_hub codeop pty fileinput mmap"""
     )
 )
 """Modules that others import: ``torch.os`` is the same os."""
@@ -66,14 +67,29 @@ DANGEROUS_PARTS: dict[str, str] = {
     "torch.utils.model_zoo": "downloads files",
     "torch.ops.load_library": "loads machine code",
     "torch.classes.load_library": "loads machine code",
-    "torch.save": "writes files",
+    **dict.fromkeys(
+        _words(
+            """torch.save torch.jit.save torch.export.save torch.onnx.export torch.utils.tensorboard numpy.save
+            numpy.savez numpy.savez_compressed json.dump"""
+        ),
+        "writes files",
+    ),
+    **dict.fromkeys(_words("torch.jit.load torch.export.load torch.export.pt2_archive"), "runs a program from a file"),
     "torch.package": _CODE,
-    "numpy.ctypeslib": "loads machine code",
-    "np.ctypeslib": "loads machine code",
-    "np.save": "writes files",
-    "numpy.save": "writes files",
+    "torch._inductor.codecache": "compiles machine code and loads it",
+    "torch.multiprocessing": _PROCESS,
+    "torch.distributed.rpc": _NETWORK,
+    "numpy.load": "reads files",
+    **dict.fromkeys(_words("numpy.ctypeslib numpy.f2py numpy.distutils"), "loads machine code"),
     "transformers.dynamic_module_utils": "downloads code and runs it",
-    "json.dump": "writes files",
+    "transformers.pipeline": _NETWORK,
+    "tiktoken.load": _NETWORK,
+    "tiktoken.get_encoding": "downloads a vocabulary, where it is not there yet",
+    "tiktoken.encoding_for_model": "downloads a vocabulary, where it is not there yet",
+    "logging.config": "makes objects from names, any code among them",
+    "logging.handlers": "writes files, reaches the network",
+    "unittest.mock": "puts other objects in the place of those there are",
+    "pydantic.ImportString": "imports a module by a name that may be put together",
 }
 
 BUILTINS: dict[str, str] = {
@@ -84,6 +100,7 @@ BUILTINS: dict[str, str] = {
     "open": _FILES,
     "input": "waits for the keyboard",
     "breakpoint": "stops in a debugger",
+    "vars": "reaches the names behind an object",
     "globals": "reaches all names of the file",
     "locals": "reaches all names of a function",
     "exit": "ends the program",
@@ -94,6 +111,20 @@ METHODS: dict[str, str] = {
     **dict.fromkeys(_words("write_text write_bytes read_text read_bytes unlink rmdir rmtree makedirs"), _FILES),
     **dict.fromkeys(_words("system popen execv execve spawnl spawnv startfile check_output"), _PROCESS),
     **dict.fromkeys(_words("urlopen urlretrieve download_url_to_file load_state_dict_from_url"), _NETWORK),
+    **dict.fromkeys(
+        _words("dump savetxt save_file save_pretrained FileHandler export_chrome_trace"),
+        "writes files",
+    ),
+    **dict.fromkeys(_words("loadtxt genfromtxt DataSource"), "reads files, or fetches them from a network"),
+    **dict.fromkeys(_words("from_file load_file"), "reads files"),
+    **dict.fromkeys(
+        _words("init_process_group hf_hub_download snapshot_download push_to_hub SocketHandler"),
+        _NETWORK,
+    ),
+    **dict.fromkeys(_words("dictConfig fileConfig"), "makes objects from names, any code among them"),
+    **dict.fromkeys(_words("attrgetter methodcaller"), "reaches attributes by names that may be put together"),
+    "getmodule": "reaches a module and all that it imports",
+    "get_type_hints": "runs text as code",
     "load_inline": "compiles machine code and loads it",
     "memmap": _FILES,
     "tofile": "writes files",
@@ -104,8 +135,8 @@ METHODS: dict[str, str] = {
 DUNDERS = frozenset(
     _words(
         """__subclasses__ __globals__ __builtins__ __bases__ __base__ __mro__ __code__ __closure__ __getattribute__
-        __loader__ __spec__ __reduce__ __reduce_ex__ __import__ __subclasshook__ __func__ __self__ f_globals
-        f_back f_locals gi_frame tb_frame"""
+        __loader__ __spec__ __reduce__ __reduce_ex__ __import__ __subclasshook__ __func__ __self__ __dict__ f_globals
+        f_back f_locals f_builtins f_code gi_frame cr_frame ag_frame tb_frame"""
     )
 )
 
@@ -116,6 +147,11 @@ HOOKS: dict[str, str] = {
     "__del__": "runs when the object goes, at a time of its own",
     "__init_subclass__": "runs when a class is defined",
     "__set_name__": "runs when a class is defined",
+    "__class_getitem__": "runs when a class is taken with [ ], a base among them",
+    "__mro_entries__": "runs when a class is defined",
+    "__prepare__": "runs when a class is defined",
+    "__instancecheck__": "runs in isinstance()",
+    "__subclasscheck__": "runs in issubclass()",
     "__import__": "takes the place of import",
 }
 

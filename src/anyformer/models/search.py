@@ -8,26 +8,30 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import nn
 
 from anyformer.core.errors import CallError
 from anyformer.models.blame import blame
 from anyformer.models.calling import Inputs
+from anyformer.models.deciding import decide, placed_at
 from anyformer.models.names import hint, parameters_of, required, token_candidates
 from anyformer.models.options import assignments, options, source_of
-from anyformer.models.outputs import Place, order, places, with_place
+from anyformer.models.origins import Kind
+from anyformer.models.outputs import Place, places
 from anyformer.models.overrides import Stated, role_stated
 from anyformer.models.plan import Argument, CallPlan
-from anyformer.models.positions import candidates
+from anyformer.models.positions import candidates, mixing_sizes
 from anyformer.models.probing import Prober, Run, Seen, describe, tensors_in
 from anyformer.models.properties import rows_apart
+from anyformer.models.signature import forward_parameters
 
 # (B, T, S): all differ within and between the two, so that no axis can be taken for another; then shorter ones
 Size = tuple[int, int, int]
 SIZES: tuple[tuple[Size, Size], ...] = (((2, 5, 3), (3, 7, 4)), ((5, 2, 3), (4, 3, 2)))
 PACKED: tuple[tuple[Size, Size], ...] = (((1, 5, 3), (1, 7, 4)),)
+_MULTIPLES: tuple[tuple[Size, Size], ...] = tuple(((2, T, T), (3, 2 * T, 2 * T)) for T in (8, 16, 32, 64))
+"""For modules that take lengths from a few on, or multiples of a block, alone."""
 _LENGTHS_TRIED = 3  # of those that the module names
 
 
@@ -42,6 +46,10 @@ class Found:
     """How far a row alone differs from the row in a batch, in tolerances."""
     sizes: tuple[tuple[int, int, int], ...] = ()
     """Those at which it was found."""
+    made_by: Kind | None = None
+    """What made the tensor: a matrix of weights makes logits, a norm hidden states; None where it was not seen."""
+    undecided: tuple[Place, ...] = ()
+    """Others that could be the logits as well."""
 
 
 def blank(token_arg: str, given: tuple[Argument, ...], *, time_first: bool = False) -> CallPlan:
@@ -66,6 +74,22 @@ def blank(token_arg: str, given: tuple[Argument, ...], *, time_first: bool = Fal
         extras=tuple(a for a in given if a is not padding),
         time_first=time_first,
     )
+
+
+def require_names(module: nn.Module, stated: Stated) -> None:
+    """CallError where the user states a parameter that forward does not have."""
+    held = forward_parameters(module)
+    names = {p.name for p in held if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in held):
+        return
+    for key in ("tokens", "target", "targets", "mask"):
+        name = getattr(stated, key)
+        if name not in (None, "none") and name.lstrip("*") not in names:
+            raise CallError(
+                f"anyformer.yaml states {key}: {name}, but forward has no argument {name}",
+                f"it takes {_names(parameters_of(module))}",
+                f"correct the line, or leave it out: call: {key}: one of {', '.join(sorted(names))}",
+            )
 
 
 def find_sequence(prober: Prober, stated: Stated) -> Found:
@@ -121,9 +145,14 @@ def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated
                 found = _with_targets(prober, replace(plan, packed=packed), targets, needed, stated, [])
                 if found is not None and found.place.use == "sequence":
                     return [found]
-            for L in [n for n in candidates(prober.module, []) if n <= 1024][:_LENGTHS_TRIED]:
-                size = (((2, L, L), (3, L, L)),)
-                found = _with_targets(prober, plan, targets, needed, stated, [], size)
+            for size in _MULTIPLES:
+                found = _with_targets(prober, plan, targets, needed, stated, [], (size,))
+                if found is not None and found.place.use == "sequence":
+                    return [found]
+            mixing = mixing_sizes(prober.module)[:_LENGTHS_TRIED]
+            named = [n for n in candidates(prober.module, []) if n not in mixing][:_LENGTHS_TRIED]
+            for L in [n for n in [*mixing, *named] if n <= 1024]:
+                found = _with_targets(prober, plan, targets, needed, stated, [], (((2, L, L), (3, L, L)),))
                 if found is not None and found.place.use == "sequence":
                     return [found]
     return []
@@ -155,7 +184,9 @@ def _stated_options(name: str, stated: Stated, source: str, parameters: list[ins
     if parameter is None:
         raise CallError(f"anyformer.yaml: forward has no argument {name}", f"it takes {_names(parameters)}")
     if role is None:
-        return [Argument(name, "constant", "", value=value)]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        shapes = ("", "B", "B1", "BT") if number else ("",)
+        return [Argument(name, "constant", shape, value=value) for shape in shapes]
     kinds = {"causal_mask": "mask", "mask": "mask"}
     found = options(parameter, source, kinds.get(role, role))  # type: ignore[arg-type]
     return [a for a in found if a.role == role]
@@ -259,20 +290,18 @@ def locate(
             failure = failure or _failure(plan, "NaN")  # a mask that hides everything
             continue
         prober.sizes = sizes
-        return _found(prober, plan, found, runs[0][0].output), ""
+        return _found(prober, plan, found), ""
     return None, failure
 
 
-def _found(prober: Prober, plan: CallPlan, found: list[Place], output: Any) -> Found:
+def _found(prober: Prober, plan: CallPlan, found: list[Place]) -> Found:
     rows = prober.watched(plan, _inputs(prober, plan, *prober.sizes[0], 0, 3))
-    ordered = order(found, rows.target_rows or rows.embedding_rows, several=isinstance(output, list))
-    first = ordered[0]
-    placed = with_place(plan, first)
-    if first.use == "pooled" and plan.family != "encoder_decoder":
-        placed = replace(placed, family="classifier", causal=False)
-    placed = replace(placed, embedding_rows=rows.embedding_rows, target_vocab=rows.target_rows)
+    plan = replace(plan, embedding_rows=rows.embedding_rows, target_vocab=rows.target_rows)
+    chosen = decide(prober, plan, found, rows.target_rows or rows.embedding_rows)
+    first, others = chosen.ordered[0], chosen.ordered[1:]
+    placed = placed_at(plan, first)
     apart = rows_apart(prober, placed) if first.use != "last" else None
-    return Found(placed, first, ordered[1:], apart, prober.sizes)
+    return Found(placed, first, others, apart, prober.sizes, chosen.kind, chosen.undecided)
 
 
 def _run(prober: Prober, plan: CallPlan, B: int, T: int, S: int, seed: int) -> tuple[Run | None, Exception | None]:
@@ -327,13 +356,17 @@ def nothing_found(
     detail = f"its forward takes: {_names(parameters)}\n" + "\n".join(shown or ["none of these could take token ids"])
     if stated.lines():
         detail += "\nanyformer.yaml states " + ", ".join(stated.lines())
-    names = [p.name for p in parameters]
+    known = [p.name for p in parameters]
+    likely = [n.lstrip("*") for n in token_candidates(parameters)]
+    tokens = next(iter([*([stated.tokens.lstrip("*")] if stated.tokens else []), *likely, *known]), "input_ids")
+    others = [p.name for p in required(parameters) if p.name != tokens and hint(p.name) != "targets"]
+    arguments = ", ".join(f"{n}: {stated.arguments.get(n, 0)}" for n in others)
     return CallError(
         f"no way to call {type(prober.module).__name__} gave logits for every position",
         detail,
         "forward should take ids (B, T) int64 and give logits (B, T, vocabulary), alone or named logits;"
         " every other argument needs a default\n"
         "or say how it is called in anyformer.yaml beside the model:\n"
-        f"call:\n  tokens: {(names or ['input_ids'])[0]}\n  logits: output[0]"
-        + (f"\n  arguments: {{{names[1]}: 0}}" if len(names) > 1 else ""),
+        f"call:\n  tokens: {tokens}\n  logits: {stated.logits or 'output[0]'}"
+        + (f"\n  arguments: {{{arguments}}}" if others else ""),
     )

@@ -110,6 +110,19 @@ def require_known_leaves(module: nn.Module, logits: Tensor) -> None:
     )
 
 
+def require_no_new_parameters(module: nn.Module, known: set[str]) -> None:
+    """CallError where a call added parameters to those of these names: the optimizer was made without them."""
+    new = [name for name, _ in module.named_parameters() if name not in known]
+    if not new:
+        return
+    shown = ", ".join(new[:4]) + (" …" if len(new) > 4 else "")
+    raise CallError(
+        f"{len(new)} weights of {type(module).__name__} would neither be trained nor loaded: forward makes them",
+        f"new after a call: {shown}",
+        "make them in __init__",
+    )
+
+
 class _Watch(TorchFunctionMode):
     """Notes the line after which a tensor is another one."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from anyformer.core.errors import ConstructError
 from anyformer.core.findings import Finding
@@ -54,7 +55,7 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     misshaped = [
         f"{name}: file {tuple(state[name].shape)}, model {tuple(own[name].shape)}"
         for name in own
-        if name in state and state[name].shape != own[name].shape
+        if name in state and not is_lazy(own[name]) and state[name].shape != own[name].shape
     ]
     if missing or unexpected or misshaped:
         groups = (("missing in the file", missing), ("unexpected", unexpected), ("of another shape", misshaped))

@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from anyformer.models.constants import TooBig, folded
+from anyformer.models.records import Records
+
 _SAFE = (
     *(int, float, str, bool, len, max, min, abs, round, sum, dict, list, tuple, set, range, sorted, pow, getattr),
     *(types.SimpleNamespace, argparse.Namespace, torch.device, torch.cuda.is_available, copy.deepcopy, copy.copy),
@@ -53,6 +56,7 @@ class Written:
     def __init__(self, text: str, module: types.ModuleType) -> None:
         self._module = module
         self._tree = ast.parse(text)
+        self._records = Records(self._tree, module, self._is_harmless)
         self._flags = _flag_defaults(self._tree, self)
         self._parsers = {
             n.name for n in self._tree.body if isinstance(n, ast.FunctionDef) and "parse_args" in ast.unparse(n)
@@ -129,6 +133,8 @@ class Written:
                 return False
             if isinstance(part, ast.Name) and isinstance(scope.get(part.id), CallSite):
                 return False
+            if isinstance(part, ast.BinOp) and not self._stays_small(part, scope):
+                return False
             if isinstance(part, ast.Call) and not self._is_harmless(self.resolve(part.func, scope)):
                 return False
         return True
@@ -138,10 +144,16 @@ class Written:
             return True
         if inspect.isclass(target) and issubclass(target, nn.Module):
             return target.__module__.startswith("torch.nn.modules.activation")
-        own = getattr(target, "__module__", None) == self._module.__name__
-        config = inspect.isclass(target) and not issubclass(target, nn.Module)
         named = getattr(target, "__name__", "") in ("get_default_config", "get_config", "default_config")
-        return own and (config or named)
+        return (named or inspect.isclass(target)) and self._records.is_plain(target)
+
+    def _stays_small(self, node: ast.BinOp, scope: Mapping[str, Any]) -> bool:
+        """Whether arithmetic ends: 9**9**9 does not, and what cannot be estimated is not raised to a power."""
+        try:
+            value = folded(node, {**vars(self._module), **scope})
+        except TooBig:
+            return False
+        return value is not None or not isinstance(node.op, ast.Pow | ast.LShift)
 
     def _collect(self) -> None:
         top: dict[str, Any] = {}
@@ -242,7 +254,7 @@ def _is_configuration(value: Any, module: types.ModuleType) -> bool:
         own
         and not isinstance(value, nn.Module)
         and not inspect.isclass(value)
-        and hasattr(value, "__dict__")
+        and (hasattr(value, "__dict__") or hasattr(value, "_asdict"))
         and (not callable(value) or dataclasses.is_dataclass(cls))
     )
 

@@ -40,7 +40,7 @@ class Samples:
 
     prompt: str
     moments: list[tuple[str, str, str]]
-    """(moment, the prompt where the text repeats it, the rest of the text)."""
+    """(moment, the prompt, what followed it)."""
 
 
 def results(run: dict[str, Any]) -> dict[str, Any]:
@@ -204,10 +204,9 @@ def samples(file: Path) -> list[Samples]:
         moments = []
         for step in steps:
             text = texts[step]
-            repeated = prompt if prompt and text.startswith(prompt) else ""
-            rest = text[len(repeated) :]
+            rest = text.removeprefix(prompt)
             moment = "before training" if step == 0 else f"step {count(step)}"
-            moments.append((moment, repeated, rest[:_SAMPLE_LENGTH] + ("…" if len(rest) > _SAMPLE_LENGTH else "")))
+            moments.append((moment, prompt, rest[:_SAMPLE_LENGTH] + ("…" if len(rest) > _SAMPLE_LENGTH else "")))
         found.append(Samples(prompt, moments))
     return found
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from torch.nn.parameter import is_lazy
+
 from anyformer.core.errors import AnyformerError, Interrupted, TrainingError
 from anyformer.core.findings import Finding
 from anyformer.core.protocols import View
@@ -61,7 +63,11 @@ def rebuilds(run: RunDirectory, loaded: LoadedModel, view: View) -> list[Finding
         return []
     try:
         again = stored_model(run, loaded.provenance).module
-        shapes = [{name: p.shape for name, p in module.named_parameters()} for module in (again, loaded.module)]
+        lazy = {name for name, p in again.named_parameters() if is_lazy(p)}  # no shape before the first call
+        shapes = [
+            {name: None if name in lazy else p.shape for name, p in module.named_parameters()}
+            for module in (again, loaded.module)
+        ]
         problem = "" if shapes[0] == shapes[1] else "its parameters differ"
     except AnyformerError as error:
         problem = error.what
