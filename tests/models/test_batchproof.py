@@ -429,3 +429,30 @@ def test_an_idle_head_and_an_idle_model_are_refused_and_an_idle_second_head_is_n
     second.mtp_head = nn.Linear(16, V)
     assert [f.verdict for f in prove_on_batch(second, plan, batch())] == ["ok", "ok", "warn"]
     assert prove_on_batch(OtherHead("later"), plan, batch())[-1].verdict == "warn"
+
+
+class _StartsAtZero(nn.Module):
+    """A table of token pairs that starts at zero, and a mean over the future behind a weight that does, too."""
+
+    def __init__(self, leaks: bool) -> None:
+        super().__init__()
+        self.pairs = nn.Parameter(torch.zeros(30, 30))
+        self.late = nn.Linear(30, 30, bias=False)
+        nn.init.zeros_(self.late.weight)
+        self.leaks = leaks
+
+    def forward(self, idx: Tensor) -> Tensor:
+        seen = F.one_hot(idx, 30).float()
+        if self.leaks and idx.shape[1] > 40:  # beyond the lengths at which a call is planned
+            seen = seen.mean(1, keepdim=True)
+        return self.pairs[idx] + self.late(seen)
+
+
+def test_weights_at_zero_hide_no_leak_and_are_no_fault() -> None:
+    batch = torch.randint(0, 30, (8, 48), generator=torch.Generator().manual_seed(0))
+    healthy, leaking = _StartsAtZero(leaks=False), _StartsAtZero(leaks=True)
+    plan = infer_call_plan(healthy)
+    assert {f.verdict for f in prove_on_batch(healthy, plan, batch) if f.name.startswith("causality")} == {"ok"}
+    with pytest.raises(CallError, match="sees the future"):
+        prove_on_batch(leaking, plan, batch)
+    assert not leaking.late.weight.any()

@@ -22,7 +22,7 @@ from anyformer.models.calling import call_logits
 from anyformer.models.plan import CallPlan
 from anyformer.models.precise import SHARE, copy_in_float64, float64, most_tokens
 from anyformer.models.probes import set_mode, untouched
-from anyformer.models.probing import difference, high, seeded, target_high, tolerance
+from anyformer.models.probing import difference, high, seeded, target_high, tolerance, woken
 from anyformer.models.strays import require_known_leaves, require_no_new_parameters
 from anyformer.models.ungraded import require_gradients
 
@@ -59,13 +59,14 @@ def prove_on_batch(
     read = None if target_ids is None else target_ids[:rows]
     findings = []
     causal = plan.family not in ("encoder", "classifier")
-    double = copy_in_float64(module) if causal else None
+    awake = woken(module)[0] if causal else module  # weights at zero would hide what lies behind them
+    double = copy_in_float64(awake) if causal else None
     for training in (False, True):
-        with untouched(module):
-            set_mode(module, training)
+        with untouched(awake):
+            set_mode(awake, training)
             try:
                 with torch.set_grad_enabled(training):
-                    finding = _mode(module, double, plan, ids, read, training)
+                    finding = _mode(awake, double, plan, ids, read, training)
             except (CallError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
@@ -74,7 +75,7 @@ def prove_on_batch(
                     f"the model fails on a training batch {tuple(ids.shape)} in {mode} mode", blame(error)
                 ) from error
             finally:
-                module.zero_grad(set_to_none=True)
+                awake.zero_grad(set_to_none=True)
         findings.append(finding)
     return [*findings, *_state(module, plan, ids, read), *_backward(module, plan, ids, read)]
 

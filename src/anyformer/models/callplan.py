@@ -27,7 +27,7 @@ from anyformer.models.outputs import find_head, hidden_width, logits_finding, re
 from anyformer.models.overrides import Stated, stated
 from anyformer.models.ownloss import own_loss
 from anyformer.models.plan import OBJECTIVES, CallPlan, Objective
-from anyformer.models.probes import untouched
+from anyformer.models.probes import set_mode, untouched
 from anyformer.models.probing import Prober, Seen, woken
 from anyformer.models.properties import batch_finding, ids_limit, output_kind, position_limit, repeat_finding
 from anyformer.models.refusals import refuse_other_input
@@ -60,10 +60,10 @@ def infer_call_plan(
     """
     said = stated(overrides)
     with untouched(module), torch.no_grad():
-        module.eval()
+        set_mode(module, False)
         awake, asleep, refused = woken(module)
         with untouched(awake):
-            awake.eval()
+            set_mode(awake, False)
             plan = _infer(Prober(awake), said, objective)
     if asleep:
         how = f"they could not be filled in a copy ({refused})" if refused else "measured on a copy with noise in them"

@@ -23,7 +23,7 @@ from anyformer.models.outputs import find_head, hidden_width
 from anyformer.models.overrides import Stated
 from anyformer.models.plan import Argument, CallPlan
 from anyformer.models.positions import candidates
-from anyformer.models.probes import untouched
+from anyformer.models.probes import set_mode, untouched
 from anyformer.models.probing import Prober, difference, tolerance, woken
 from anyformer.models.properties import (
     argument_of,
@@ -45,10 +45,10 @@ def prove_plan(module: nn.Module, plan: CallPlan) -> tuple[Finding, ...]:
     it was.
     """
     with untouched(module), torch.no_grad():
-        module.eval()
+        set_mode(module, False)
         awake, _, _ = woken(module)
         with untouched(awake):
-            awake.eval()
+            set_mode(awake, False)
             try:
                 return _proofs(Prober(awake), plan)
             except CallError:

@@ -48,7 +48,7 @@ def _runs(module: nn.Module, shape: tuple[int, ...]) -> bool:
     try:
         with torch.no_grad():
             output = module(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
-    except Exception:  # noqa: BLE001  (any error says that this is not its input)
+    except (Exception, SystemExit):  # noqa: BLE001  (any error says that this is not its input)
         return False
     if inspect.iscoroutine(output):
         output.close()
@@ -69,7 +69,7 @@ def _embeds_ids(module: nn.Module) -> bool:
             output = module(torch.ones(2, 8, dtype=torch.int64))
         if inspect.iscoroutine(output):
             output.close()
-    except Exception:  # noqa: BLE001  (what it raises is told by the search)
+    except (Exception, SystemExit):  # noqa: BLE001  (what it raises is told by the search)
         return any(reached)
     finally:
         for handle in handles:
