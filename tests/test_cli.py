@@ -136,6 +136,7 @@ class FakeApi(types.ModuleType):
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApi:
     fake = FakeApi()
+    monkeypatch.setenv("COLUMNS", "100")  # the width of what is drawn
     monkeypatch.setitem(sys.modules, "anyformer.api", fake)
     monkeypatch.setattr(anyformer, "api", fake, raising=False)
     monkeypatch.chdir(tmp_path)
