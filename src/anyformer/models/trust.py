@@ -252,6 +252,11 @@ def _folder(cache_dir: str | Path | None) -> Path:
     return (Path(cache_dir).expanduser() if cache_dir else default_cache_dir()) / "gists" / "approvals"
 
 
+def remember(request: TrustRequest, cache_dir: str | Path | None = None) -> str:
+    """Keep the approval of this very content, as the answer yes does; why not, where it cannot be kept."""
+    return _remember(_folder(cache_dir), request)
+
+
 def _remember(folder: Path, request: TrustRequest) -> str:
     """Keep the approval in a file of its own, readable by its owner alone; why not, where it cannot be kept."""
     record = {
