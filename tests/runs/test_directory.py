@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from anyformer.core.errors import SourceError, TrainingError
+from anyformer.core.files import write_atomically
 from anyformer.core.names import list_runs
 from anyformer.core.settings import TrainSettings
 from anyformer.runs import directory, environment, files
 from anyformer.runs.directory import RunDirectory
-from anyformer.runs.files import write_atomically
 
 
 def test_a_name_is_never_used_twice(tmp_path: Path) -> None:

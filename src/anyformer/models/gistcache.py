@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from anyformer.core.errors import SourceError
+from anyformer.core.files import write_atomically
 from anyformer.core.findings import Finding
 
 _RECORD = "gist.json"
@@ -162,22 +163,6 @@ class GistCache:
             etag=str(record["etag"]),
             fetched=str(record["fetched"]),
         )
-
-
-def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Replace ``path`` by ``content`` with the given permissions: temporary file beside it, fsync, rename."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _record(gist: Gist) -> dict[str, Any]:

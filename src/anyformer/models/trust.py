@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.core.errors import SettingsError, TrustError
+from anyformer.core.files import write_atomically
 from anyformer.core.findings import Finding
 from anyformer.core.places import default_cache_dir
 from anyformer.core.protocols import View
 from anyformer.core.view import PlainView, QuietView, printable
-from anyformer.models.gistcache import Gist, sha256, write_atomically
+from anyformer.models.gistcache import Gist, sha256
 from anyformer.models.review import NOT_A_BOUNDARY, Remark, decode, review, source_lines
 
 FIRST_LINES = 20

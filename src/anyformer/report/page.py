@@ -18,13 +18,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from anyformer.core.errors import SourceError
+from anyformer.core.files import write_atomically
 from anyformer.core.view import printable
 from anyformer.report import sections
 from anyformer.report.charts import Curve, Level, line_chart, short
 from anyformer.report.kinds import words
 from anyformer.report.words import count, decimal, number
 from anyformer.runs.directory import MANIFEST, unwritable
-from anyformer.runs.files import write_atomically
 from anyformer.runs.table import FILE, read_metrics
 
 REPORT = "report.html"

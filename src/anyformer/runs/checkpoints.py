@@ -26,7 +26,8 @@ from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
 
 from anyformer.core.errors import CheckpointError, CorruptCheckpoint
-from anyformer.runs.files import is_disk_full, sha256, sync_file, sync_folder, write_atomically
+from anyformer.core.files import sync_folder, write_atomically
+from anyformer.runs.files import is_disk_full, sha256, sync_file
 from anyformer.runs.tensors import plain, read_tensors, write_tensors
 
 FORMAT = 1

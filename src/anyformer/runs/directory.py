@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from anyformer.core.errors import SourceError, TrainingError
+from anyformer.core.files import write_atomically
 from anyformer.core.names import MANIFEST as MANIFEST
 from anyformer.core.names import runs_beside
 from anyformer.runs import environment
-from anyformer.runs.files import is_disk_full, write_atomically
+from anyformer.runs.files import is_disk_full
 
 try:
     import fcntl

@@ -1,11 +1,10 @@
-"""Writing files so that a crash leaves either the old content or the new, never a mixture."""
+"""Hashes of files, getting them onto the disk, and telling a full one."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 
@@ -19,34 +18,6 @@ def sync_file(path: Path) -> None:
     """Ask the system to put a written file on the disk itself."""
     with path.open("rb+") as stream:
         os.fsync(stream.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` durable; does nothing where folders cannot be opened (Windows)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``: temporary file beside it, fsync, rename. After OSError the old file stands."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)  # mkstemp gives 0600; a run's files are readable like any other
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from anyformer.runs.files import write_atomically
+from anyformer.core.files import write_atomically
 from anyformer.runs.table import COLUMNS, FILE, cell, line, read_metrics
 
 _PENDING = 10_000  # rows kept in memory while the disk is full
