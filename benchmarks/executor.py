@@ -19,12 +19,11 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "models"))
-
-from builder_twins import TWINS  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from anyformer.models.graph import derive_graph, run_graph  # noqa: E402
 from anyformer.models.source import load_model  # noqa: E402
+from tests.models.builder_twins import TWINS  # noqa: E402
 
 SIZES = ((1, 1), (3, 7), (2, 16))
 

@@ -1,7 +1,7 @@
 """What a user reads when GitHub or the network fails, and after how long: a real server on loopback plays each fault.
 
 python benchmarks/gist_faults.py            prints a markdown table
-python benchmarks/gist_faults.py --check    also fails where a message lacks what tests/models/gist_server.py asks
+python benchmarks/gist_faults.py --check    also fails where a message lacks what tests/gist_server.py asks
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "models"))
-
-from gist_server import CASES, SLOW, Case, GistServer  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from anyformer.core.errors import SourceError  # noqa: E402
 from anyformer.core.gistref import parse_gist  # noqa: E402
-from anyformer.models.gist import fetch_gist  # noqa: E402
+from anyformer.models.network.gist import fetch_gist  # noqa: E402
+from tests.gist_server import CASES, SLOW, Case, GistServer  # noqa: E402
 
 TIMEOUT = SLOW / 4
 """Seconds without a byte; 15 in use. Waits between tries are as in use."""

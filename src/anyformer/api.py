@@ -25,7 +25,7 @@ from anyformer.core.settings import (
 )
 from anyformer.core.view import PlainView, QuietView
 from anyformer.models.callplan import CallPlan
-from anyformer.models.gistmodel import all_source
+from anyformer.models.network.gistmodel import all_source
 from anyformer.models.planned import naming, planned
 from anyformer.models.repair import Repair, repair_model, save_repair
 from anyformer.models.source import LoadedModel, load_model

@@ -22,7 +22,7 @@ from anyformer.core.errors import (
     TrainingError,
 )
 from anyformer.core.view import QuietView
-from anyformer.models import pyfile
+from anyformer.models.files import pyfile
 
 FOLDER = Path(__file__).parent.parent / "broken"
 WORDS = "the cat sat on a mat and ran far away from one big dog " * 120

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.callplan import CallPlan, call_logits, infer_call_plan
-from anyformer.models.evidence import gather
-from anyformer.models.names import hint
-from anyformer.models.overrides import read_overrides
+from anyformer.models.calls.evidence import gather
+from anyformer.models.calls.names import hint
+from anyformer.models.calls.overrides import read_overrides
 from anyformer.models.proofs import prove_plan
 from anyformer.models.source import load_model
 

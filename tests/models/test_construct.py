@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from anyformer.core.errors import ConstructError
-from anyformer.models import limits
+from anyformer.models.files import limits
 from anyformer.models.source import load_model
 
 

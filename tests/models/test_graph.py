@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from builder_twins import TWINS
 from torch import Tensor, nn
 
 import anyformer.models.graph as graph_module
@@ -25,6 +24,7 @@ from anyformer.models.graph import (
     run_graph,
 )
 from anyformer.models.source import load_model
+from tests.models.builder_twins import TWINS
 
 EXPORTS = Path(__file__).parent / "builder_exports"
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from builder_twins import TWINS, PlainWithMask
 from torch import Tensor, nn
 
 from anyformer.core.errors import CallError, SettingsError
@@ -17,6 +16,7 @@ from anyformer.models.callplan import infer_call_plan
 from anyformer.models.graph import derive_graph, run_graph
 from anyformer.models.repair import Repair, repair_model, save_repair
 from anyformer.models.source import load_model
+from tests.models.builder_twins import TWINS, PlainWithMask
 
 EXPORTS = Path(__file__).parent / "builder_exports"
 

@@ -10,17 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from gist_server import CONFIG, ID, MODEL, GistServer
 
 from anyformer import api, cli
 from anyformer.core.errors import ConstructError, SettingsError, SourceError, TrustError
 from anyformer.core.view import PlainView, QuietView
 from anyformer.models import example_gpt
-from anyformer.models.review import NOT_A_BOUNDARY, review
+from anyformer.models.network.review import NOT_A_BOUNDARY, review
 from anyformer.models.source import Provenance, load_model
 from anyformer.models.trust import TrustRequest, content_sha256, safe
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.rebuild import stored_model
+from tests.gist_server import CONFIG, ID, MODEL, GistServer
 
 GIST = f"gist:{ID}"
 

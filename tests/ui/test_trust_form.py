@@ -15,7 +15,7 @@ from anyformer.ui.trust_form import TrustForm
 
 sys.path.append(str(Path(__file__).parent.parent / "models"))
 
-from gist_server import CONFIG, ID, MODEL, GistServer
+from tests.gist_server import CONFIG, ID, MODEL, GistServer
 
 GIST = f"gist:{ID}"
 

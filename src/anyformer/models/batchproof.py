@@ -19,12 +19,12 @@ from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding, Verdict
 from anyformer.models.blame import blame, user_lines
 from anyformer.models.calling import call_logits
+from anyformer.models.calls.precise import SHARE, copy_in_float64, float64, most_tokens
+from anyformer.models.calls.probing import difference, high, seeded, target_high, tolerance, woken
+from anyformer.models.calls.strays import require_known_leaves, require_no_new_parameters
+from anyformer.models.calls.ungraded import require_gradients
 from anyformer.models.plan import CallPlan
-from anyformer.models.precise import SHARE, copy_in_float64, float64, most_tokens
 from anyformer.models.probes import set_mode, untouched
-from anyformer.models.probing import difference, high, seeded, target_high, tolerance, woken
-from anyformer.models.strays import require_known_leaves, require_no_new_parameters
-from anyformer.models.ungraded import require_gradients
 
 SECONDS = 2.0
 """Rounds of changed tokens go on until every position was changed once or this time is over; one always runs."""

@@ -17,21 +17,18 @@ from torch import nn
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.calling import call_logits
-from anyformer.models.causal import Sight, causality_findings, measure, only_in_training
-from anyformer.models.evidence import Evidence, gather
-from anyformer.models.graph import derive_graph, needs_graph
-from anyformer.models.masks import Settled, settle_masks
-from anyformer.models.meaning import call_findings, classes_finding, places_finding, tagger_finding
-from anyformer.models.names import hint, parameters_of, required, token_candidates
-from anyformer.models.outputs import find_head, hidden_width, logits_finding, require_head
-from anyformer.models.overrides import Stated, stated
-from anyformer.models.ownloss import own_loss
-from anyformer.models.plan import OBJECTIVES, CallPlan, Objective
-from anyformer.models.probes import set_mode, untouched
-from anyformer.models.probing import Prober, Seen, woken
-from anyformer.models.properties import batch_finding, ids_limit, output_kind, position_limit, repeat_finding
-from anyformer.models.refusals import refuse_other_input
-from anyformer.models.search import (
+from anyformer.models.calls.causal import Sight, causality_findings, measure, only_in_training
+from anyformer.models.calls.evidence import Evidence, gather
+from anyformer.models.calls.masks import Settled, settle_masks
+from anyformer.models.calls.meaning import call_findings, classes_finding, places_finding, tagger_finding
+from anyformer.models.calls.names import hint, parameters_of, required, token_candidates
+from anyformer.models.calls.outputs import find_head, hidden_width, logits_finding, require_head
+from anyformer.models.calls.overrides import Stated, stated
+from anyformer.models.calls.ownloss import own_loss
+from anyformer.models.calls.probing import Prober, Seen, woken
+from anyformer.models.calls.properties import batch_finding, ids_limit, output_kind, position_limit, repeat_finding
+from anyformer.models.calls.refusals import refuse_other_input
+from anyformer.models.calls.search import (
     Found,
     blank,
     find_sequence,
@@ -41,9 +38,12 @@ from anyformer.models.search import (
     sameness,
     seen_of,
 )
-from anyformer.models.seq2seq import find_seq2seq, names_two_sequences, settle_seq2seq, source_finding
+from anyformer.models.calls.seq2seq import find_seq2seq, names_two_sequences, settle_seq2seq, source_finding
+from anyformer.models.calls.strays import require_ids_kept, stray_finding
+from anyformer.models.graph import derive_graph, needs_graph
+from anyformer.models.plan import OBJECTIVES, CallPlan, Objective
+from anyformer.models.probes import set_mode, untouched
 from anyformer.models.signature import ModelSignatureInspector
-from anyformer.models.strays import require_ids_kept, stray_finding
 
 __all__ = ["CallPlan", "call_logits", "infer_call_plan"]
 

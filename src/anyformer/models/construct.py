@@ -17,11 +17,14 @@ from torch import nn
 
 from anyformer.core.errors import AnyformerError, ConstructError
 from anyformer.core.findings import Finding
-from anyformer.models import aliases, configs, smaller
-from anyformer.models.arguments import Arguments, Missing, call
 from anyformer.models.blame import blame
-from anyformer.models.configs import MISSING, VARIADIC
-from anyformer.models.limits import (
+from anyformer.models.building import aliases, configs, smaller
+from anyformer.models.building.arguments import Arguments, Missing, call
+from anyformer.models.building.configs import MISSING, VARIADIC
+from anyformer.models.building.reads import function_node, methods
+from anyformer.models.building.sizes import CLASS_KEYS, Ledger, Seen, chosen_sizes, is_json
+from anyformer.models.building.written import Written
+from anyformer.models.files.limits import (
     BUILD_SECONDS,
     DoesNotFit,
     OutOfTime,
@@ -31,9 +34,6 @@ from anyformer.models.limits import (
     time_limit,
     without_memory,
 )
-from anyformer.models.reads import function_node, methods
-from anyformer.models.sizes import CLASS_KEYS, Ledger, Seen, chosen_sizes, is_json
-from anyformer.models.written import Written
 
 FACTORY = re.compile(r"(build|create|get|make|init|load|construct)_?\w*|\w+_(factory|builder)")
 """Functions that may build the model: build_model, create_model, get_model, make_transformer."""

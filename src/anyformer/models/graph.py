@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
-from anyformer.models.graphderive import Derived, Deriver
-from anyformer.models.graphmask import HELPER, hidden_keys
-from anyformer.models.graphorder import IDS, MASK
-from anyformer.models.graphread import (
+from anyformer.models.graphs.derive import Derived, Deriver
+from anyformer.models.graphs.mask import HELPER, hidden_keys
+from anyformer.models.graphs.order import IDS, MASK
+from anyformer.models.graphs.read import (
     commented_in_forward,
     declared_nodes,
     names_of,
@@ -29,7 +29,7 @@ from anyformer.models.graphread import (
     self_attribute,
     unwrapped,
 )
-from anyformer.models.graphvalues import is_position_part
+from anyformer.models.graphs.values import is_position_part
 from anyformer.models.probes import untouched
 from anyformer.models.signature import ModelSignatureInspector
 

@@ -17,8 +17,8 @@ from torch import nn
 from anyformer.core.errors import ConstructError, SourceError
 from anyformer.core.findings import Finding
 from anyformer.core.optional import require
-from anyformer.models import aliases
 from anyformer.models.blame import blame
+from anyformer.models.building import aliases
 from anyformer.models.weights import NOT_APPLICABLE
 
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")

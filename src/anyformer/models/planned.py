@@ -11,7 +11,7 @@ from torch import nn
 
 from anyformer.core.errors import CallError
 from anyformer.models.callplan import infer_call_plan
-from anyformer.models.overrides import FILE
+from anyformer.models.calls.overrides import FILE
 from anyformer.models.plan import CallPlan, Objective
 from anyformer.models.proofs import prove_plan
 from anyformer.models.source import LoadedModel

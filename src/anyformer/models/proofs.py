@@ -14,18 +14,16 @@ from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
 from anyformer.models.calling import Inputs, value_of
-from anyformer.models.causal import causality_findings, glance, measure
-from anyformer.models.masks import with_argument, without
-from anyformer.models.meaning import classes_finding, places_finding
-from anyformer.models.names import hint, parameters_of
-from anyformer.models.options import padding_forms
-from anyformer.models.outputs import find_head, hidden_width
-from anyformer.models.overrides import Stated
-from anyformer.models.plan import Argument, CallPlan
-from anyformer.models.positions import candidates
-from anyformer.models.probes import set_mode, untouched
-from anyformer.models.probing import Prober, difference, tolerance, woken
-from anyformer.models.properties import (
+from anyformer.models.calls.causal import causality_findings, glance, measure
+from anyformer.models.calls.masks import with_argument, without
+from anyformer.models.calls.meaning import classes_finding, places_finding
+from anyformer.models.calls.names import hint, parameters_of
+from anyformer.models.calls.options import padding_forms
+from anyformer.models.calls.outputs import find_head, hidden_width
+from anyformer.models.calls.overrides import Stated
+from anyformer.models.calls.positions import candidates
+from anyformer.models.calls.probing import Prober, difference, tolerance, woken
+from anyformer.models.calls.properties import (
     argument_of,
     batch_finding,
     hides,
@@ -34,8 +32,10 @@ from anyformer.models.properties import (
     position_limit,
     repeat_finding,
 )
-from anyformer.models.search import SIZES, Size, locate, seen_of
-from anyformer.models.seq2seq import source_finding
+from anyformer.models.calls.search import SIZES, Size, locate, seen_of
+from anyformer.models.calls.seq2seq import source_finding
+from anyformer.models.plan import Argument, CallPlan
+from anyformer.models.probes import set_mode, untouched
 
 
 def prove_plan(module: nn.Module, plan: CallPlan) -> tuple[Finding, ...]:

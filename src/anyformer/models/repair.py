@@ -17,12 +17,10 @@ from torch import nn
 from anyformer.core.errors import AnyformerError, CallError, SettingsError
 from anyformer.core.findings import Finding
 from anyformer.models.callplan import CallPlan, infer_call_plan
-from anyformer.models.filetext import read_text
+from anyformer.models.files.filetext import read_text
 from anyformer.models.graph import derive_graph, needs_graph, run_graph
-from anyformer.models.graphderive import Derived, Deriver
-from anyformer.models.graphread import read_forward, self_attribute
-from anyformer.models.probes import untouched
-from anyformer.models.repairtext import (
+from anyformer.models.graphs.derive import Derived, Deriver
+from anyformer.models.graphs.edits import (
     Edit,
     batch_first_edits,
     head_call,
@@ -31,6 +29,8 @@ from anyformer.models.repairtext import (
     with_edits,
     with_forward,
 )
+from anyformer.models.graphs.read import read_forward, self_attribute
+from anyformer.models.probes import untouched
 from anyformer.models.source import LoadedModel, load_model
 
 _EQUAL = 1e-6
@@ -110,7 +110,7 @@ def _is_incomplete(module: nn.Module) -> bool:
     import ast
     import builtins
 
-    from anyformer.models.graphread import names_of
+    from anyformer.models.graphs.read import names_of
 
     arguments = source.forward.args
     given = {a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]}

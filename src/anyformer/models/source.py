@@ -27,14 +27,14 @@ from anyformer.core.gistref import GistRef, parse_gist
 from anyformer.core.protocols import View
 from anyformer.models import example_gpt, huggingface
 from anyformer.models.blame import blame
-from anyformer.models.choose import choose_class, module_class
+from anyformer.models.calls.overrides import FILE, read_overrides
 from anyformer.models.construct import construct
-from anyformer.models.gistcache import Gist
-from anyformer.models.gistmodel import class_wanted, in_gists_words, require_approved
-from anyformer.models.neighbours import LEVELS
-from anyformer.models.overrides import FILE, read_overrides
+from anyformer.models.files.choose import choose_class, module_class
+from anyformer.models.files.neighbours import LEVELS
+from anyformer.models.files.pyfile import UserFile
+from anyformer.models.network.gistcache import Gist
+from anyformer.models.network.gistmodel import class_wanted, in_gists_words, require_approved
 from anyformer.models.probes import preserved_rng
-from anyformer.models.pyfile import UserFile
 from anyformer.models.trust import TrustRequest
 from anyformer.models.weights import load_weights, sha256_of, without_fresh_start
 

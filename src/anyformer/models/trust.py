@@ -20,8 +20,8 @@ from anyformer.core.findings import Finding
 from anyformer.core.places import default_cache_dir
 from anyformer.core.protocols import View
 from anyformer.core.view import PlainView, QuietView, printable
-from anyformer.models.gistcache import Gist, sha256
-from anyformer.models.review import NOT_A_BOUNDARY, Remark, decode, review, source_lines
+from anyformer.models.network.gistcache import Gist, sha256
+from anyformer.models.network.review import NOT_A_BOUNDARY, Remark, decode, review, source_lines
 
 FIRST_LINES = 20
 _SHOWN_REMARKS = 20

@@ -1,0 +1,329 @@
+"""The arguments of a constructor, each from the best place that gives it, with a record of where it came from."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from anyformer.models.building import aliases, configs
+from anyformer.models.building.configs import MISSING, VARIADIC
+from anyformer.models.building.reads import Reads, reads_of
+from anyformer.models.building.sizes import CLASS_KEYS, Sizes, is_absent, is_trial
+from anyformer.models.building.written import CallSite, Unknown
+
+_MAX_DEPTH = 8
+
+
+class Missing(Exception):
+    """Required values that nothing gives: the names, and what needs them."""
+
+    def __init__(self, names: list[str], target: Any) -> None:
+        super().__init__(", ".join(names))
+        self.names, self.target = names, target
+
+
+class Arguments(Sizes):
+    """Finds the arguments of a class or function: configuration, the file's own values, the caller's, then ours."""
+
+    def of(self, target: Any, site: CallSite | None = None, depth: int = 0) -> dict[str, Any]:
+        """Keyword arguments for a call. Raises Missing, ConstructError (two keys of one meaning that differ)."""
+        parameters = [p for p in _signature(target) if p.kind not in VARIADIC]
+        variadic = [p.name for p in _signature(target) if p.kind is inspect.Parameter.VAR_KEYWORD]
+        reads = reads_of(target)
+        open_names = [n for v in variadic for n in reads.under((v,))]
+        names = [p.name for p in parameters] + [n for n in open_names if n not in {p.name for p in parameters}]
+        meanings = self._meanings(names, reads)
+        found = self._matched(names, meanings, [p.name for p in parameters if p.default is not MISSING])
+        required = [p for p in parameters if p.default is MISSING and p.name not in found]
+        shown = self._from_site(target, site, depth) if required and site is not None else {}
+        for name, value in shown.items():
+            trial = meanings.get(name) in aliases.VOCABULARIES and is_trial(value)
+            if name not in found and not trial:
+                found[name] = value
+        plain = {n: v for n, v in found.items() if n in shown and isinstance(v, int | float | str | bool)}
+        self.ledger.written.update(plain)
+        known = {meanings[n]: v for n, v in found.items() if n in meanings}
+        for p in parameters:
+            if p.name in meanings and p.default is not MISSING:
+                known.setdefault(meanings[p.name], p.default)
+        missing = []
+        for p in parameters:
+            value = self._argument(target, p, found, reads, meanings, known, depth)
+            if value is MISSING and p.default is MISSING:
+                missing.append(p.name)
+            elif value is not MISSING:
+                found[p.name] = value
+                known.setdefault(meanings.get(p.name, ""), value)
+        for name in open_names:
+            if name not in found and (value := self.size(name, meanings.get(name), known)) is not MISSING:
+                found[name] = value
+        if missing:
+            raise Missing(missing, target)
+        self.seen.add(names, {p.name: p.default for p in parameters}, found)
+        usable = {n: self._usable(n, v, meanings.get(n), _by_name(parameters, n)) for n, v in found.items()}
+        scope = self._scope(target)
+        declared = {p.name: configs.annotation_of(p, scope) for p in parameters if p.name in usable}
+        return {n: configs.member(declared.get(n), v) for n, v in usable.items()}
+
+    def module(self, target: Any, site: CallSite | None, depth: int) -> Any:
+        """A module that is itself an argument."""
+        if depth > _MAX_DEPTH:
+            raise Missing([getattr(target, "__name__", "?")], target)
+        return call(target, self.of(target, site, depth))
+
+    def _from_site(self, target: Any, site: CallSite | None, depth: int) -> dict[str, Any]:
+        """Those arguments of a call in the user's file whose values are known without running it."""
+        found: dict[str, Any] = {}
+        if site is None or self.written is None:
+            return found
+        names = [p.name for p in _signature(target) if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        pairs: list[tuple[str | None, ast.expr]] = [*zip(names, site.node.args, strict=False)]
+        pairs += [(k.arg, k.value) for k in site.node.keywords]
+        for name, node in pairs:
+            with contextlib.suppress(Unknown):
+                if isinstance(node, ast.Starred):
+                    break
+                value = self.written.evaluate(node, site.scope)
+                if name is None:  # Model(**settings)
+                    found |= {k: v for k, v in dict(value).items() if k in names}
+                elif isinstance(value, CallSite):
+                    found[name] = self.module(value.target, value, depth + 1)
+                else:
+                    found[name] = value
+        return found
+
+    def _argument(
+        self,
+        target: Any,
+        p: inspect.Parameter,
+        found: dict[str, Any],
+        reads: Reads,
+        meanings: dict[str, str],
+        known: dict[str, Any],
+        depth: int,
+    ) -> Any:
+        """The value of one parameter; MISSING where its default applies or nothing gives it."""
+        if self._is_config(target, p, reads):
+            # an optional one is made where there is something to put into it, or where leaving it out failed
+            rest = self.given.keys() - {x.name for x in _signature(target)} - self.ledger.used - set(CLASS_KEYS)
+            if p.default is MISSING or rest or self.fill_none or p.name in found:
+                return self._config(target, p, reads, found.get(p.name, MISSING))
+            return MISSING
+        if p.name in found:
+            return found[p.name]
+        meaning = meanings.get(p.name)
+        if p.default is not MISSING:
+            if meaning in aliases.VOCABULARIES and (p.default is None or p.default == -1):
+                return self.size(p.name, meaning, known)
+            if p.default is None and meaning in ("src_pad_id", "tgt_pad_id"):
+                return self.size(p.name, meaning, known)  # texts of two lengths are always padded
+            return p.default if meaning == "device" and is_absent(p.default) else MISSING
+        part = self._part(p)
+        if part is not None and part is not target:
+            sites = self.written.sites(part) if self.written is not None else []
+            return self.module(part, sites[0] if sites else None, depth + 1)
+        annotation = configs.annotation_of(p, self._scope(target))
+        if annotation is bool and meaning is None:
+            meaning = "flag"
+        return self.size(p.name, meaning, known)
+
+    def _scope(self, target: Any) -> Mapping[str, Any]:
+        function = target.__init__ if inspect.isclass(target) else target
+        scope: Mapping[str, Any] = getattr(inspect.unwrap(function), "__globals__", {})
+        return {**scope, **self.scope}
+
+    def _part(self, p: inspect.Parameter) -> type[nn.Module] | None:
+        """The module class of the file that a parameter wants: annotated, or named like it (encoder → Encoder)."""
+        annotation = configs.annotation_of(p, self.scope)
+        own = [c for c in self.scope.values() if inspect.isclass(c) and issubclass(c, nn.Module) and _is_own(c)]
+        if annotation in own:
+            return annotation  # type: ignore[no-any-return]
+        plain = re.sub("_", "", p.name.lower())
+        return next((c for c in own if c.__name__.lower() == plain), None)
+
+    def _is_config(self, target: Any, p: inspect.Parameter, reads: Reads) -> bool:
+        annotation = configs.annotation_of(p, self._scope(target))
+        if p.name in configs.CONFIG_NAMES or p.name.endswith(("_config", "_cfg", "_args", "_params")):
+            return True
+        if configs.is_config_class(annotation) and configs.CONFIG_CLASS.search(annotation.__name__):
+            return True
+        if configs.is_mapping(annotation):
+            return True
+        return p.default is MISSING and self._part(p) is None and bool(aliases.roles(reads.under((p.name,))))
+
+    # configuration objects
+
+    def _config(self, target: Any, p: inspect.Parameter, reads: Reads, shown: Any) -> Any:
+        options = self._config_options(target, p, reads, shown)
+        self.options = [label for label, _ in options]
+        if not options:
+            return MISSING
+        label, make = options[min(self.option, len(options) - 1)]
+        self.ledger.made[p.name] = label
+        self.set_values: dict[str, Any] = {}
+        made = make()
+        shown_values = ", ".join(f"{k}={v!r}" for k, v in self.set_values.items())
+        self.ledger.made[p.name] = label.replace("{}", shown_values) + (
+            f" with {shown_values}" if shown_values and "{}" not in label else ""
+        )
+        return made
+
+    def _config_options(
+        self, target: Any, p: inspect.Parameter, reads: Reads, shown: Any
+    ) -> list[tuple[str, Callable[[], Any]]]:
+        """Ways to make the configuration object of a parameter, best first."""
+        path = (p.name,)
+        wanted = reads.under(path)
+        annotation = configs.annotation_of(p, self._scope(target))
+        options: list[tuple[str, Callable[[], Any]]] = []
+        if self.given.get(p.name) is shown and isinstance(shown, dict):
+            inner: dict[str, Any] = shown
+            self.given = {**self.given, **inner}
+            self._given_roles = aliases.roles(self.given)
+        elif shown is not MISSING and shown is not None:
+            options.append(("as the file calls it", lambda: self._changed(shown, path, reads)))
+        default_config = getattr(target, "get_default_config", None)
+        if callable(default_config):
+            options.append(("get_default_config()", lambda: self._changed(default_config(), path, reads)))
+        roles = set(self._given_roles.values())
+        complete = bool(wanted) and all(n in self.given or aliases.role(n) in roles for n in wanted)
+        options += (
+            []
+            if complete and configs.is_mapping(annotation or dict)
+            else [
+                (f"{name} of the file", lambda value=value: self._changed(value, path, reads))  # type: ignore[misc]
+                for name, value in self._file_configurations(annotation, wanted, reads.styles.get(path, set()))
+            ]
+        )
+        if not configs.is_mapping(annotation):
+            owner = getattr(target, "__name__", "")
+            declared = annotation or getattr(target, "config_class", None)
+            for cls in configs.config_classes(declared, self._scope(target), wanted, owner):
+                options.append((f"{cls.__name__}({{}})", lambda cls=cls: self._instance(cls, path, reads)))  # type: ignore[misc]
+        if (self.given or wanted or self.extra) and not configs.is_config_class(annotation):
+            styles = {"key"} if configs.is_mapping(annotation) else reads.styles.get(path, set())
+            for kind in [styles] if styles else [{"attribute"}, {"key"}]:
+                label = "dict({})" if kind == {"key"} else "SimpleNamespace({})"
+                options.append((label, lambda kind=kind: self._plain(path, reads, kind)))  # type: ignore[misc]
+        return options
+
+    def _file_configurations(self, annotation: Any, wanted: list[str], styles: set[str]) -> list[tuple[str, Any]]:
+        """Configurations in the file that hold at least half of what is read, the fullest first."""
+        if self.written is None:
+            return []
+        found = []
+        for name, value in self.written.configurations().items():
+            have = set(configs.contents(value))
+            fits = len(have & set(wanted))
+            typed = configs.is_config_class(annotation) and isinstance(value, annotation)
+            readable = isinstance(value, Mapping) or styles != {"key"}
+            if typed or (readable and not configs.is_config_class(annotation) and fits and 2 * fits >= len(wanted)):
+                if isinstance(value, Mapping) and "key" not in styles and styles:
+                    value = configs.from_reads(value, styles)
+                found.append((fits, name, value))
+        return [(name, value) for _, name, value in sorted(found, key=lambda f: -f[0])]
+
+    def _changed(self, instance: Any, path: tuple[str, ...], reads: Reads) -> Any:
+        """A configuration of the file with the given values, and the sizes that it leaves open."""
+        have = configs.contents(instance)
+        if isinstance(instance, Mapping):
+            self.seen.add_dict(have)
+        names = list(dict.fromkeys([*have, *reads.under(path)]))
+        defaults = {n: have.get(n, MISSING) for n in names}
+        local = not any(instance is value for value in self.scope.values())
+        if local:  # a trial run's vocabulary, in main() or a test
+            trial = [n for n, r in aliases.roles(names).items() if r in aliases.VOCABULARIES and is_trial(defaults[n])]
+            defaults |= dict.fromkeys(trial, -1)
+        values = self._values(names, defaults, path, reads)
+        sized = {"d_model", "n_heads", "n_layers"} & set(aliases.roles(values).values())
+        if have.get("model_type") is not None and "model_type" not in self.given and sized:
+            values["model_type"] = None  # sizes are given one by one, not by the name of a preset
+        return configs.with_values(instance, values) if values else instance
+
+    def _instance(self, cls: type, path: tuple[str, ...], reads: Reads) -> Any:
+        """A configuration object of the user's class: what it declares first, then what it turns out not to have."""
+        defaults = configs.field_defaults(cls)
+        if configs.takes_anything(cls):
+            defaults |= {k: None for k in self.given if k not in defaults}
+        made = configs.build(cls, self._values(list(defaults), defaults, path, reads, extra=False))
+        declared = self.set_values
+        have = configs.contents(made)
+        rest = [n for n in (*have, *reads.under(path), *reads.maybe_under(path)) if n not in defaults]
+        optional = dict.fromkeys(reads.maybe_under(path))
+        later = self._values(rest, {**optional, **dict.fromkeys(reads.under(path), MISSING), **have}, path, reads)
+        self.set_values = {**declared, **later}
+        return configs.with_values(made, later) if later else made
+
+    def _plain(self, path: tuple[str, ...], reads: Reads, styles: set[str]) -> Any:
+        wanted, maybe = reads.under(path), reads.maybe_under(path)
+        optional = {n: None for n in maybe if n not in wanted}
+        names = [*wanted, *optional]
+        values = self._values(names, {**dict.fromkeys(names, MISSING), **optional}, path, reads)
+        rest = {k: v for k, v in self.given.items() if k not in values and k not in self.ledger.used}
+        self.ledger.used |= rest.keys()
+        for name in wanted:
+            if name not in values and any(p[: len(path) + 1] == (*path, name) for p in reads.styles):
+                outer = self.set_values
+                values[name] = self._plain((*path, name), reads, reads.styles[(*path, name)])
+                self.set_values = {**outer, name: self.set_values}
+        return configs.from_reads({**rest, **values}, styles)
+
+    def _values(
+        self,
+        names: Iterable[str],
+        defaults: Mapping[str, Any],
+        path: tuple[str, ...],
+        reads: Reads,
+        *,
+        extra: bool = True,
+    ) -> dict[str, Any]:
+        """Values for the fields of a configuration that are given, or required and open.
+
+        extra: also for those that the object lacked when the constructor ran.
+        """
+        wanted = list(dict.fromkeys([*names, *(sorted(self.extra) if extra else ())]))
+        meanings = self._meanings(wanted, reads, path)
+        found = self._matched(wanted, meanings, [n for n in wanted if defaults.get(n, MISSING) is not MISSING])
+        known = {meanings[n]: d for n, d in defaults.items() if n in meanings and isinstance(d, int | float)}
+        known |= {meanings[n]: v for n, v in found.items() if n in meanings}
+        needed = set(reads.under(path)) | self.extra
+        containers = {p[len(path)] for p in reads.styles if len(p) > len(path) and p[: len(path)] == path}
+        for name in wanted:
+            value = defaults.get(name, MISSING)
+            meaning = meanings.get(name)
+            open_vocabulary = meaning in aliases.VOCABULARIES and (value is None or value == -1)
+            empty = value is None and self.fill_none and name in needed and name in aliases.roles(wanted)
+            if name in found or name in containers or not (value is MISSING or open_vocabulary or empty):
+                continue
+            if (chosen := self.size(name, meaning, known)) is not MISSING:
+                found[name] = chosen
+        self.seen.add(wanted, defaults, found)
+        self.set_values = {n: self._usable(n, v, meanings.get(n), None, defaults.get(n)) for n, v in found.items()}
+        return self.set_values
+
+
+def call(target: Any, values: Mapping[str, Any]) -> Any:
+    """Call with keywords, or by position where a parameter takes only that."""
+    positional = [
+        p.name for p in _signature(target) if p.kind is inspect.Parameter.POSITIONAL_ONLY and p.name in values
+    ]
+    rest = {k: v for k, v in values.items() if k not in positional}
+    return target(*(values[n] for n in positional), **rest)
+
+
+def _signature(target: Any) -> list[inspect.Parameter]:
+    return list(inspect.signature(target).parameters.values())
+
+
+def _by_name(parameters: list[inspect.Parameter], name: str) -> inspect.Parameter | None:
+    return next((p for p in parameters if p.name == name), None)
+
+
+def _is_own(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] not in ("torch", "transformers", "pytorch_lightning", "lightning")

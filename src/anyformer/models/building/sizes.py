@@ -1,0 +1,236 @@
+"""One value by its name and meaning, from the best place that gives it, with a record of where it came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from anyformer.core.errors import ConstructError
+from anyformer.core.findings import Finding
+from anyformer.models.building import aliases
+from anyformer.models.building.configs import MISSING
+from anyformer.models.building.reads import Reads
+from anyformer.models.building.written import Written
+
+CLASS_KEYS = ("class_name", "model_name", "architectures", "factory", "model_type")
+"""Keys of config.json that may name the class or the function that builds it."""
+_TRIAL_VOCABULARY = 64
+"""A smaller one in a call or a function's variable is a trial run's: no text can be written with it."""
+
+
+@dataclass
+class Ledger:
+    """Where the values of one attempt came from."""
+
+    used: set[str] = field(default_factory=set)
+    """Keys of the configuration."""
+    chosen: dict[str, Any] = field(default_factory=dict)
+    """Sizes that anyformer chose."""
+    asked: dict[str, Any] = field(default_factory=dict)
+    """Values of the caller's fallback."""
+    written: dict[str, Any] = field(default_factory=dict)
+    """Values that stand in the user's file."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Name that the constructor reads → key of the configuration."""
+    made: dict[str, str] = field(default_factory=dict)
+    """Parameter → how its configuration object was made."""
+    moved: list[str] = field(default_factory=list)
+    """Arguments that named a device which is not there."""
+
+
+@dataclass
+class Seen:
+    """The names that one attempt set or left at their own values."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """Name → value that the constructor got, its defaults and the file's own included."""
+    meanings: dict[str, str] = field(default_factory=dict)
+    """Name → meaning, for those that are known by name."""
+    rest: dict[str, Any] = field(default_factory=dict)
+    """Plain values of a dict of the file, whole: sizes of ours must not replace it."""
+
+    def add(self, names: Collection[str], defaults: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        values = {n: v for n in names if (v := found.get(n, defaults.get(n, MISSING))) is not MISSING}
+        self.values |= values
+        # by name only: what a use alone suggests changes no value that the file gives
+        self.meanings |= {n: m for n, m in aliases.roles(names, letters=True).items() if n in values}
+
+    def add_dict(self, values: Mapping[str, Any]) -> None:
+        self.rest |= {k: v for k, v in values.items() if k not in CLASS_KEYS and is_json(v)}
+
+
+class Sizes:
+    """Single values by name: from the configuration, the file's own, the caller's, then ours; with a record of each."""
+
+    def __init__(
+        self, given: dict[str, Any], fallback: dict[str, Any], written: Written | None, scope: Mapping[str, Any]
+    ) -> None:
+        self.given = {k: v for k, v in given.items() if k not in CLASS_KEYS or k == "model_type"}
+        self.fallback, self.written, self.scope = fallback, written, scope
+        self._names = written.names() if written is not None else {}
+        self._given_roles = aliases.roles(self.given)
+        self._written_roles = aliases.roles(self._names)
+        self._fallback_roles = aliases.roles(fallback)
+        self.ledger = Ledger()
+        self.seen = Seen()
+        self.decided: dict[str, Any] = {}
+        """Meaning → the size chosen for it: the parts of one model get the same."""
+        self.extra: set[str] = set()
+        """Names that a configuration object lacked when the constructor ran."""
+        self.fill_none = False
+        """Whether sizes that a configuration object holds as None are filled, too."""
+        self.option = 0
+        """Which of the configuration objects that are possible is taken."""
+        self.options: list[str] = []
+
+    def size(self, name: str, meaning: str | None, known: dict[str, Any]) -> Any:
+        """A value that nothing in the configuration gives: from the file, the caller, or a small one of ours."""
+        for spelled in (name, name.upper(), name.lower()):
+            if spelled in self._names and _fits(meaning, self._names[spelled]) and not self._is_trial(meaning, spelled):
+                self.ledger.written[name] = self._names[spelled]
+                return self._remember(meaning, known, self._names[spelled])
+        if name in self.fallback and _fits(meaning, self.fallback[name]):
+            self.ledger.asked[name] = self.fallback[name]
+            return self._remember(meaning, known, self.fallback[name])
+        if meaning is None or meaning == "flag":
+            switch = aliases.flag(name)
+            switch = False if switch is None and meaning == "flag" else switch
+            if switch is None:
+                return MISSING
+            self.ledger.chosen[name] = switch
+            return switch
+        for wanted in (meaning, aliases.PARENTS.get(meaning)):
+            for key in (k for k, r in self._written_roles.items() if r == wanted):
+                if _fits(meaning, self._names[key]) and not self._is_trial(wanted, key):
+                    self.ledger.written[name] = self._names[key]
+                    return self._remember(meaning, known, self._names[key])
+        for wanted in (meaning, aliases.PARENTS.get(meaning)):
+            for key in (k for k, r in self._fallback_roles.items() if r == wanted):
+                if _fits(meaning, self.fallback[key]):
+                    self.ledger.asked[name] = self.fallback[key]
+                    return self._remember(meaning, known, self.fallback[key])
+        return self._ours(name, meaning, known)
+
+    def _ours(self, name: str, meaning: str, known: dict[str, Any]) -> Any:
+        """A small value that fits the known ones; the parts of one model get the same."""
+        value: Any = torch.float32 if meaning == "dtype" else self.decided.get(meaning)
+        if value is None:
+            value = aliases.default(meaning, {**self.decided, **known})
+        if value is None:
+            return MISSING
+        self.decided[meaning] = value
+        self.ledger.chosen[name] = value
+        return self._remember(meaning, known, value)
+
+    @staticmethod
+    def _remember(meaning: str | None, known: dict[str, Any], value: Any) -> Any:
+        if meaning is not None:
+            known[meaning] = value
+        return value
+
+    def _is_trial(self, meaning: str | None, name: str) -> bool:
+        """Whether a vocabulary is a local variable's, and too small for text."""
+        value = self._names[name]
+        return meaning in aliases.VOCABULARIES and is_trial(value) and self.scope.get(name) != value
+
+    def _meanings(self, names: list[str], reads: Reads, container: tuple[str, ...] = ()) -> dict[str, str]:
+        """What each name means: by itself, by the names it is handed on under, or by how it is used."""
+        found = aliases.roles(names, letters=True)
+        for name in names:
+            path = (*container, name)
+            if name in found or aliases.flag(name) is not None:
+                continue
+            handed = aliases.roles(sorted(reads.names.get(path, ())))
+            meaning = next(iter(handed.values()), reads.meanings.get(path))
+            if meaning is not None:
+                found[name] = meaning
+        return found
+
+    def _matched(self, names: list[str], meanings: Mapping[str, str], settled: Collection[str] = ()) -> dict[str, Any]:
+        """Values of the configuration: under the very name, else under another name of the same meaning.
+
+        settled: names that have a value of their own; these are matched by their name's meaning, never by a use alone.
+        """
+        named = aliases.roles(names, letters=True)
+        found = {n: self.given[n] for n in names if n in self.given}
+        self.ledger.used |= found.keys()
+        for name in names:
+            meaning = meanings.get(name)
+            if name in found or meaning in (None, "flag") or (name in settled and name not in named):
+                continue
+            for wanted in (meaning, aliases.PARENTS.get(str(meaning))):
+                keys = [k for k, r in self._given_roles.items() if r == wanted and k not in names]
+                if keys:
+                    if any(self.given[k] != self.given[keys[0]] for k in keys):
+                        raise _conflict(name, {k: self.given[k] for k in keys})
+                    found[name] = self.given[keys[0]]
+                    self.ledger.used.update(keys)
+                    self.ledger.aliases[name] = keys[0]
+                    break
+        return found
+
+    def _usable(self, name: str, value: Any, meaning: str | None, p: Any = None, like: Any = None) -> Any:
+        """A value as the constructor can use it: a dtype for its name, a device that is there."""
+        default = p.default if p is not None else like
+        if meaning == "dtype" and isinstance(value, str) and not isinstance(default, str):
+            dtype = getattr(torch, value.removeprefix("torch."), None)
+            if isinstance(dtype, torch.dtype) and (p is None or p.annotation not in (str, "str")):
+                return dtype
+        if (meaning == "device" or isinstance(value, torch.device)) and is_absent(value):
+            self.ledger.moved.append(f"{name}={str(value)!r}")
+            return torch.device("cpu") if isinstance(value, torch.device) else "cpu"
+        return value
+
+
+def is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def chosen_sizes(ledger: Ledger) -> Finding:
+    """What the constructor asks for and nothing gives."""
+    parts = [", ".join(f"{k}={v!r}" for k, v in d.items()) for d in (ledger.asked, ledger.chosen)]
+    said = "; ".join(p + w for p, w in zip(parts, (" (as asked)", ""), strict=True) if p)
+    wide = [k for k in ledger.chosen if aliases.role(k) in ("vocab_size", "d_model", "n_layers", "n_heads")]
+    return Finding(
+        "sizes",
+        "warn" if wide else "note",
+        said,
+        reason="chosen by anyformer because the constructor asks for them; put your own into config.json beside it",
+    )
+
+
+def is_trial(vocabulary: Any) -> bool:
+    return isinstance(vocabulary, int) and not isinstance(vocabulary, bool) and 0 <= vocabulary < _TRIAL_VOCABULARY
+
+
+def is_absent(device: Any) -> bool:
+    """Whether a device is named that this machine has not."""
+    name = str(device).partition(":")[0]
+    if name == "cuda":
+        return not torch.cuda.is_available()
+    return name == "mps" and not torch.backends.mps.is_available()
+
+
+def _fits(meaning: str | None, value: Any) -> bool:
+    """Whether a value found by its name can be meant: a size is a positive number."""
+    if meaning in ("device", "dtype", "activation", None):
+        return value is not None
+    if meaning == "flag":
+        return isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+def _conflict(name: str, keys: dict[str, Any]) -> ConstructError:
+    return ConstructError(
+        f"the configuration gives {name} twice: {', '.join(f'{k}={v!r}' for k, v in keys.items())}",
+        f"the constructor reads {name}; these keys mean the same",
+        f'keep one of them, or write "{name}"',
+    )

@@ -1,0 +1,245 @@
+"""Which logits move when a token is changed: those before it (a leak), its own, those after it.
+
+B batch, T time, V vocabulary. Each row of a batch has its own position changed, so that one forward tries many.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.findings import Finding
+from anyformer.models.calling import Inputs
+from anyformer.models.calls.precise import SHARE, copy_in_float64, float64, most_tokens
+from anyformer.models.calls.probing import Prober, difference, high, target_high, tolerance
+from anyformer.models.plan import CallPlan
+
+# of the processor, so that a busy machine proves no less, for lengths and ids beyond the first: a leak may begin at
+# one length or with one id only
+_SECONDS = 1.2
+_NUMBERS = 3_000_000  # logits of one forward: 12 MB of float32
+# (T, seed, lowest id, id that tokens are changed to: None is another one); a leak may need a block of 16 or 32 tokens
+_BATCHES = (
+    (12, 1, 1, None),
+    (33, 1, 1, None),
+    (12, 2, 0, 0),
+    (9, 3, 0, None),
+    (17, 4, 1, 0),
+    (24, 5, 1, None),
+    (7, 6, 0, 0),
+    (64, 7, 1, None),
+    (20, 8, 0, None),
+    (40, 9, 1, None),
+)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A pair of positions: the changed token and the earlier logits that moved most."""
+
+    changed: int
+    moved: int
+    size: float
+    count: int
+    T: int
+
+    def text(self, what: str = "token") -> str:
+        """With its figures."""
+        return (
+            f"changing {what} {self.changed} of {self.T} changes the logits at {self.count} earlier positions,"
+            f" most at {self.moved} (by {self.size:.2g}; must be 0)"
+        )
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What changed tokens moved."""
+
+    leak: Leak | None
+    own: bool
+    """Whether some token moves its own logits."""
+    after: bool
+    """Whether some token moves logits after it."""
+    checked: int
+    """Tokens that were changed."""
+    nan: bool = False
+    longest: int = 0
+
+    @property
+    def causal(self) -> bool:
+        """Nothing before a changed token moved, and something was measured."""
+        return self.leak is None and self.checked > 0 and not self.nan
+
+    @property
+    def decodes(self) -> bool:
+        """Causal, and the past plays a part."""
+        return self.causal and self.after
+
+    def and_then(self, other: Sight) -> Sight:
+        """Both measurements together, the larger leak first."""
+        first, second = self.leak, other.leak
+        leak = second if first is None or (second is not None and second.size > first.size) else first
+        return Sight(
+            leak,
+            self.own or other.own,
+            self.after or other.after,
+            self.checked + other.checked,
+            self.nan or other.nan,
+            max(self.longest, other.longest),
+        )
+
+
+NOTHING = Sight(None, False, False, 0)
+
+
+def glance(prober: Prober, plan: CallPlan, *, target: bool = False) -> Sight:
+    """One small batch, every position."""
+    T = max(2, prober.length)
+    return _look(prober, plan, T, 1, 1, None, target) or NOTHING
+
+
+def measure(prober: Prober, plan: CallPlan, *, target: bool = False) -> Sight:
+    """Many lengths and ids within a second or so; shorter ones where the module takes no more."""
+    key = ("sight", target, replace(plan, findings=(), causal=True, max_positions=None, embedding_rows=None))
+    if key not in prober.kept:
+        prober.kept[key] = _measure(prober, plan, target)
+    return prober.kept[key]  # type: ignore[no-any-return]
+
+
+def _measure(prober: Prober, plan: CallPlan, target: bool) -> Sight:
+    begin, total = time.process_time(), NOTHING
+    for T, seed, low, to in ((prober.fixed or T, *rest) for T, *rest in _BATCHES):
+        seen = _look(prober, plan, T, seed, low, to, target)
+        if seen is not None and seen.leak is not None:
+            # what another row's token changed is no look at the future: rows that mix are told of by themselves
+            alone = _look(prober, plan, T, seed, low, to, target, alone=True)
+            seen = alone if alone is not None and alone.checked and not alone.nan else seen
+        if seen is not None:
+            total = total.and_then(seen)
+        if total.leak is not None or (total.checked and time.process_time() - begin > _SECONDS):
+            break
+    if total.causal and (leak := _fine_leak(prober, plan, target)) is not None:
+        return replace(total, leak=leak)
+    for T in (8, 6, 5, 4, 3, 2) if total.checked == 0 else ():
+        seen = _look(prober, plan, T, 1, 1, None, target)
+        if seen is not None and seen.checked:
+            return seen
+    return total
+
+
+def _fine_leak(prober: Prober, plan: CallPlan, target: bool) -> Leak | None:
+    """What a copy in float64 leaks, where it runs: float32's rounding hides what small gates let through."""
+    if "float64" not in prober.kept:
+        prober.kept["float64"] = copy_in_float64(prober.module)
+    if prober.kept["float64"] is None:
+        return None
+    fine = Prober(prober.kept["float64"])
+    fine.sizes, most = prober.sizes, most_tokens(fine.module)
+    for T in (prober.fixed or 12, prober.fixed or 33):
+        with float64() as numbers:
+            seen = _look(fine, plan, T, 1, 1, None, target, most=most, share=SHARE)
+            if seen is not None and seen.leak is not None:
+                seen = _look(fine, plan, T, 1, 1, None, target, alone=True, share=SHARE)
+        if seen is not None and seen.leak is not None and not numbers.short:
+            return seen.leak
+    return None
+
+
+def _look(
+    prober: Prober,
+    plan: CallPlan,
+    T: int,
+    seed: int,
+    low: int,
+    to: int | None,
+    target: bool,
+    *,
+    alone: bool = False,
+    most: int = _NUMBERS,
+    share: float = 1e-5,
+) -> Sight | None:
+    """alone: a batch of one row, one changed token after the other. most: tokens of a batch. share: see tolerance."""
+    rows = max(1, min(T + 1, _NUMBERS // (T * max(1, plan.vocab_size)), most // T))
+    rows = 1 if alone else max(rows, 2)
+    inputs = prober.inputs(plan, rows, T, seed, T, low=low)
+    if target:  # the source keeps another length than the target
+        inputs = replace(inputs, input_ids=prober.ids(rows, T + 2, seed, high(plan)))
+        if inputs.target_ids is None:
+            return None
+    base = prober.try_logits(plan, inputs)
+    if base is None or base.dim() != 3:
+        return None
+    if bool(base.isnan().any()):
+        return Sight(None, False, False, 0, nan=True)
+    limit, found = tolerance(base, share), NOTHING
+    first = T - 1 if rows < T else 0
+    some = {0, first - rows + 1, (T - rows) // 2} if rows < T else {0}
+    for start in range(T) if alone else sorted(some):
+        at = torch.arange(max(0, start), max(0, start) + rows, device=base.device) % T
+        other = prober.try_logits(plan, _changed_rows(prober, plan, inputs, at, to, target))
+        if other is not None and not bool(other.isnan().any()):
+            found = found.and_then(_judge(difference(base, other), at, limit, T))
+    return found
+
+
+def _changed_rows(prober: Prober, plan: CallPlan, inputs: Inputs, at: Tensor, to: int | None, target: bool) -> Inputs:
+    """Another token at place at[row] of each row."""
+    ids = inputs.target_ids if target and inputs.target_ids is not None else inputs.input_ids
+    below = target_high(plan) if target else high(plan)
+    low = 1 if below > 2 else 0
+    each = torch.arange(len(ids), device=ids.device)
+    old = ids[each, at]
+    new = prober.unpadded(low + (old - low + max(1, (below - low) // 2)) % (below - low), below)
+    if to is not None:
+        new = torch.where(old == to, new, torch.full_like(new, to))
+    other = ids.clone()
+    other[each, at] = new
+    return replace(inputs, target_ids=other) if target else replace(inputs, input_ids=other)
+
+
+def _judge(moved: Tensor, at: Tensor, limit: float, T: int) -> Sight:
+    """moved: (B, T), how far the logits moved; at: (B,), the changed token of each row."""
+    places = torch.arange(T, device=moved.device)[None]
+    before = torch.where(places < at[:, None], moved, 0.0)
+    own = torch.where(places == at[:, None], moved, 0.0)
+    after = torch.where(places > at[:, None], moved, 0.0)
+    leak = None
+    if float(before.max()) > limit:
+        row, s = divmod(int(before.argmax()), T)
+        leak = Leak(int(at[row]), s, float(before.max()), int((before[row] > limit).sum()), T)
+    return Sight(leak, bool((own > limit).any()), bool((after > 0).any()), len(at), longest=T)
+
+
+def only_in_training(prober: Prober, plan: CallPlan, *, target: bool) -> str:
+    """Of a leak: the reason where it vanishes in training mode (dropout apart); "" where it does not."""
+    if glance(prober, plan, target=target).leak is None:
+        return ""  # it shows at other lengths or in float64 alone, which is not measured here
+    modes = [(m, m.training) for m in prober.module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = not isinstance(part, nn.modules.dropout._DropoutNd)
+        causal = glance(prober, plan, target=target).decodes
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    why = "its causal mask is there in training mode only: held-out loss and generation would see the future;"
+    return f"{why} make the mask in both modes" if causal else ""
+
+
+def causality_findings(sight: Sight) -> list[Finding]:
+    """What was measured, in words; a leak is a failure here, which the family may turn into a property."""
+    if sight.nan or sight.checked == 0:
+        return [Finding("causality", "fail", "cannot be measured", "a second batch runs and gives finite logits")]
+    if sight.leak is not None:
+        why = "trained on the next token it would learn to copy it: a causal mask is missing, or this is an encoder"
+        return [Finding("causality", "fail", sight.leak.text(), "no change before the changed token", why)]
+    where = "" if sight.longest >= 9 else f"measured up to T = {sight.longest} only"
+    measured = f"no logit before a changed token moves ({sight.checked} tokens changed)"
+    findings = [Finding("causality", "ok", measured, reason=where)]
+    if not sight.after:
+        why = "each position sees only its own token: nothing but token pairs can be learned"
+        findings.append(Finding("past", "warn", "no logit after a changed token moves", "later logits react", why))
+    return findings

@@ -1,0 +1,153 @@
+"""Which masks and switches a call needs: those that make it causal, and those that hide padding.
+
+B batch, T time, S time of the target.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+
+from anyformer.core.findings import Finding
+from anyformer.models.calls.causal import Sight, glance, measure
+from anyformer.models.calls.names import causal_switch, hint, parameters_of
+from anyformer.models.calls.options import causal_forms, padding_forms
+from anyformer.models.calls.overrides import Stated
+from anyformer.models.calls.probing import Prober
+from anyformer.models.calls.properties import hides, mask_matters, rows_apart
+from anyformer.models.plan import Argument, CallPlan
+
+_MASKS = ("mask", "target_mask", "memory_mask")
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The plan with its masks, and what was proven of each."""
+
+    plan: CallPlan
+    findings: tuple[Finding, ...]
+
+
+def with_argument(plan: CallPlan, argument: Argument) -> CallPlan:
+    """The plan with this argument in the place of what the parameter was given before."""
+    bare = without(plan, argument.name)
+    if argument.role == "mask" and "B" in argument.shape and bare.mask_arg is None:
+        return replace(
+            bare,
+            mask_arg=argument.name,
+            mask_shape=argument.shape,
+            mask_dtype=argument.dtype,
+            mask_form=argument.form,
+            needs_mask=plan.needs_mask and plan.mask_arg == argument.name,
+        )
+    return replace(bare, extras=(*bare.extras, argument))
+
+
+def without(plan: CallPlan, name: str) -> CallPlan:
+    """The plan that gives the parameter nothing."""
+    if plan.mask_arg == name:
+        plan = replace(plan, mask_arg=None, needs_mask=False, mask_shape="BT", mask_dtype="int64", mask_form="keep")
+    return replace(plan, extras=tuple(a for a in plan.extras if a.name != name))
+
+
+def current(plan: CallPlan, name: str) -> Argument | None:
+    """What the parameter is given."""
+    if plan.mask_arg == name:
+        return Argument(name, "mask", plan.mask_shape, plan.mask_dtype, plan.mask_form)
+    return next((a for a in plan.extras if a.name == name), None)
+
+
+def settle_masks(prober: Prober, plan: CallPlan, stated: Stated, *, encoder: bool) -> Settled:
+    """Find masks by what they do: causality first (not of an encoder), then padding."""
+    parameters = [
+        p
+        for p in parameters_of(prober.module)
+        if p.name not in (plan.token_arg.lstrip("*"), plan.targets_arg, plan.target_arg)
+        and p.name not in stated.arguments
+    ]
+    taken = {a.name for a in plan.extras if "mask" in a.role}
+    masks = [p for p in parameters if hint(p.name) in _MASKS or p.name in taken or p.name == plan.mask_arg]
+    if stated.mask == "none":
+        masks = [p for p in masks if p.default is p.empty]
+    elif stated.mask is not None:
+        masks = [p for p in parameters if p.name == stated.mask]
+    flags = [p for p in parameters if causal_switch(p)]
+    findings: list[Finding] = []
+    if plan.family == "decoder" and not encoder:
+        plan, about = _causality(prober, plan, masks, flags)
+        findings += about
+    causal_already = {a.name for a in plan.extras if "causal" in a.role}
+    plan, about = _padding(prober, plan, [p for p in masks if p.name not in causal_already])
+    return Settled(plan, (*findings, *about))
+
+
+def _causality(
+    prober: Prober, plan: CallPlan, masks: list[inspect.Parameter], flags: list[inspect.Parameter]
+) -> tuple[CallPlan, list[Finding]]:
+    """Give the flag or mask without which later tokens are seen."""
+    base = glance(prober, plan)
+    if base.causal and not plan.extras:
+        base = measure(prober, plan)  # a leak that begins at one length only, a mask may close
+    given = [a for a in plan.extras if "causal" in a.role]
+    if base.decodes or (base.causal and not given):
+        return plan, [_given_finding(given[0], base)] if given else []
+    for parameter in flags:
+        for value in (True, False):
+            argument = Argument(parameter.name, "constant", "", value=value)
+            sight = glance(prober, with_argument(plan, argument))
+            if sight.decodes:
+                text = "without it later tokens are seen, with it none is"
+                return with_argument(plan, argument), [Finding("causal mask", "ok", argument.text(), reason=text)]
+    for parameter in sorted(masks, key=lambda p: "pad" in p.name):
+        for argument in causal_forms(parameter.name):
+            candidate = with_argument(plan, argument)
+            sight = glance(prober, candidate)
+            if sight.decodes and (rows_apart(prober, candidate) or 0) <= 1:
+                return candidate, [_given_finding(argument, sight)]
+    return plan, []
+
+
+def _given_finding(argument: Argument, sight: Sight) -> Finding:
+    why = "with it no later token is seen, and earlier ones are; with another form that is not so"
+    return Finding("causal mask", "ok", argument.text(), reason=why)
+
+
+def _padding(prober: Prober, plan: CallPlan, masks: list[inspect.Parameter]) -> tuple[CallPlan, list[Finding]]:
+    """The padding mask: the first parameter and form with which a hidden token is hidden."""
+    findings: list[Finding] = []
+    ordered = sorted(
+        masks, key=lambda p: ("pad" not in p.name and p.name != "attention_mask", p.default is not p.empty)
+    )
+    for parameter in ordered:
+        if plan.mask_arg is not None and plan.mask_arg != parameter.name:
+            break
+        needed = parameter.default is parameter.empty
+        if needed and plan.mask_arg == parameter.name:
+            plan = replace(plan, needs_mask=True)
+        plan, finding = _one_padding(prober, plan, parameter.name, needed)
+        findings.append(finding)
+        if finding.verdict == "ok":
+            break
+    return plan, findings
+
+
+def _one_padding(prober: Prober, plan: CallPlan, name: str, needed: bool) -> tuple[CallPlan, Finding]:
+    bare = None if needed else without(plan, name)
+    before = measure(prober, plan).causal if plan.family == "decoder" and needed else None
+    first = ""
+    for argument in padding_forms(name, time_first=plan.time_first):
+        candidate = replace(with_argument(plan, argument), needs_mask=needed)
+        hidden = hides(prober, candidate, against=bare)
+        if hidden.works and (before is None or glance(prober, candidate).causal == before):
+            return candidate, Finding("mask", "ok", argument.text(), reason=hidden.why)
+        first = first or hidden.why
+    if needed:
+        held = current(plan, name)
+        given = held is not None and held.role != "constant"
+        text = held.text() if held is not None and given else f"{name} is given None"
+        if given and mask_matters(prober, plan):
+            why = f"it changes the logits, and no form of it hides padding ({first}): what it means is a guess"
+            return plan, Finding("mask", "fail", f"{text}: no meaning found", "a 0 hides its token", why)
+        return plan, Finding("mask", "note", f"{text}: it has no default", reason=f"no form hides padding: {first}")
+    unused = "not used; packed batches have no padding, so none is needed"
+    return plan, Finding("mask", "note", f"{name} is {unused}", "ones change nothing, a 0 hides its token", first)

@@ -1,0 +1,160 @@
+"""What a further argument may be given, likeliest first. B batch, T time (source), S time (target)."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from itertools import product
+
+from torch import nn
+
+from anyformer.models.calls.names import MAYBE_DECODER, Hint, hint
+from anyformer.models.plan import Argument, MaskForm
+
+_KINDS: tuple[tuple[str, MaskForm], ...] = (
+    ("bool", "masked"),
+    ("bool", "keep"),
+    ("float32", "additive"),
+    ("int64", "keep"),
+    ("float32", "keep"),
+    ("int64", "masked"),
+    ("float32", "masked"),
+)
+_PADDING_KINDS: tuple[tuple[str, MaskForm], ...] = (
+    ("int64", "keep"),
+    ("bool", "masked"),
+    ("bool", "keep"),
+    ("float32", "additive"),
+    ("float32", "keep"),
+    ("int64", "masked"),
+    ("float32", "masked"),
+)
+_OF_TARGET = re.compile(r"tgt|trg|target|dec")
+_MOST = 250  # assignments that are tried for one candidate of the ids
+
+
+def causal_forms(name: str, *, target: bool = False, batched: bool = False) -> list[Argument]:
+    """Every shape, number format and polarity of a causal mask."""
+    shapes = ["BTT", "B1TT", "TT", "1TT", "11TT"] if batched else ["TT", "1TT", "BTT", "11TT", "B1TT"]
+    role = "target_causal_mask" if target else "causal_mask"
+    return [
+        Argument(name, role, s.replace("T", "S") if target else s, dtype, form)  # type: ignore[arg-type]
+        for s in shapes
+        for dtype, form in _KINDS
+    ]
+
+
+def padding_forms(name: str, role: str = "mask", *, time_first: bool = False) -> list[Argument]:
+    """Every shape, number format and polarity of a padding mask; role: mask, target_mask or memory_mask."""
+    T = "S" if role == "target_mask" else "T"
+    shapes = [f"B{T}", f"B11{T}", f"B1{T}", f"B1{T}{T}", f"B{T}{T}"]
+    if role == "memory_mask":
+        shapes = ["BT", "B11T", "B1T", "B1ST", "BST"]
+    if time_first:
+        shapes.append(f"{T}B")
+    return [Argument(name, role, s, dtype, form) for s in shapes for dtype, form in _PADDING_KINDS]  # type: ignore[arg-type]
+
+
+def constants(name: str, annotation: str, source: str) -> list[Argument]:
+    """Constants that forward's text shows a use for: a switch is asked for its truth, a number counts places.
+
+    Anything else could be added to a tensor without an error, and nobody would know.
+    """
+    word = re.escape(name)
+    found = [None]
+    switch = re.search(rf"\b(if|elif|not|and|or)\s+{word}\b(?!\s*(is|\.|\[))|\b{word}\s+(else|and|or)\b", source)
+    number = re.search(
+        rf"\[[^\]]*\b{word}\b[^\]]*:|:\s*{word}\b|arange\([^)]*\b{word}\b|range\([^)]*\b{word}\b", source
+    )
+    values: list[object] = list(found)
+    if switch or "bool" in annotation:
+        values += [False, True]
+    if number or "int" in annotation:
+        values += [0]
+    return [Argument(name, "constant", "", value=value) for value in values]
+
+
+def options(
+    parameter: inspect.Parameter, source: str, kind: Hint | None = None, *, masks: str = "decoder"
+) -> list[Argument]:
+    """Candidates for a parameter, by its name and annotation.
+
+    masks: decoder (causal before padding), encoder (padding before causal), source or target (of an encoder-decoder).
+    """
+    name = parameter.name
+    kind = kind or hint(name)
+    annotation = "" if parameter.annotation is parameter.empty else inspect.formatannotation(parameter.annotation)
+    nothing = Argument(name, "constant", "", value=None)
+    start = [Argument(name, "constant", "", value=0)]
+    axes = ("S", "1S", "BS") if masks == "source" and _OF_TARGET.match(name.lower()) else ("T", "1T", "BT")
+    positions = [Argument(name, "positions", s) for s in axes]
+    segments = [Argument(name, "segments")]
+    lengths = [Argument(name, "lengths", "B")]
+    if kind in ("mask", "target_mask", "memory_mask"):
+        return [nothing, *mask_options(name, kind, masks)]
+    by_kind: dict[str, list[Argument]] = {
+        "flag": [Argument(name, "constant", "", value=v) for v in (True, False)],
+        "start": [*start, *positions, nothing],
+        "segments": [*segments, nothing],
+        "positions": [*positions, *start, nothing],
+        "lengths": [*lengths, *_int(name, annotation)],
+        "cache": [nothing],
+        "memory": [nothing],
+        "switch": [Argument(name, "constant", "", value=v) for v in (False, None, True)],
+    }
+    if kind in by_kind:
+        return by_kind[kind]
+    given = constants(name, annotation, source)
+    if "bool" in annotation or "int" in annotation:
+        return given[::-1]
+    return [*positions, *segments, *lengths, *_mask_guesses(name), *given]
+
+
+def mask_options(name: str, kind: Hint, masks: str) -> list[Argument]:
+    """Forms of a mask, by whose it is."""
+    if masks == "target" or (masks == "source" and kind == "target_mask"):
+        causal = causal_forms(name, target=True)
+        batched = [a for a in causal_forms(name, target=True, batched=True) if a.form == "keep"]
+        return [*batched[:2], *causal, *batched[2:]] if "pad" not in name else padding_forms(name, "target_mask")
+    if masks == "source":
+        padding = padding_forms(name, "memory_mask" if kind == "memory_mask" else "mask")
+        first = [a for a in padding if a.shape in ("B11T", "B1T") and a.form == "keep" and a.dtype != "float32"]
+        square = [Argument(name, "mask", "TT", dtype, form) for dtype, form in _KINDS]
+        return [*first, *[a for a in padding if a not in first], *square]
+    padding, causal = padding_forms(name), causal_forms(name)
+    return [*padding, *causal] if masks == "encoder" or "pad" in name else [*causal, *padding]
+
+
+def _mask_guesses(name: str) -> list[Argument]:
+    return [a for a in causal_forms(name)[:4] if a.shape == "TT"]
+
+
+def _int(name: str, annotation: str) -> list[Argument]:
+    return [Argument(name, "constant", "", value=None)] if "None" in annotation or "Optional" in annotation else []
+
+
+def assignments(lists: list[list[Argument]]) -> Iterator[tuple[Argument, ...]]:
+    """All combinations, those of likely candidates first, up to a few hundred."""
+    short = [options[: max(4, _MOST // max(1, len(lists) ** 2))] for options in lists]
+    total = 1
+    for each in short:
+        total *= len(each)
+    if total > 200_000:
+        short = [each[:6] for each in short]
+    ranked = sorted(product(*(range(len(o)) for o in short)), key=sum)
+    for ranks in ranked[:_MOST]:
+        yield tuple(o[r] for o, r in zip(short, ranks, strict=True))
+
+
+def source_of(module: nn.Module) -> str:
+    """The text of forward, where there is one."""
+    try:
+        return inspect.getsource(getattr(module, "_orig_mod", module).forward)
+    except (OSError, TypeError):
+        return ""
+
+
+def maybe_decoder(name: str) -> bool:
+    """Whether a parameter of this name may take a decoder's input, though it need not."""
+    return name.lower() in MAYBE_DECODER

@@ -1,0 +1,246 @@
+"""Where the logits are in what a module gives: which tensor, in which layout, behind which head.
+
+B batch, T time of the sequence that is read out, V vocabulary, C classes, D width of hidden states.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.errors import CallError
+from anyformer.core.findings import Finding
+from anyformer.models.calling import head_of
+from anyformer.models.calls.probing import Prober, Run, Seen, readable, tensors_in
+from anyformer.models.plan import Alignment, CallPlan, Layout, LogitsPath, path_text
+
+HEADS = re.compile(
+    r"(lm_|output_|out_|final_|token_|vocab_|mlm_|prediction_)?(generator|head|project(ion|or)?|proj|logits?|decoder|"
+    r"fc(_?out|_?final)?|out(put)?(_layer)?|linear|classifier|unembed(ding)?|embed_out|predictions?|softmax)"
+    r"|to_(logits|out|vocab)|get_logits|compute_logits|lm_logits|score",
+)
+_STRONG = re.compile(r"generator|lm_head|(output_)?project(ion)?|to_logits|output_projection|mlm_head|unembed(ding)?")
+Use = Literal["sequence", "pooled", "last"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor of the output whose axes are what logits could have."""
+
+    use: Use
+    logits_from: str
+    path: LogitsPath
+    layout: Layout
+    alignment: Alignment
+    V: int
+
+    def text(self) -> str:
+        """In words."""
+        axes = {"BTV": "(B, T, V)", "TBV": "(T, B, V)", "NV": "(B·T, V)", "BVT": "(B, V, T)"}[self.layout]
+        if self.use == "pooled":
+            axes = "(B, C)"
+        axes = axes.replace("T", "T - 1") if self.alignment == "short" else axes
+        axes = axes.replace("V", f"{self.V:,}").replace("C", f"{self.V:,}")
+        return f"{self.where()} {axes}"
+
+    def stated(self) -> str:
+        """As anyformer.yaml states it."""
+        if self.logits_from == "loss":
+            return f"loss[{self.path[0]}]" if self.path else "loss"
+        if self.logits_from.startswith("attribute:"):
+            return f"self.{self.logits_from.removeprefix('attribute:')}"
+        return "output" + path_text(self.path).removeprefix("the ").removeprefix("output")
+
+    def where(self) -> str:
+        """The place alone."""
+        if self.logits_from == "loss":
+            which = f" number {self.path[0] + 1}" if self.path and isinstance(self.path[0], int) else ""
+            return f"what its own cross-entropy{which} is computed from:"
+        if self.logits_from.startswith("attribute:"):
+            return f"self.{self.logits_from.removeprefix('attribute:')}"
+        return path_text(self.path)
+
+
+def places(runs: list[tuple[Run, int, int]]) -> list[Place]:
+    """The places that have the same axes and the same V in every run; each run comes with its B and T."""
+    found: list[Place] | None = None
+    for run, B, T in runs:
+        here = _places(run, B, T)
+        found = here if found is None else [p for p in found if p in here]
+    return found or []
+
+
+def _places(run: Run, B: int, T: int) -> list[Place]:
+    tensors = [("output", path, t) for path, t in tensors_in(run.output)]
+    sequence = [p for source, path, t in tensors for p in _shapes(t, source, path, B, T)]
+    attributes = [(f"attribute:{name}", path, t) for name, v in run.attributes.items() for path, t in tensors_in(v)]
+    beside = [p for source, path, t in attributes for p in _shapes(t, source, path, B, T)]
+    # one loss: its place needs no number
+    numbers: list[LogitsPath] = [(n,) for n in range(len(run.tapped))] if len(run.tapped) > 1 else [()]
+    tapped = [p for path, (t, _) in zip(numbers, run.tapped, strict=False) for p in _shapes(t, "loss", path, B, T)]
+    return [*sequence, *beside, *tapped]
+
+
+def _shapes(tensor: Tensor, source: str, path: LogitsPath, B: int, T: int) -> list[Place]:
+    if not readable(tensor):
+        return []
+    shape = tuple(tensor.shape)
+    found: list[Place] = []
+    alignments: tuple[tuple[int, Alignment], ...] = ((T, "next"), (T - 1, "short"))
+    for length, alignment in alignments:
+        if len(shape) == 3 and length > 1:
+            layouts: list[tuple[Layout, tuple[int, int], int]] = [
+                ("BTV", (shape[0], shape[1]), shape[2]),
+                ("TBV", (shape[1], shape[0]), shape[2]),
+                ("BVT", (shape[0], shape[2]), shape[1]),
+            ]
+            found += [Place("sequence", source, path, lay, alignment, V) for lay, at, V in layouts if at == (B, length)]
+        if len(shape) == 2 and shape[0] == B * length and length > 1:
+            found.append(Place("sequence", source, path, "NV", alignment, shape[1]))
+    if len(shape) == 2 and shape[0] == B:
+        found.append(Place("pooled", source, path, "BTV", "next", shape[1]))
+    if len(shape) == 3 and shape[:2] == (B, 1):
+        found.append(Place("last", source, path, "BTV", "next", shape[2]))
+    return [p for p in found if p.V > 1]
+
+
+def order(found: list[Place], rows: int | None, ranks: Mapping[Place, int] | None = None) -> list[Place]:
+    """Likeliest first: named logits, as wide as the embedding has rows, returned rather than seen on the way.
+
+    ranks: by what made the tensor; a matrix of weights comes before a layer norm (``deciding.decide``).
+    """
+
+    def key(place: Place) -> tuple[int, ...]:
+        named = bool(place.path) and str(place.path[-1]) in ("logits", "prediction_logits", "lm_logits", "mlm_logits")
+        source = ["output", "attribute", "loss"].index(place.logits_from.partition(":")[0])
+        attribute = "logit" in place.logits_from
+        wide, rank = rows is None or rows != place.V, (ranks or {}).get(place, 0)
+        return (
+            place.use != "sequence",
+            source == 1 and not attribute,
+            source,
+            not named,
+            # one row of as many numbers as there are ids would be the next token's, not classes
+            *((rank, wide) if place.use == "pooled" else (wide, rank)),
+            place.alignment != "next",
+            ["BTV", "TBV", "NV", "BVT"].index(place.layout),
+        )
+
+    return sorted(found, key=key)
+
+
+def with_place(plan: CallPlan, place: Place) -> CallPlan:
+    """The plan with its logits there."""
+    return replace(
+        plan,
+        logits_path=place.path,
+        layout=place.layout,
+        logits_from=place.logits_from,
+        alignment=place.alignment,
+        vocab_size=place.V,
+    )
+
+
+def hidden_width(prober: Prober, plan: CallPlan, seen: Seen) -> int | None:
+    """V if what lies at the plan's place is as wide as the embedding, which has more rows than that: hidden states."""
+    widths = {m.embedding_dim for m in prober.module.modules() if isinstance(m, nn.Embedding)}
+    rows = seen.target_rows or seen.embedding_rows
+    V = plan.vocab_size
+    named = bool(plan.logits_path) and plan.logits_path[-1] == "logits"
+    if rows is None or rows < V or V not in widths or named:
+        return None
+    return V
+
+
+def find_head(
+    prober: Prober, plan: CallPlan, seen: Seen, *, only: str | None = None, states: bool = False
+) -> tuple[CallPlan, Finding] | None:
+    """The plan with the head that forward leaves to its caller; None where the module has none.
+
+    A head is a submodule or method that did not run and makes rows of an embedding's length of hidden states.
+    states: no matrix of weights made what forward gives, so that a head of its width need not be another layer.
+    """
+    module, width = prober.module, plan.vocab_size
+    rows = {m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)}
+    wanted = {seen.target_rows or seen.embedding_rows} - {None}
+    drawn = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(0)).to(prober.device)
+    named = [n for n, _ in module.named_modules() if n and n not in seen.called and HEADS.fullmatch(n.split(".")[-1])]
+    methods = [n for n, f in inspect.getmembers(type(module), inspect.isfunction) if HEADS.fullmatch(n)]
+    for name in [only] if only else sorted([*named, *methods], key=lambda n: (n.count("."), n not in methods, n)):
+        try:
+            with torch.no_grad():
+                logits = head_of(module, name)(drawn)
+        except Exception:  # noqa: BLE001  (what cannot take hidden states is no head)
+            continue
+        if not isinstance(logits, Tensor) or logits.shape[:2] != (2, 3) or logits.dim() != 3:
+            continue
+        sure = only or _STRONG.fullmatch(name.split(".")[-1]) or (states and "." not in name)
+        if logits.shape[2] == width and not sure:
+            continue  # another layer of the same width
+        if logits.shape[2] in (wanted or rows):
+            how = f"{name} did not run in forward and makes {logits.shape[2]:,} numbers of {width}"
+            return replace(plan, head=name, vocab_size=logits.shape[2]), Finding("head", "ok", name, reason=how)
+    return None
+
+
+def require_head(prober: Prober, plan: CallPlan, seen: Seen) -> None:
+    """CallError: hidden states and nothing that makes logits of them."""
+    V, rows = plan.vocab_size, seen.target_rows or seen.embedding_rows or 0
+    raise CallError(
+        f"{type(prober.module).__name__} gives hidden states, no logits: {path_text(plan.logits_path)} is (B, T, {V})",
+        f"{V} is the width of its embedding; a head would give {rows:,}, one number per token of the vocabulary",
+        f"add a head: self.head = nn.Linear({V}, {rows}), and return self.head(x)",
+    )
+
+
+def logits_finding(
+    place: Place,
+    plan: CallPlan,
+    others: list[Place],
+    rows: int | None,
+    needed: str,
+    undecided: tuple[Place, ...] = (),
+    tables: Collection[int] = (),
+) -> Finding:
+    """Where the logits are, and what speaks against it.
+
+    undecided: others that could be the logits as well. tables: rows of the embeddings, those of positions left out.
+    """
+    text = place.text()
+    if plan.family == "encoder_decoder":
+        text = re.sub(r"\([^()]*\bT\b[^()]*\)", lambda axes: axes.group().replace("T", "S"), text)
+    measured = text + (f", only when {needed} are given" if needed else "")
+    V = plan.vocab_size
+    beside = [
+        p.text()
+        for p in others
+        if p.logits_from == "output" and (p.path, p.logits_from) != (place.path, place.logits_from)
+    ]
+    named = bool(place.path) and place.path[-1] == "logits"
+    if plan.head is not None:
+        return Finding("logits", "ok", f"hidden states {measured}; {plan.head} makes {V:,} of them")
+    if plan.family != "classifier" and rows is not None and rows // 2 >= V:
+        why = f"the embedding has {rows:,} rows: labels of tokens, perhaps; no token can be predicted"
+        return Finding("logits", "fail", measured, "as wide as the embedding has rows", why)
+    if plan.family != "classifier" and V not in tables:
+        wide = [p for p in others if p.logits_from == "output" and p.use == "sequence" and p.V in tables]
+        if wide:
+            why = f"{wide[0].text()} is as wide as an embedding that these ids do not reach: state tokens: and logits:"
+            return Finding("logits", "fail", measured, "as wide as the embedding of the ids has rows", why)
+    if undecided:
+        lines = "; ".join(f"{p.where()} (call: logits: {p.stated()})" for p in undecided[:3])
+        why = f"others could be the logits as well, its own loss does not say; state them in anyformer.yaml: {lines}"
+        verdict = "fail" if place.logits_from == "loss" else "warn"
+        return Finding("logits", verdict, measured, "one output as wide as the vocabulary", why)  # type: ignore[arg-type]
+    if beside and not named and rows != V and place.use == "sequence":
+        return Finding("logits", "warn", measured, reason=f"the first of several: also {', '.join(beside)}")
+    if plan.family != "classifier" and rows is not None and rows > V:
+        why = f"narrower than the embedding's {rows:,} rows: ids from {V:,} on can be read but not predicted"
+        return Finding("logits", "warn", measured, "as wide as the embedding has rows", why)
+    return Finding("logits", "ok", measured, reason=f"beside {', '.join(beside)}" if beside else "")

@@ -1,0 +1,294 @@
+"""Properties of a module measured by running it: rows of a batch, repetition, ids, masks, kind of output.
+
+B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.findings import Finding
+from anyformer.models.calling import Inputs, raw_output, row
+from anyformer.models.calls.positions import longest_sequence
+from anyformer.models.calls.probing import (
+    Prober,
+    changed_inputs,
+    difference,
+    high,
+    seeded,
+    target_high,
+    tensors_in,
+    tolerance,
+)
+from anyformer.models.plan import Argument, CallPlan, OutputKind
+
+__all__ = [
+    "batch_finding",
+    "difference",
+    "hides",
+    "ids_limit",
+    "output_kind",
+    "position_limit",
+    "repeat_finding",
+    "tolerance",
+]
+
+
+def rows_apart(prober: Prober, plan: CallPlan) -> float | None:
+    """How far a row alone differs from the row in a batch, in tolerances; None where a single row does not run."""
+    T = max(2, prober.length)
+    B = 3 if T != 3 else 4
+    inputs = prober.inputs(plan, B, T, 3)
+    together = prober.try_logits(plan, inputs)
+    alone = [prober.try_logits(plan, row(inputs, i)) for i in range(B)]
+    if together is None or any(a is None for a in alone):
+        return None
+    if bool(together.isnan().any()):
+        return float("inf")
+    limit = tolerance(together, 1e-4)
+    return max(float(difference(together[i : i + 1], a).max()) / limit for i, a in enumerate(alone) if a is not None)
+
+
+def batch_finding(prober: Prober, plan: CallPlan) -> Finding:
+    """Whether a row alone gives what it gives among others."""
+    apart = rows_apart(prober, plan)
+    order = " (ids go in as (T, B))" if plan.time_first else ""
+    if apart is None:
+        return Finding("batch", "note", "a single row could not be run", "a row alone gives what it gives in a batch")
+    if apart <= 1:
+        return Finding("batch", "ok", f"a row alone = the row in a batch{order}")
+    why = "the rows see one another; nn.MultiheadAttention and nn.TransformerEncoderLayer need batch_first=True"
+    return Finding("batch", "fail", f"a row alone differs by {apart:.2g} tolerances", "the same as in a batch", why)
+
+
+def repeat_finding(prober: Prober, plan: CallPlan) -> Finding:
+    """Whether eval mode gives the same logits twice, without the random state being reset; else which part does not."""
+    inputs = prober.inputs(plan, 2, prober.fixed or max(2, min(4, prober.length)), 4)
+    first = prober.try_logits(plan, inputs)
+    if first is None:
+        return Finding("repeat", "note", "not measured: the model refuses this batch")
+    second = prober.try_logits(plan, inputs, seed=1)
+    if second is None or second.shape != first.shape:
+        where = _first_difference(prober, plan, inputs)
+        kept = _kept(prober, plan, inputs)
+        cause = f"a state kept between calls{f' in {kept}' if kept else ''}{where}"
+        return Finding("repeat", "fail", "the second call with the same ids fails", "it gives the same", cause)
+    worst = float(difference(first, second).nan_to_num(nan=1e30).max())
+    if worst <= tolerance(first):
+        return Finding("repeat", "ok", "the same ids give the same logits twice")
+    where = _first_difference(prober, plan, inputs)
+    measured = f"the logits differ by {worst:.2g} at the second call"
+    again = [prober.try_logits(plan, inputs) for _ in range(2)]
+    if again[0] is not None and again[1] is not None and _close(again[0], again[1], tolerance(first)):
+        cause = "dropout that ignores eval mode, or a random choice per call"
+        return Finding("repeat", "warn", measured, "equal", cause + where)
+    kept = _kept(prober, plan, inputs)
+    cause = f"a state kept between calls{f' in {kept}' if kept else ''}"
+    return Finding("repeat", "fail", measured, "equal", cause + where)
+
+
+def _kept(prober: Prober, plan: CallPlan, inputs: Inputs) -> str:
+    """Names of the tensors that a call leaves on the module with other values than it found."""
+    before = {n: [t.clone() for t in ts] for n, ts in _attributes(prober.module)}
+    prober.try_logits(plan, inputs)
+    after = dict(_attributes(prober.module))
+    names = [n for n, ts in after.items() if not _all_equal(ts, before.get(n, []))]
+    return ", ".join(names[:3])
+
+
+def _attributes(module: nn.Module) -> list[tuple[str, list[Tensor]]]:
+    found = []
+    for name, part in module.named_modules():
+        values = {**vars(part), **part._buffers}
+        for key, value in values.items():
+            tensors = [t for _, t in tensors_in(value)] if not key.startswith("_") else []
+            if tensors:
+                found.append((f"{name}.{key}" if name else f"self.{key}", tensors))
+    return found
+
+
+def _all_equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _first_difference(prober: Prober, plan: CallPlan, inputs: Inputs) -> str:
+    """Which submodule gives another output first, in the order in which they end: ", first in drop (Dropout)"."""
+    both: list[list[tuple[str, list[Tensor]]]] = []
+    for seed in (0, 1):
+        outputs: list[tuple[str, list[Tensor]]] = []
+
+        def keep(name: str) -> Any:
+            def hook(module: nn.Module, given: Any, output: Any) -> None:
+                outputs.append((name, [t.detach().clone() for _, t in tensors_in(output)]))  # noqa: B023
+
+            return hook
+
+        handles = [m.register_forward_hook(keep(n)) for n, m in prober.module.named_modules() if n]
+        seeded(seed)
+        try:
+            with torch.no_grad():
+                raw_output(prober.module, plan, inputs)
+        except Exception:  # noqa: BLE001  (what it raised is in the finding; here only the order counts)
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        both.append(outputs)
+    kinds = {n: type(m).__name__ for n, m in prober.module.named_modules()}
+    for (name, first), (_, second) in zip(*both, strict=False):
+        if not _all_equal(first, second):
+            return f", first in {name} ({kinds[name]})"
+    return f", in {type(prober.module).__name__}.forward itself"
+
+
+def _close(first: Tensor, second: Tensor, limit: float) -> bool:
+    return first.shape == second.shape and float(difference(first, second).max()) <= limit
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first.nan_to_num(), second.nan_to_num())
+
+
+def output_kind(prober: Prober, plan: CallPlan) -> tuple[OutputKind, list[Finding]]:
+    """What the output is, with a finding where it is normalised already."""
+    logits = prober.try_logits(replace(plan, kind="logits"), prober.inputs(plan, 2, max(2, prober.length), 1))
+    if logits is None:
+        return "logits", []
+    values = logits.double()
+    if bool((values >= 0).all()) and bool(((values.sum(-1) - 1).abs() < 1e-3).all()):
+        why = "their logarithm is used as logits; a model without the softmax at its end trains more precisely"
+        return "probabilities", [Finding("output", "warn", "rows sum to 1: probabilities", "logits", why)]
+    if bool((values <= 0).all()) and bool((values.logsumexp(-1).abs() < 1e-3).all()):
+        why = "their cross-entropy is that of logits"
+        return "log-probabilities", [Finding("output", "note", "log-probabilities", reason=why)]
+    if bool((values >= 0).all()) and bool((values <= 1).all()) and float(values.std()) > 0:
+        why = (
+            "a sigmoid per class, most likely: they are used as logits, which a softmax then spreads over 0 … 1 only;"
+            " leave the sigmoid out to train well"
+        )
+        return "logits", [Finding("output", "warn", "numbers from 0 to 1 that do not sum to 1", "logits", why)]
+    return "logits", []
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What a padding mask did."""
+
+    works: bool
+    why: str
+
+
+def hides(prober: Prober, plan: CallPlan, *, target: bool = False, against: CallPlan | None = None) -> Hidden:
+    """Whether a 0 in the padding mask hides its token from the others, and ones change nothing.
+
+    against: the plan without the mask, whose logits those with ones must equal; None where it has no default.
+    """
+    T = max(3, prober.length)
+    inputs = prober.inputs(plan, 2, T, 1, T - 1 if T > 3 else 2)
+    ids = inputs.target_ids if target and inputs.target_ids is not None else inputs.input_ids
+    ones = torch.ones_like(ids)
+    name = "target_mask" if target else "attention_mask"
+    try:
+        full = prober.logits(plan, replace(inputs, **{name: ones}))
+        if against is not None:
+            moved = float(difference(full, prober.logits(against, inputs)).nan_to_num(nan=1e30).max())
+            if not moved <= tolerance(full):
+                return Hidden(False, f"a mask of ones moves the logits by {moved:.2g}")
+        at = 1  # not the first: a causal row that sees nothing at all gives NaN
+        hidden = ones.clone()
+        hidden[:, at] = 0
+        masked = replace(inputs, **{name: hidden})
+        pair = [prober.logits(plan, i) for i in (masked, changed_inputs(prober, plan, masked, at, target=target))]
+        shown = prober.logits(plan, changed_inputs(prober, plan, inputs, at, target=target))
+    except Exception as error:  # noqa: BLE001  (a stranger's forward may raise anything: this form is not its own)
+        return Hidden(False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    reads_itself = full.dim() == 3 and (target or plan.family != "encoder_decoder")
+    others = [t for t in range(ids.shape[1]) if t != at] if reads_itself else slice(None)
+    if full.dim() == 2:
+        moved_by, seen_by = difference(*pair), difference(full, shown)
+    else:
+        moved_by, seen_by = difference(*pair)[:, others], difference(full, shown)[:, others]
+    if bool(full.isnan().any()) or bool(pair[0].isnan().any()) or bool(moved_by.isnan().any()):
+        return Hidden(False, "it gives NaN")
+    if not float(seen_by.max()) > tolerance(full):
+        return Hidden(False, "no token is seen by the others, with or without it")
+    if float(moved_by.max()) > tolerance(full):
+        return Hidden(False, "a 0 does not hide it")
+    return Hidden(True, "ones change nothing, a 0 hides its token" if against else "a 0 hides its token")
+
+
+def mask_matters(prober: Prober, plan: CallPlan) -> bool:
+    """Whether a 0 in the padding mask changes logits at other places than its own."""
+    T = max(3, prober.length)
+    inputs = prober.inputs(plan, 2, T, 1, T - 1 if T > 3 else 2)
+    hidden = torch.ones_like(inputs.input_ids)
+    full = prober.try_logits(plan, replace(inputs, attention_mask=hidden))
+    hidden = hidden.index_fill(1, torch.tensor([1], device=hidden.device), 0)
+    other = prober.try_logits(plan, replace(inputs, attention_mask=hidden))
+    if full is None or other is None or full.shape != other.shape:
+        return full is not None
+    moved = difference(full, other)
+    if full.dim() == 3 and plan.family != "encoder_decoder":
+        moved = moved.index_fill(1, torch.tensor([1], device=moved.device), 0.0)
+    return bool((moved > tolerance(full)).any())
+
+
+def ids_limit(prober: Prober, plan: CallPlan) -> tuple[int | None, Finding]:
+    """How many ids the module can read: the rows of the embedding that sees them, else where ids start to raise."""
+    rows = plan.embedding_rows
+    if rows is not None:
+        return rows, Finding("ids", "ok", f"0 … {rows - 1:,}", reason="rows of the embedding that receives them")
+    V = plan.vocab_size
+    if prober.device.type == "cpu":  # on a GPU an id out of range breaks the process
+        good, bad = 1, V + 1  # id 1 ran when the call was found
+        sample = prober.inputs(plan, 2, prober.fixed or max(2, min(4, prober.length)), 1)
+
+        def runs(id_: int) -> bool:
+            given = replace(sample, input_ids=torch.full_like(sample.input_ids, id_))
+            return prober.try_logits(plan, given) is not None
+
+        if not runs(V):
+            good, bad = (V - 1, V) if runs(V - 1) else (1, V - 1)
+            while bad - good > 1:
+                middle = (good + bad) // 2
+                good, bad = (middle, bad) if runs(middle) else (good, middle)
+            return bad, Finding("ids", "ok", f"0 … {good:,}", reason=f"{good:,} runs, {bad:,} raises")
+    return None, Finding("ids", "note", "no limit found", reason="no nn.Embedding receives the ids")
+
+
+def position_limit(prober: Prober, plan: CallPlan, position_rows: list[int]) -> tuple[int | None, Finding]:
+    """The longest T (and S) that runs, where one more raises."""
+    if prober.fixed is not None:
+        why = "its forward is written for this length alone: train with --max_length of it"
+        return prober.fixed, Finding(
+            "positions", "warn", f"exactly {prober.fixed:,}; others fail", "shorter ones run", why
+        )
+    if plan.graph is not None and plan.graph.positions is not None:
+        rows = plan.graph.positions
+        return rows, Finding("positions", "ok", f"up to {rows:,}", reason="rows of its position embedding")
+    if prober.device.type != "cpu":  # a position out of range breaks a GPU process: measured on a copy on the CPU
+        try:
+            prober = Prober(copy.deepcopy(prober.module).cpu())
+        except Exception as error:  # noqa: BLE001  (a stranger's module may refuse in any way)
+            return None, Finding("positions", "note", "not measured", reason=f"no copy on the CPU: {error}")
+    unlimited = replace(plan, max_positions=None)
+
+    def runs(ids: Tensor) -> bool:
+        inputs = Inputs(ids)
+        if plan.family == "encoder_decoder":
+            inputs = Inputs(ids, target_ids=prober.ids(ids.shape[0], ids.shape[1], 6, target_high(plan)))
+        return prober.try_logits(unlimited, inputs) is not None
+
+    return longest_sequence(prober, plan, position_rows, high(plan), runs)
+
+
+def argument_of(plan: CallPlan) -> Argument | None:
+    """The padding mask as an argument."""
+    if plan.mask_arg is None:
+        return None
+    return Argument(plan.mask_arg, "mask", plan.mask_shape, plan.mask_dtype, plan.mask_form)

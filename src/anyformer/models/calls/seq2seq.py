@@ -1,0 +1,268 @@
+"""Encoder-decoders: two sequences in, logits for the second out.
+
+B batch, T time of the source, S time of the target, V vocabulary of the target.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import nn
+
+from anyformer.core.findings import Finding
+from anyformer.models.calling import Inputs
+from anyformer.models.calls.causal import glance, measure
+from anyformer.models.calls.masks import Settled, with_argument, without
+from anyformer.models.calls.names import TOKENS, hint, parameters_of, required, token_candidates, token_name
+from anyformer.models.calls.options import assignments, causal_forms, maybe_decoder, options, padding_forms, source_of
+from anyformer.models.calls.overrides import Stated
+from anyformer.models.calls.probing import Prober, changed_inputs, difference, tolerance
+from anyformer.models.calls.properties import hides, rows_apart
+from anyformer.models.calls.search import Found, blank, locate
+from anyformer.models.plan import Argument, CallPlan, MethodCall
+
+_METHOD_TRIES = 80
+
+
+def names_two_sequences(module: nn.Module, stated: Stated) -> bool:
+    """Whether the names of forward's arguments, or encode and decode methods, speak of two sequences."""
+    if stated.family is not None:
+        return stated.family == "encoder_decoder"
+    if stated.target is not None:
+        return True
+    return any(hint(p.name) == "decoder" for p in parameters_of(module)) or has_methods(module)
+
+
+def has_methods(module: nn.Module) -> bool:
+    """encode and decode, and no forward of its own."""
+    forward_missing = type(module).forward is nn.Module.forward
+    callable_ = [callable(getattr(module, name, None)) for name in ("encode", "decode")]
+    return all(callable_) and (forward_missing or "NotImplementedError" in source_of(module))
+
+
+def find_seq2seq(prober: Prober, stated: Stated, failures: list[str]) -> Found | None:
+    """The first call with two sequences of different lengths that gives logits (B, S, V) for the second."""
+    if has_methods(prober.module):
+        return _by_methods(prober, stated, failures)
+    best: Found | None = None
+    for plan in _drafts(prober.module, stated):
+        for time_first in (False, True):
+            if stated.batch is not None and time_first != (stated.batch == "second"):
+                continue
+            found, failure = locate(prober, replace(plan, time_first=time_first), stated)
+            if found is None or found.place.use != "sequence":
+                failures.append(failure or f"{plan.target_arg} as the decoder's input: no (B, S, V)")
+                continue
+            if source_finding(prober, found.plan).verdict == "fail":
+                failures.append(f"{plan.token_arg} as the source of {plan.target_arg}: it moves no logits")
+                continue
+            if found.apart is not None and found.apart <= 1:
+                return found
+            if best is None or (found.apart or 0.0) < (best.apart or 0.0):
+                best = found
+    return best
+
+
+def _drafts(module: nn.Module, stated: Stated) -> Iterator[CallPlan]:
+    parameters, source = parameters_of(module), source_of(module)
+    for token_arg, target in _pairs(parameters, stated):
+        others = [p for p in required(parameters) if p.name not in (token_arg.lstrip("*"), target)]
+        lists = [options(p, source, masks="source") for p in others]
+        for given in assignments(lists) if lists else [()]:
+            plan = blank(token_arg, given)
+            yield replace(plan, family="encoder_decoder", target_arg=target)
+
+
+def _pairs(parameters: list[inspect.Parameter], stated: Stated) -> list[tuple[str, str]]:
+    """(source, target) by name; then the first two that must be given."""
+    named = [p.name for p in parameters if hint(p.name) == "decoder"]
+    possible = [p.name for p in parameters if maybe_decoder(p.name) and p.name not in named]
+    free = [p.name for p in required(parameters) if hint(p.name) in ("tokens", "unknown", "targets")]
+    targets = [stated.target] if stated.target else [*named, *possible, *free[1:], *free[:1]]
+    sources = [stated.tokens] if stated.tokens else token_candidates(parameters)
+    if not stated.tokens:
+        sources += [token_name(p) for p in parameters if p.name in TOKENS and token_name(p) not in sources]
+    pairs = [(s, t) for t in dict.fromkeys(targets) for s in sources if s.lstrip("*") != t]
+    return pairs[:6]
+
+
+def _by_methods(prober: Prober, stated: Stated, failures: list[str]) -> Found | None:
+    """encode, decode and, where there is one, project: the first arguments with which the target is causal."""
+    best: tuple[int, Found] | None = None
+    for number, methods in enumerate(_method_calls(prober.module)):
+        if number >= _METHOD_TRIES:
+            break
+        tokens = next(a.name for a in methods[0].arguments if a.role == "tokens")
+        plan = replace(blank(tokens, ()), family="encoder_decoder", methods=methods)
+        found, failure = locate(prober, plan, stated)
+        if found is None or found.place.use != "sequence":
+            failures.append(failure or "decode gave no (B, S, V)")
+            continue
+        sight = glance(prober, found.plan, target=True)
+        masked = any("mask" in a.role for m in methods for a in m.arguments)
+        score = 2 * sight.decodes + (not masked or hides(prober, found.plan).works)
+        if score == 3:
+            return found
+        if best is None or score > best[0]:
+            best = (score, found)
+    return best[1] if best else None
+
+
+def _method_calls(module: nn.Module) -> Iterator[tuple[MethodCall, ...]]:
+    names = ["encode", "decode"]
+    project = next((n for n in ("project", "output_project", "projection") if _is_method(module, n)), None)
+    names += [project] if project else []
+    each: list[list[list[Argument]]] = []
+    for name in names:
+        parameters = [
+            p
+            for p in inspect.signature(getattr(module, name)).parameters.values()
+            if p.default is p.empty or hint(p.name) in ("mask", "target_mask", "memory_mask")
+        ]
+        each.append([_method_options(p, name, i) for i, p in enumerate(parameters) if p.kind is not p.VAR_KEYWORD])
+    flat = [options_ for lists in each for options_ in lists]
+    for given in assignments(flat):
+        methods, at = [], 0
+        for name, lists in zip(names, each, strict=True):
+            methods.append(MethodCall(name, given[at : at + len(lists)]))
+            at += len(lists)
+        roles = [a.role for m in methods for a in m.arguments]
+        if roles.count("tokens") == 1 and roles.count("target_ids") == 1 and "memory" in roles:
+            yield tuple(methods)
+
+
+def _is_method(module: nn.Module, name: str) -> bool:
+    found = getattr(module, name, None)
+    return inspect.ismethod(found)
+
+
+def _method_options(parameter: inspect.Parameter, method: str, index: int) -> list[Argument]:
+    name, kind = parameter.name, hint(parameter.name)
+    memory = Argument(name, "memory", "")
+    if method == "encode":
+        if index == 0:
+            return [Argument(name, "tokens")]
+        return _not_none(name) if kind == "mask" else options(parameter, "", masks="source")
+    if method != "decode":
+        return [memory]
+    if kind in ("mask", "target_mask", "memory_mask"):
+        source = kind != "target_mask" and not (kind == "mask" and name == "mask")
+        if source:
+            return _not_none(name)
+        causal = causal_forms(name, target=True, batched=True)
+        return [a for a in causal if a.form == "keep" and a.dtype != "float32"] + [
+            a for a in causal if a.form != "keep" or a.dtype == "float32"
+        ]
+    if kind in ("decoder", "tokens", "targets"):
+        return [Argument(name, "target_ids", "BS")]
+    if kind in ("memory", "cache") or "enc" in name.lower():
+        return [memory]
+    return [Argument(name, "target_ids", "BS"), memory]
+
+
+def _not_none(name: str) -> list[Argument]:
+    """A source mask, as encode and decode take it; nothing last."""
+    role = "memory_mask" if hint(name) == "memory_mask" else "mask"
+    padding = padding_forms(name, role)
+    first = [a for a in padding if a.shape in ("B11T", "B1T", "BT") and a.dtype != "float32"]
+    nothing = [Argument(name, "constant", "", value=None)]
+    return [*sorted(first, key=lambda a: (a.form != "keep", a.shape == "BT")), *nothing]
+
+
+def settle_seq2seq(prober: Prober, plan: CallPlan, stated: Stated) -> Settled:
+    """Target causality by a mask or flag where it is not the module's own; then padding of both sides."""
+    if plan.methods:
+        return Settled(plan, ())
+    given = (plan.token_arg.lstrip("*"), plan.target_arg, plan.targets_arg)
+    parameters = [p for p in parameters_of(prober.module) if p.name not in given and p.name not in stated.arguments]
+    masks = [p for p in parameters if hint(p.name) in ("mask", "target_mask", "memory_mask")]
+    findings: list[Finding] = []
+    sight = measure(prober, plan, target=True)
+    if not sight.decodes and not (sight.causal and not any("causal" in a.role for a in plan.extras)):
+        plan, findings = _target_causality(prober, plan, masks, parameters)
+    used = {a.name for a in plan.extras if "causal" in a.role}
+    sources = [p for p in masks if hint(p.name) == "mask" and "cross" not in p.name]
+    plan, about = _source_padding(prober, plan, sources, [p for p in masks if hint(p.name) == "memory_mask"])
+    findings += about
+    for parameter in masks:
+        if hint(parameter.name) == "target_mask" and parameter.name not in used:
+            plan, about = _target_padding(prober, plan, parameter)
+            findings += about
+    return Settled(plan, tuple(findings))
+
+
+def _target_causality(
+    prober: Prober, plan: CallPlan, masks: list[inspect.Parameter], parameters: list[inspect.Parameter]
+) -> tuple[CallPlan, list[Finding]]:
+    flags = [
+        Argument(p.name, "constant", "", value=True)
+        for p in parameters
+        if hint(p.name) == "flag" or "is_causal" in p.name
+    ]
+    ordered = sorted(
+        masks, key=lambda p: (hint(p.name) != "target_mask", "pad" in p.name, hint(p.name) == "memory_mask")
+    )
+    forms = [a for p in ordered[:3] for a in causal_forms(p.name, target=True)]
+    for argument in [*flags, *forms]:
+        candidate = with_argument(plan, argument)
+        if glance(prober, candidate, target=True).decodes and (rows_apart(prober, candidate) or 0) <= 1:
+            why = "with it no later target token is seen, and earlier ones are; with another form that is not so"
+            return candidate, [Finding("causal mask", "ok", argument.text(), reason=why)]
+    return plan, []
+
+
+def _source_padding(
+    prober: Prober, plan: CallPlan, sources: list[inspect.Parameter], memories: list[inspect.Parameter]
+) -> tuple[CallPlan, list[Finding]]:
+    """One mask alone, or one for the encoder and the same for what the decoder reads of it."""
+    first = ""
+    ordered = sorted(sources, key=lambda p: "pad" not in p.name and p.name != "attention_mask")
+    for parameter in ordered:
+        needed = parameter.default is parameter.empty
+        bare = None if needed else without(plan, parameter.name)
+        for argument in padding_forms(parameter.name, time_first=plan.time_first):
+            candidate = replace(with_argument(plan, argument), needs_mask=needed)
+            pair = [
+                with_argument(candidate, Argument(m.name, "memory_mask", shape, argument.dtype, argument.form))
+                for m in memories[:2]
+                for shape in dict.fromkeys((argument.shape, "BT"))
+            ]
+            for each in (candidate, *pair):
+                hidden = hides(prober, each, against=bare)
+                if hidden.works:
+                    text = argument.text() + ("" if each is candidate else f" and {each.extras[-1].text()}")
+                    return each, [Finding("mask", "ok", text, reason=hidden.why)]
+                first = first or hidden.why
+    if not sources:
+        return plan, []
+    names = ", ".join(p.name for p in sources)
+    return plan, [Finding("mask", "note", f"{names}: no form hides padding of the source", reason=first)]
+
+
+def _target_padding(prober: Prober, plan: CallPlan, parameter: inspect.Parameter) -> tuple[CallPlan, list[Finding]]:
+    needed = parameter.default is parameter.empty
+    bare = None if needed else without(plan, parameter.name)
+    for argument in padding_forms(parameter.name, "target_mask"):
+        candidate = with_argument(plan, argument)
+        if hides(prober, candidate, target=True, against=bare).works:
+            return candidate, [Finding("target mask", "ok", argument.text(), reason="a 0 hides its token")]
+    return plan, []
+
+
+def source_finding(prober: Prober, plan: CallPlan) -> Finding:
+    """Whether every source token plays a part in the logits."""
+    T = max(2, prober.length)
+    inputs: Inputs = prober.inputs(plan, 2, T, 21, max(2, T - 2))
+    base = prober.logits(plan, inputs)
+    moved = [
+        float(difference(base, prober.logits(plan, changed_inputs(prober, plan, inputs, t))).max()) for t in range(T)
+    ]
+    dead = [t for t, m in enumerate(moved) if not m > 0]
+    if not dead:
+        return Finding("source", "ok", f"changing any of {T} source tokens moves the logits of the target")
+    if len(dead) == T or max(moved) <= tolerance(base):
+        why = "the decoder does not read what the encoder gives"
+        return Finding("source", "fail", "changing source tokens moves no logits", "it moves them", why)
+    return Finding("source", "warn", f"source tokens {dead} of {T} play no part", "each one does")

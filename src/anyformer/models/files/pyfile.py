@@ -1,0 +1,400 @@
+"""A user's Python file as a module: executed under a name of its own, with its folder importable while it runs."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import importlib
+import inspect
+import itertools
+import re
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from anyformer.core.errors import AnyformerError, ConstructError, DependencyError, SourceError
+from anyformer.core.findings import Finding
+from anyformer.models.blame import blame
+from anyformer.models.building import aliases
+from anyformer.models.building.sizes import is_trial
+from anyformer.models.building.written import Written
+from anyformer.models.files.definitions import Definitions, LeftOut, shown_lines, starts_work
+from anyformer.models.files.filetext import compiled, read_text, syntax_error
+from anyformer.models.files.leftbehind import LeftBehind, kept_places
+from anyformer.models.files.limits import IMPORT_SECONDS, OutOfTime, time_limit
+from anyformer.models.files.neighbours import LEVELS, LIBRARIES, neighbours, too_deep
+from anyformer.models.files.siblings import LazyPackage, Siblings, enter_packages, used_places
+from anyformer.models.files.syntax import mentions, reached
+
+_COUNT = itertools.count(1)
+_KEPT = ("__name__", "__file__", "__package__", "__doc__", "__loader__", "__spec__")
+_OBJECTS = frozenset(("vocab", "layers", "blocks", "heads", "embed", "context", "length", "pad", "eos", "bos", "depth"))
+"""Globals of these names are as often objects as sizes."""
+_SIZES = frozenset(
+    (
+        *("vocab_size", "src_vocab_size", "tgt_vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "max_len"),
+        *("dropout", "device", "pad_id", "src_pad_id", "tgt_pad_id", "num_classes", "head_dim"),
+    )
+)
+
+
+class UserFile:
+    """A Python file and the modules that it imports from its own folder and from those above it.
+
+    Its siblings are visible as plain imports (``import layers``), from the repository's root (``from models.layers
+    import X``) and as relative ones (``from .layers import X``, ``from ..util import X``) while ``importable()`` is
+    entered. Afterwards they leave sys.modules under their plain names, so that neither another
+    model nor an installed package of that name meets them; they stay there under a name of their own.
+    """
+
+    def __init__(self, path: Path, *, levels: int = LEVELS) -> None:
+        """levels: how many folders above its own are searched for what the file imports."""
+        self.path = path.resolve()
+        self.folder = self.path.parent
+        self._package = f"_anyformer_source_{next(_COUNT)}"
+        self._siblings: dict[str, types.ModuleType] = {}
+        self.text = read_text(path)
+        self.module = types.ModuleType(f"{self._package}.{self.path.stem.replace('.', '_')}")
+        self.module.__file__ = str(self.path)
+        self._around = neighbours(self.path, self.text, levels)
+        within = self._around.package_of(self.folder)
+        reach = self.folder.parents[self._around.above - 1] if self._around.above else self.folder
+        if within is None or len(within.split(".")) <= self._around.above:
+            within = ".".join((self._package, *self.folder.relative_to(reach).parts))
+        self.module.__package__ = self._inside = within
+        self._names = _importable_names(self.folder) | self._around.places.keys()
+        self._finder = Siblings(self._around.places, self._names, self._package)
+        self.findings: list[Finding] = []
+        """What was not run, and what stands in for it."""
+        self.filled: dict[str, Any] = {}
+        """Globals that were given a size in place of a statement that was not run."""
+        self.left = LeftOut()
+        self._failure: AnyformerError | None = None
+        """What stopped the whole file, other than a package that is not installed."""
+
+    def execute(self, given: dict[str, Any] | None = None, fallback: dict[str, Any] | None = None) -> types.ModuleType:
+        """Run the file, or its definitions only where it would start training or a part the model does not need fails.
+
+        given, fallback: sizes for globals whose statements are left out (``vocab_size = len(chars)``).
+        SourceError names the line that is no Python or that failed, DependencyError a missing package.
+        What the file prints goes to stderr. Must run inside ``importable()``.
+        """
+        tree, code, why = self._parsed()
+        before = LeftBehind()
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                if why:
+                    self._run_definitions(tree, given, fallback)
+                    self._say_left_out(why)
+                else:
+                    failure = self._run(code)
+                    if failure is not None:
+                        self._recover(tree, failure, given, fallback)
+        finally:
+            before.put_back(building=True)
+        changed = before.finding()
+        if changed is not None:
+            self.findings.append(changed)
+        packages = [p for left in self._finder.left for p in left.packages]
+        if packages:
+            said = f"left out: {', '.join(dict.fromkeys(packages))}"
+            why = "not installed; files beside the model import it"
+            self.findings.append(Finding("import", "note", said, reason=why))
+        self._move_devices()
+        return self.module
+
+    def _parsed(self) -> tuple[ast.Module, types.CodeType, str]:
+        """The syntax tree, the code, and why the whole file is not to be run; "" where it is."""
+        try:
+            code = compiled(self.path, self.text)
+            tree = ast.parse(self.text)
+            mentions(tree)  # the deepest walk that is taken later on
+            return tree, code, starts_work(tree)
+        except (RecursionError, MemoryError) as error:
+            raise too_deep(self.path) from error
+
+    def _run(self, code: types.CodeType) -> AnyformerError | None:
+        """Run the whole file; the error to show, or None."""
+        try:
+            with time_limit(IMPORT_SECONDS):
+                exec(code, self.module.__dict__)
+        except AnyformerError:
+            raise
+        except (Exception, SystemExit, OutOfTime) as error:  # noqa: BLE001  (a stranger's code may raise anything)
+            return self._told(error)
+        return None
+
+    def _told(self, error: BaseException) -> AnyformerError:
+        """What went wrong while the file ran, in our words."""
+        told: AnyformerError
+        if isinstance(error, ModuleNotFoundError):
+            told = self._missing(error)
+        elif isinstance(error, SystemExit):
+            told = SourceError(
+                f"{self.path} ends the program while it is loaded",
+                blame(error),
+                'put what is not the model under: if __name__ == "__main__":',
+            )
+        elif isinstance(error, OutOfTime):
+            told = SourceError(
+                f"{self.path} does not finish loading",
+                blame(error).replace("OutOfTime: ", ""),
+                'put what is not the model under: if __name__ == "__main__":',
+            )
+        elif isinstance(error, SyntaxError):  # of a sibling
+            told = syntax_error(error)
+        else:
+            told = SourceError(f"{self.path} failed while it was loaded", blame(error), _FIX)
+        told.__cause__ = error
+        return told
+
+    def _recover(
+        self, tree: ast.Module, failure: AnyformerError, given: dict[str, Any] | None, fallback: dict[str, Any] | None
+    ) -> None:
+        """Load the definitions of a file that failed; raise the failure where no model is left."""
+        if not any(isinstance(n, ast.ClassDef) for n in tree.body):
+            raise failure
+        kept = {n: v for n, v in vars(self.module).items() if n in _KEPT}
+        vars(self.module).clear()
+        vars(self.module).update(kept)
+        self._run_definitions(tree, given, fallback)
+        own = [c for c in vars(self.module).values() if inspect.isclass(c) and issubclass(c, nn.Module)]
+        if not any(c.__module__ == self.module.__name__ for c in own):
+            raise failure
+        self._refuse_broken_classes(tree, failure)
+        self._failure = None if isinstance(failure, DependencyError) else failure
+        self._say_left_out(failure.what.replace(str(self.path), "the file") + f" ({_one_line(failure.detail)})")
+
+    def _refuse_broken_classes(self, tree: ast.Module, failure: AnyformerError) -> None:
+        """A module class that fails by its own fault is no part that can be left out."""
+        for node in tree.body:
+            error = self.left.failures.get(node.name) if isinstance(node, ast.ClassDef) else None
+            if error is None or not any("Module" in ast.unparse(base) for base in getattr(node, "bases", [])):
+                continue
+            if not (isinstance(error, NameError) and error.name in self.left.names):
+                raise failure
+
+    def _run_definitions(self, tree: ast.Module, given: dict[str, Any] | None, fallback: dict[str, Any] | None) -> None:
+        def size(name: str, space: Mapping[str, Any]) -> Any:
+            return _size(name, space, given or {}, fallback or {})
+
+        self.left = Definitions(self.module, str(self.path), size).run(tree.body)
+        self.filled = dict(self.left.filled)
+
+    def _say_left_out(self, why: str) -> None:
+        lines = shown_lines(self.left)
+        if lines:
+            said = f"definitions only; not run: line{'s' if len(self.left.lines) > 1 else ''} {lines}"
+            self.findings.append(Finding("script", "note", said, reason=why))
+        if self.left.packages:
+            said = f"left out: {', '.join(dict.fromkeys(self.left.packages))}"
+            self.findings.append(Finding("import", "note", said, reason="not installed, and the model does not use it"))
+        sizes = {n: v for n, v in self.filled.items() if n != "device"}
+        if sizes:
+            self.findings.append(
+                Finding(
+                    "sizes",
+                    "warn",
+                    ", ".join(f"{k}={v!r}" for k, v in sizes.items()),
+                    reason="the statements that set these globals were not run; put your own into config.json",
+                )
+            )
+
+    def require_complete(self, cls: Any) -> None:
+        """Raise the error of a left-out statement that a class needs: a missing package, a definition that failed."""
+        if not self.left.failures and not self.left.stale:
+            return
+        values = [n for n, v in vars(self.module).items() if not inspect.isclass(v) and not inspect.isfunction(v)]
+        # a global that has its value needs nothing further: it may stand in for a statement that was not run
+        needed = reached(mentions(ast.parse(self.text)), getattr(cls, "__name__", ""), values)
+        if self._failure is not None and self.left.stale & needed:
+            raise self._failure
+        for name, error in self.left.failures.items():
+            if name in needed and name not in vars(self.module):
+                raise self._failure or self._told(error)
+
+    def fill_globals(self, cls: Any, given: dict[str, Any] | None, fallback: dict[str, Any] | None) -> None:
+        """Give a value to the globals that a class reads and that are set under ``__main__`` only, or nowhere.
+
+        In this order: the configuration's, the program's own under ``__main__``, the caller's, a small one of ours.
+        """
+        space = vars(self.module)
+        names = reached(mentions(ast.parse(self.text)), getattr(cls, "__name__", ""))
+        open_names = sorted(n for n in names if n not in space and not hasattr(builtins, n))
+        if not open_names:
+            return
+        written = Written(self.text, self.module).names()
+        found: dict[str, Any] = {}
+        for name in open_names:
+            trial = aliases.role(name) in aliases.VOCABULARIES and is_trial(written.get(name))
+            value = written.get(name) if name not in (given or {}) and not trial else None
+            value = _size(name, {**space, **written, **found}, given or {}, fallback or {}) if value is None else value
+            if value is not None:
+                found[name] = value
+        space.update(found)
+        self.filled |= found
+        if found:
+            said = ", ".join(f"{k}={v!r}" for k, v in found.items())
+            own = all(written.get(k) == v for k, v in found.items())
+            why = "the model reads these globals, and loading the file does not set them"
+            more = "; the values are those under __main__" if own else "; put your own into config.json"
+            self.findings.append(Finding("sizes", "note" if own else "warn", said, reason=why + more))
+
+    def explain(self, error: ConstructError) -> ConstructError:
+        """The error of a construction, with the line that was not run where it comes of that.
+
+        Raises DependencyError instead where it comes of a package that a file beside it was run without.
+        """
+        self._finder.require(str(error), self.path)
+        for name, why in self.left.names.items():
+            if re.search(rf"name '{re.escape(name)}' is not defined|\bneeds {re.escape(name)}\b", str(error)):
+                line = self.left.places[name]
+                text = self.text.splitlines()[line - 1].strip()
+                said = f"{self.path.name}:{line}: {text}\nwas not run: {why}"
+                fix = "build this part in the file, from a configuration: AutoModel.from_config(…)"
+                if "from a hub" not in why:
+                    fix = f'give it a plain value in the file, or write config.json beside it: {{"{name}": …}}'
+                return ConstructError(error.what, f"{error.detail}\n{said}", fix)
+        return error
+
+    def _move_devices(self) -> None:
+        """Globals that name a GPU which is not there name the CPU instead."""
+        if torch.cuda.is_available():
+            return
+        moved = []
+        for name, value in list(vars(self.module).items()):
+            is_device = isinstance(value, torch.device) or (isinstance(value, str) and aliases.role(name) == "device")
+            if is_device and str(value).startswith("cuda"):
+                vars(self.module)[name] = torch.device("cpu") if isinstance(value, torch.device) else "cpu"
+                moved.append(f"{name}={str(value)!r}")
+        if moved:
+            why = "this machine has no GPU; the run moves the model where it trains"
+            self.findings.append(Finding("device", "note", f"cpu instead of {', '.join(moved)}", reason=why))
+
+    @contextlib.contextmanager
+    def importable(self) -> Iterator[None]:
+        """Make the folder the first place to import from; siblings of other folders are set aside meanwhile.
+
+        At the end the settings that the file or its constructors changed are as before: see ``leftbehind``.
+        """
+        aside = {k: m for k, m in sys.modules.items() if k.partition(".")[0] in self._names}
+        for name in aside:
+            del sys.modules[name]
+        sys.modules.update(self._siblings)
+        sys.modules[self._package] = LazyPackage(self._package, self.folder)
+        if self._inside.startswith(f"{self._package}."):
+            del sys.modules[self._package]
+        enter_packages(self._inside, self.folder)
+        sys.modules[self.module.__name__] = self.module
+        sys.modules[f"{self._inside}.{self.path.stem}"] = self.module
+        importlib.invalidate_caches()
+        sys.path.insert(0, str(self.folder))
+        bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+        before = LeftBehind()
+        try:
+            with kept_places(), self._finder.entered():
+                yield
+        finally:
+            before.put_back(building=False)
+            sys.dont_write_bytecode = bytecode
+            with contextlib.suppress(ValueError):
+                sys.path.remove(str(self.folder))
+            self._take_siblings()
+            sys.modules.update(aside)
+
+    def sources(self) -> dict[str, Path]:
+        """The file and those that it imported, the file first: name relative to ``root()`` → file on disk.
+
+        The __init__.py of a package counts where it was passed over, too: without it the package is another.
+        """
+        root = self.root()
+        paths = self._imported()
+        folders = {f for p in (self.path, *paths) for f in p.parents if root in f.parents}
+        if self._inside == self._package:  # a plain folder: its __init__.py is not asked for
+            folders.discard(self.folder)
+        found = sorted((paths | {f / "__init__.py" for f in folders if (f / "__init__.py").is_file()}) - {self.path})
+        return {p.relative_to(root).as_posix(): p for p in (self.path, *found)}
+
+    def root(self) -> Path:
+        """The folder that holds the file and all that it imported: its own, or one above it."""
+        used = used_places(self._around.places, self._siblings).values()
+        tops = [self.folder, *(p.parent for p in used)]
+        if self._inside.startswith(f"{self._package}."):
+            tops.append(self.folder.parents[self._inside.count(".") - 1])
+        return min(tops, key=lambda p: len(p.parts))
+
+    def _imported(self) -> set[Path]:
+        prefix = self._package + "."
+        # a namespace package has no file, its modules have
+        modules = [m for n, m in list(sys.modules.items()) if n.startswith(prefix)]
+        ran = [m for m in modules if not isinstance(m, LazyPackage) or m.started]
+        paths = {Path(file).resolve() for m in ran if (file := getattr(m, "__file__", None))}
+        root = self.root()
+        return {p for p in paths if p.is_relative_to(root) and p.suffix == ".py"}
+
+    def _take_siblings(self) -> None:
+        taken = {k: m for k, m in sys.modules.items() if k.partition(".")[0] in self._names}
+        for name, module in taken.items():
+            del sys.modules[name]
+            sys.modules[f"{self._package}.{name}"] = module
+        self._siblings = taken
+
+    def _missing(self, error: ModuleNotFoundError) -> AnyformerError:
+        name = error.name or str(error)
+        top = name.removeprefix(f"{self._package}.").partition(".")[0]
+        where = blame(error)
+        if name.startswith(self._package):
+            return SourceError(
+                f"{self.path} imports {top} from its own folder, where it is not",
+                where,
+                f"put {top}.py into {self.folder}",
+            )
+        if top in self._around.places:
+            place = self._around.places[top].parent
+            return SourceError(
+                f"{self.path} imports {name}, which is not there",
+                f"{where}\n{top} is taken from {place}",
+                f"put {name.replace('.', '/')}.py into {place}",
+            )
+        return DependencyError(
+            f"{self.path} imports {top}, which is not installed",
+            f"{where}\nno {top}.py and no folder {top} lies beside it or above it",
+            f"pip install {top}\nor, if {top} is a file of this model, put {top}.py into {self.folder}",
+        )
+
+
+_FIX = "run it with python to see the whole traceback"
+
+
+def _one_line(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines())
+
+
+def _size(name: str, space: Mapping[str, Any], given: dict[str, Any], fallback: dict[str, Any]) -> Any:
+    """The value of a global: given by its very name, or a size by its name, the caller's or a small one of ours."""
+    if name in given:
+        return given[name]
+    meaning = aliases.role(name)
+    if meaning not in _SIZES or name in _OBJECTS:
+        return None
+    for source in (given, fallback):
+        roles = aliases.roles(source)
+        for wanted in (meaning, aliases.PARENTS.get(meaning)):
+            found = [source[k] for k in (name, *(k for k, r in roles.items() if r == wanted)) if k in source]
+            if found:
+                return found[0]
+    known = {r: space[n] for n, r in aliases.roles(n for n in space if not n.startswith("_")).items()}
+    return aliases.default(meaning, known)
+
+
+def _importable_names(folder: Path) -> set[str]:
+    """Names under which the folder's files can be imported, less those of the standard library and of torch."""
+    files = {p.stem for p in folder.glob("*.py")}
+    packages = {p.name for p in folder.iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    return {n for n in files | packages if n.isidentifier()} - sys.stdlib_module_names - LIBRARIES
