@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,10 +35,19 @@ def saved(tmp_path_factory) -> Path:
     return folder
 
 
+class Asked(list[str]):
+    """Paths that were asked for, and what the server does wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults: dict[str, list] = {"states": [], "headers": [], "absent": []}
+        """HTTP states of the next answers; headers that it leaves out; files that it has not."""
+
+
 @pytest.fixture
-def hub(saved, tmp_path, monkeypatch) -> Iterator[list[str]]:
+def hub(saved, tmp_path, monkeypatch) -> Iterator[Asked]:
     """A server that answers as the hub's resolve endpoints do for me/tiny; yields the paths asked for."""
-    asked: list[str] = []
+    asked = Asked()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -52,7 +63,12 @@ def hub(saved, tmp_path, monkeypatch) -> Iterator[list[str]]:
             parts = self.path.split("?")[0].strip("/").split("/")
             file = saved / parts[-1]
             known = parts[:3] == ["me", "tiny", "resolve"]
-            if not known or not file.is_file():
+            if asked.faults["states"] and (state := asked.faults["states"].pop(0)) != 200:
+                self.send_response(state)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if not known or not file.is_file() or file.name in asked.faults["absent"]:
                 self.send_response(404)
                 self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
                 self.send_header("X-Repo-Commit", COMMIT)
@@ -62,7 +78,8 @@ def hub(saved, tmp_path, monkeypatch) -> Iterator[list[str]]:
             data = file.read_bytes()
             self.send_response(200)
             self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            if "X-Repo-Commit" not in asked.faults["headers"]:
+                self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if body:
@@ -187,12 +204,108 @@ def test_the_hub(hub, saved):
     assert loaded.provenance.files["config.json"] == hashlib.sha256((saved / "config.json").read_bytes()).hexdigest()
 
 
-def test_the_hub_has_no_such_model_or_does_not_answer(hub, monkeypatch):
+def test_the_hub_has_no_such_model(hub):
     with pytest.raises(SourceError, match="the hub has no model 'me/none'"):
         load_model("hf:me/none")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(SourceError, match=r"hf:me/tiny cannot be fetched(?s:.*)network"):
+    with pytest.raises(SourceError, match="the hub has no model 'a/b/c'"):
+        load_model("hf:a/b/c")
+
+
+# ---------------------------------------------------------------- where the hub does not answer
+
+DEAD = "http://127.0.0.1:9"  # the port for discarding: nothing listens
+
+
+@pytest.fixture
+def quiet(caplog, monkeypatch) -> Iterator[None]:
+    """Fails where the library wrote a warning of its own."""
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    yield
+    told = [r.getMessage() for r in caplog.get_records("call") if r.levelno >= logging.WARNING]
+    assert told == []
+
+
+@pytest.mark.parametrize("revision", ["", "@v2", f"@{COMMIT}"])
+def test_no_hub_and_nothing_in_the_cache_is_one_message_at_once(hub, quiet, monkeypatch, capfd, revision):
+    monkeypatch.setenv("HF_ENDPOINT", DEAD)
+    start = time.monotonic()
+    with pytest.raises(SourceError) as caught:
+        load_model(f"hf:me/tiny{revision}")
+    assert time.monotonic() - start < 3.0
+    text = str(caught.value)
+    assert text.startswith("hf:me/tiny cannot be fetched: the hub does not answer (ConnectError")
+    assert DEAD in text
+    assert "config.json is not in the cache on this machine" in text
+    assert "check the network" in text
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("away", ["no answer", "offline", "no hub"])
+def test_what_is_in_the_cache_is_used_and_that_is_said(hub, quiet, monkeypatch, saved, away):
+    load_model("hf:me/tiny")
+    before = len(hub)
+    if away == "no answer":
+        monkeypatch.setenv("HF_ENDPOINT", DEAD)
+    elif away == "offline":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    else:
+        hub.faults["headers"] = ["X-Repo-Commit"]
+    start = time.monotonic()
+    loaded = load_model("hf:me/tiny")
+    assert time.monotonic() - start < 3.0
+    (finding,) = [f for f in loaded.findings if f.name == "hub"]
+    assert (finding.verdict, finding.measured) == ("warn", "me/tiny from the cache")
+    said = {"no answer": "ConnectError", "offline": "HF_HUB_OFFLINE is set", "no hub": "login page"}
+    assert said[away] in finding.reason
+    reference = transformers.GPT2LMHeadModel.from_pretrained(saved)
+    assert torch.equal(loaded.module.lm_head.weight, reference.lm_head.weight)
+    assert len(hub) == before + (away == "no hub")
+
+
+def test_a_commit_in_the_cache_is_not_asked_for_again(hub, quiet):
+    assert "hub" not in findings(load_model(f"hf:me/tiny@{COMMIT}"))
+    before = len(hub)
+    loaded = load_model(f"hf:me/tiny@{COMMIT}")
+    assert len(hub) == before
+    assert [f.verdict for f in loaded.findings if f.name == "hub"] == ["note"]
+
+
+def test_a_server_error_is_tried_again_and_then_told(hub, quiet, monkeypatch):
+    monkeypatch.setattr("anyformer.models.network.hub.time.sleep", lambda seconds: None)
+    hub.faults["states"] = [503, 429]
+    assert "hub" not in findings(load_model("hf:me/tiny"))
+    hub.faults["states"] = [503] * 3
+    (finding,) = [f for f in load_model("hf:me/tiny").findings if f.name == "hub"]
+    assert "the hub answers 503" in finding.reason
+    hub.faults["states"] = [503] * 3
+    with pytest.raises(SourceError, match="cannot be fetched: the hub answers 503"):
+        load_model("hf:me/other")
+
+
+def test_a_hub_that_goes_down_midway_is_told_without_the_librarys_warnings(hub, quiet, monkeypatch):
+    waits: list[float] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", waits.append)
+    hub.faults["states"] = [200] + [503] * 20
+    with pytest.raises(SourceError, match="hf:me/tiny cannot be fetched: the hub answers 503"):
         load_model("hf:me/tiny")
+    assert waits, "the library's own retries"
+
+
+def test_weights_that_are_not_in_the_cache_are_not_replaced_by_random_ones(hub, quiet, monkeypatch, tmp_path):
+    load_model("hf:me/tiny")
+    (snapshot,) = (tmp_path / "cache").rglob("model.safetensors")
+    snapshot.unlink()
+    monkeypatch.setenv("HF_ENDPOINT", DEAD)
+    with pytest.raises(SourceError, match=r"(?s)cannot be fetched.*model\.safetensors is not in the cache"):
+        load_model("hf:me/tiny")
+
+
+def test_the_cache_knows_that_there_are_no_weights(hub, quiet, monkeypatch):
+    hub.faults["absent"] = ["model.safetensors"]
+    assert findings(load_model("hf:me/tiny"))["weights"] == "random"
+    monkeypatch.setenv("HF_ENDPOINT", DEAD)
+    said = findings(load_model("hf:me/tiny"))
+    assert (said["weights"], said["hub"]) == ("random", "me/tiny from the cache")
 
 
 def test_a_class_by_its_import_path_is_small():

@@ -215,6 +215,13 @@ def test_the_first_twenty_lines_and_the_way_to_the_rest():
     assert "review: nothing stood out" in text
 
 
+def test_every_line_is_shown_to_its_end() -> None:
+    hidden = "x = 1" + " " * 400 + "; hidden_behind = 2"
+    request = request_of(**{"model.py": hidden})
+    assert "hidden_behind" not in "\n".join(request.lines())
+    assert "hidden_behind" in "\n".join(request.lines(whole=True))
+
+
 def test_what_would_steer_a_terminal_is_shown_as_text(server, capsys):
     evil = "x = 1  # \x1b[2J\x1b]0;title\x07 \u202e \u200b \x9b31m\n"
 

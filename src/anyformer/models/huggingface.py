@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from anyformer.core.findings import Finding
 from anyformer.core.optional import require
 from anyformer.models.blame import blame
 from anyformer.models.building import aliases
+from anyformer.models.network.hub import HubRepository
 from anyformer.models.weights import NOT_APPLICABLE
 
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -70,8 +70,9 @@ def is_library_class(value: Any) -> bool:
 def load_hub(text: str, config: dict[str, Any] | None) -> HubModel:
     """``hf:ID``, ``hf:ID@revision`` or ``hf:FOLDER``: with its weights, or with random ones where it has none.
 
-    HF_ENDPOINT names another hub. Raises SourceError (not found, no network), ConstructError (no such architecture,
-    code in the repository, weights that do not fit), DependencyError (transformers is missing).
+    HF_ENDPOINT names another hub. Where the hub does not answer, its cache on this machine is used, and that is said.
+    Raises SourceError (not found, no network), ConstructError (no such architecture, code in the repository, weights
+    that do not fit), DependencyError (transformers is missing).
     """
     name = text.removeprefix("hf:")
     folder = Path(name).expanduser()
@@ -80,9 +81,10 @@ def load_hub(text: str, config: dict[str, Any] | None) -> HubModel:
     if not name or name.startswith((".", "/", "~")):
         raise SourceError(f"no folder {name!r}", "hf: takes a folder with config.json or an id of the hub", "hf:gpt2")
     repository, _, revision = name.partition("@")
-    found, pinned = _download(repository, revision or None)
+    found, pinned, cached = _download(repository, revision or None)
     loaded = _from_folder(found, config, pinned)
-    return HubModel(loaded.module, text, loaded.sources, loaded.config, loaded.findings)
+    findings = (cached, *loaded.findings) if cached else loaded.findings
+    return HubModel(loaded.module, text, loaded.sources, loaded.config, findings)
 
 
 def load_folder(folder: Path, config: dict[str, Any] | None) -> HubModel:
@@ -284,56 +286,18 @@ def _known(values: dict[str, Any]) -> bool:
     return values.get("model_type") in _transformers().models.auto.configuration_auto.CONFIG_MAPPING
 
 
-def _download(repository: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder in the hub's cache with config.json and weights, and the revision."""
-    hub = require("huggingface_hub", purpose=_PURPOSE)
-    errors = require("huggingface_hub.errors", purpose=_PURPOSE)
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-
-    def fetch(name: str) -> Path | None:
-        try:
-            return Path(hub.hf_hub_download(repository, name, revision=revision, endpoint=endpoint))
-        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-            raise SourceError(
-                f"hf:{repository} cannot be fetched: the hub does not answer",
-                f"{name} is not in the cache\n{_first_line(error)}",
-                "check the network, or download the folder elsewhere and give hf:FOLDER",
-            ) from error
-        except errors.GatedRepoError as error:
-            raise SourceError(
-                f"hf:{repository} is gated", _first_line(error), "accept its terms on the hub, then: hf auth login"
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise SourceError(f"hf:{repository} has no revision {revision}", _first_line(error)) from error
-        except errors.EntryNotFoundError:
-            return None
-        except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-            raise SourceError(
-                f"the hub has no model {repository!r}",
-                _first_line(error),
-                "check the id (OWNER/NAME), or log in if it is private: hf auth login",
-            ) from error
-        except Exception as error:  # httpx, urllib3, OSError: whatever the transport raises
-            raise SourceError(
-                f"hf:{repository} cannot be fetched", _first_line(error), "check the network and try again"
-            ) from error
-
-    config = fetch("config.json")
+def _download(repository: str, revision: str | None) -> tuple[Path, str, Finding | None]:
+    """The folder in the hub's cache with config.json and weights, the revision, and whether only the cache was used."""
+    found = HubRepository(repository, revision)
+    config = found.file("config.json")
     if config is None:
         raise SourceError(f"hf:{repository} has no config.json", "it is no model of transformers")
     _read(config)  # refused before the weights are fetched
-    for name in (*_SAFE_WEIGHTS, *_PICKLED_WEIGHTS):
-        path = fetch(name)
-        if path is not None:
-            if name.endswith(".index.json"):
-                for shard in sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())):
-                    fetch(shard)
-            break
-    return config.parent, config.parent.name
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    weights = found.first((*_SAFE_WEIGHTS, *_PICKLED_WEIGHTS))
+    if weights is not None and weights.name.endswith(".index.json"):
+        for shard in sorted(set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values())):
+            found.file(shard)
+    return config.parent, config.parent.name, found.finding
 
 
 def _transformers() -> Any:

@@ -95,7 +95,8 @@ class TrustRequest:
 
     def _file(self, name: str, whole: bool, colour: bool) -> list[str]:
         text = source_lines(decode(self.code[name]))
-        shown = [_cut(safe(line)) for line in (text if whole else text[:FIRST_LINES])]
+        # "every line" means all of it: code behind the 200th column would be hidden otherwise
+        shown = [safe(line) for line in text] if whole else [_cut(safe(line)) for line in text[:FIRST_LINES]]
         more = len(text) - len(shown)
         lines = _painted(shown) if colour else shown
         title = f"  {safe(name)}, {len(text):,} lines, sha256 {self.gist.files[name][:16]}…"
@@ -226,7 +227,7 @@ def _prompted(request: TrustRequest) -> bool:
             continue
         if word in ("", "n", "no") or not answer:
             return False
-        print("  y runs it, s shows every line, anything else stops", file=sys.stderr, flush=True)
+        print("  y runs it, s shows every line, n stops", file=sys.stderr, flush=True)
 
 
 def _refused(request: TrustRequest, why: str) -> TrustError:
