@@ -114,6 +114,8 @@ def test_batch_norm_is_a_warning() -> None:
     before = model.norm.running_mean.clone()  # type: ignore[union-attr]
     evaluated, trained = prove_on_batch(model, infer_call_plan(model), batch())
     assert (evaluated.verdict, trained.verdict) == ("ok", "warn")
+    assert "norm (BatchNorm1d)" in trained.reason
+    assert "nn.LayerNorm" in trained.reason
     assert torch.equal(before, model.norm.running_mean)  # type: ignore[arg-type]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import time
@@ -17,8 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from anyformer.core.errors import CallError
+from anyformer.models.batchproof import prove_again, prove_on_batch
 from anyformer.models.callplan import CallPlan, call_logits, infer_call_plan
 from anyformer.models.example_gpt import GPT
+from tests.models.fingerprints import fingerprint
 
 V, D = 23, 12
 
@@ -95,24 +96,43 @@ def test_the_module_and_the_random_state_come_back_untouched():
             self.seen.append(random.random() + np.random.rand())
             return self.logits(ids)
 
-    def fingerprint(module):
-        digest = hashlib.sha256()
-        for name, tensor in module.state_dict().items():
-            digest.update(name.encode() + tensor.numpy().tobytes())
-        modes = [m.training for m in module.modules()]
-        rng = (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
-        hooks = [len(m._forward_pre_hooks) for m in module.modules()]
-        return digest.hexdigest(), modes, rng, list(module.seen), hooks, [p.grad for p in module.parameters()]
-
     module = Stateful()
     module.norm.eval()
+    module.places.weight.requires_grad_(False)
+    module.head.register_forward_hook(lambda *_: None)
+    module.tokens.weight.grad = torch.randn_like(module.tokens.weight)  # the others have none
     before = fingerprint(module)
-    infer_call_plan(module)
+    plan = infer_call_plan(module)
+    assert fingerprint(module) == before
+    prove_on_batch(module, plan, IDS)
+    prove_again(module, plan, IDS, step=1, proven=0)
     assert fingerprint(module) == before
     module.head = nn.Identity()  # gives hidden states: the plan is refused
     before = fingerprint(module)
     refused(module)
     assert fingerprint(module) == before
+
+
+TOUCHES = {
+    "parameters and buffers": lambda m: m.head.bias.data.add_(1e-7),
+    "gradients": lambda m: setattr(m.head.bias, "grad", m.head.bias.grad.clone()),  # equal, another tensor
+    "requires_grad": lambda m: m.head.bias.requires_grad_(False),
+    "modes": lambda m: m.attn.eval(),
+    "hooks": lambda m: m.head.register_full_backward_hook(lambda *_: None),
+    "attributes": lambda m: setattr(m.attn, "kept", 1),
+    "random states": lambda m: random.random(),
+}
+
+
+@pytest.mark.parametrize("kind", TOUCHES)
+def test_the_fingerprint_shows_every_touch(kind):
+    module = Core()
+    module.head.bias.grad = torch.ones(V)
+    before = fingerprint(module)
+    assert fingerprint(module) == before
+    TOUCHES[kind](module)
+    after = fingerprint(module)
+    assert kind in [name for name, was in before.items() if after[name] != was]
 
 
 def test_a_plan_calls_the_module_and_gradients_flow():

@@ -864,3 +864,29 @@ def test_small_sizes_that_fail_leave_the_refusal_as_it_was(tmp_path, monkeypatch
     monkeypatch.setattr(limits, "available_memory", lambda: 3 * 2**20)  # 1 MiB of small weights needs 4 to be trained
     with pytest.raises(ConstructError, match=r"Transformer would take"):
         load(tmp_path, LLAMA)
+
+
+@pytest.mark.parametrize("name", ["build_model", "from_args", "create"])
+def test_a_class_method_that_makes_the_parts(tmp_path, name):
+    body = f"""
+        class Part(nn.Module):
+            def __init__(self, rows, width):
+                super().__init__()
+                self.e = nn.Embedding(rows, width)
+        class Whole(nn.Module):
+            def __init__(self, args, inner):
+                super().__init__()
+                self.inner = inner
+            @staticmethod
+            def add_args(parser):
+                parser.add_argument("--embed-dim", type=int, default=6)
+            @classmethod
+            def {name}(cls, args, vocab_size=30):
+                return cls(args, Part(vocab_size, args.embed_dim))
+    """
+    loaded = load(tmp_path, body)
+    assert loaded.module.inner.e.weight.shape == (30, 6)
+    loaded = load(tmp_path, body, {"embed_dim": 4, "vocab_size": 40})
+    assert loaded.module.inner.e.weight.shape == (40, 4)
+    assert loaded.provenance.config == {"embed_dim": 4, "vocab_size": 40, "factory": name}
+    assert load(tmp_path, body, loaded.provenance.config).module.inner.e.weight.shape == (40, 4)

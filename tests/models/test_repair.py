@@ -16,7 +16,7 @@ from anyformer.models.callplan import infer_call_plan
 from anyformer.models.graph import derive_graph, run_graph
 from anyformer.models.repair import Repair, repair_model, save_repair
 from anyformer.models.source import load_model
-from tests.models.builder_twins import TWINS, PlainWithMask
+from tests.models.builder_twins import BOTH_SIDES, MIXERS, TWINS, EncoderDecoder, PlainWithMask
 
 EXPORTS = Path(__file__).parent / "builder_exports"
 
@@ -24,7 +24,8 @@ EXPORTS = Path(__file__).parent / "builder_exports"
 def repaired(tmp_path: Path, name_or_text: str) -> tuple[Repair, nn.Module, nn.Module]:
     """The repair, the original module, and the module of the repaired file with the same weights."""
     file = tmp_path / "model.py"
-    known = EXPORTS / f"{name_or_text}.py"
+    folder = EXPORTS / name_or_text if "\n" not in name_or_text else EXPORTS / "none"
+    known = folder / "model.py" if folder.is_dir() else EXPORTS / f"{name_or_text}.py"
     file.write_text(known.read_text("utf-8") if "\n" not in name_or_text else name_or_text, "utf-8")
     original = load_model(f"{file}:CustomTransformer").module
     repair = repair_model(load_model(f"{file}:CustomTransformer"))
@@ -39,20 +40,20 @@ def ids(B: int, T: int, high: int = 29) -> Tensor:
     return torch.randint(0, high, (B, T), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", {**TWINS, **MIXERS, **BOTH_SIDES})
 def test_a_repaired_export_equals_its_twin(name: str, tmp_path: Path) -> None:
     repair, original, fixed = repaired(tmp_path, name)
     assert list(inspect.signature(fixed.forward).parameters) == ["input_ids", "attention_mask"]
     assert fixed.state_dict().keys() == original.state_dict().keys()
-    twin = TWINS[name]().eval()
+    twin = {**TWINS, **MIXERS, **BOTH_SIDES}[name]().eval()
     twin.load_state_dict(original.state_dict())
     batch, mask = ids(3, 9), torch.tensor([[1] * 9, [1] * 6 + [0] * 3, [1] * 9])
     assert (fixed(batch) - twin(batch)).abs().max() <= 1e-6
-    kept = mask.bool()
+    kept = mask.bool() if fixed(batch).dim() == 3 else ...
     assert (fixed(batch, attention_mask=mask) - twin(batch, mask))[kept].abs().max() <= 1e-6
     assert (fixed(batch) - run_graph(original, derive_graph(original), batch)).abs().max() <= 1e-6
     plan = infer_call_plan(fixed)
-    assert plan.causal
+    assert plan.causal == (name not in BOTH_SIDES)
     assert {f.name: f.verdict for f in repair.findings}["equal"] == "ok"
     assert repair_model(load_model(tmp_path / "fixed.py")).needed is False
 
@@ -176,6 +177,78 @@ def test_a_leak_is_closed(case: str, tmp_path: Path) -> None:
     changed = [line for line in repair.diff.splitlines() if line.startswith("-") and not line.startswith("---")]
     assert 1 <= len(changed) <= 2
     assert ast.parse(repair.source)
+
+
+CONVOLUTION = PLAIN.replace("{members}", ATTENTION + "\n        self.conv = nn.Conv1d(d, d, 3, padding=1)")
+
+
+def test_a_convolution_that_leaks_is_padded_on_the_left(tmp_path: Path) -> None:
+    body = "y = self.conv(x.transpose(1, 2)).transpose(1, 2)\n        return self.attn(y, y, y)[0]"
+    repair, original, fixed = repaired(tmp_path, CONVOLUTION.replace("{body}", body))
+    assert "line 14: self.conv is padded on the left alone: it saw 1 ahead" in repair.changes
+    assert fixed.state_dict().keys() == original.state_dict().keys()
+    batch = ids(1, 8)
+    shorter = torch.cat([fixed(batch[:, :t])[:, -1:] for t in range(1, 9)], 1)
+    assert (fixed(batch) - shorter).abs().max() <= 1e-5
+    block = fixed.get_submodule("blocks.0")
+    kept = {**vars(nn.Conv1d(16, 16, 3)), "_parameters": block.conv._parameters}
+    bare = nn.Conv1d(16, 16, 3)
+    bare.__dict__.update(kept)
+    x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(1))
+    y = bare(nn.functional.pad(x.mT, (2, 0))).mT  # the same weights, all their padding before the first token
+    hidden = torch.ones(6, 6).triu(1).bool()
+    assert (block(x) - block.attn(y, y, y, attn_mask=hidden)[0]).abs().max() <= 1e-6
+
+
+def test_a_convolution_that_cannot_be_moved_is_named(tmp_path: Path) -> None:
+    members = ATTENTION + "\n        self.conv = nn.Conv1d(d, d, 3, padding=1, padding_mode='circular')"
+    body = "y = self.conv(x.transpose(1, 2)).transpose(1, 2)\n        return self.attn(y, y, y)[0]"
+    with pytest.raises(CallError) as caught:
+        repaired(tmp_path, PLAIN.replace("{members}", members).replace("{body}", body))
+    text = str(caught.value)
+    assert "blocks.0.conv (Conv1d)" in text
+    assert "on the left alone" in text
+    assert "give its attention a causal mask by hand" not in text
+
+
+def test_an_encoder_decoder_that_leaks_is_not_said_to_be_fine(tmp_path: Path) -> None:
+    body = "return self.attn(x, x, x)[0]"
+    text = PLAIN.replace("{members}", ATTENTION).replace("{body}", body)
+    text = text.replace("def forward(self, input_ids, attention_mask=None):", "def forward(self, src, tgt):")
+    text = text.replace(
+        "self.tok(input_ids) + self.pos(torch.arange(input_ids.shape[1]))",
+        "self.tok(tgt) + self.tok(src).mean(1, True)",
+    )
+    with pytest.raises(CallError, match="causality: changing target token"):
+        repaired(tmp_path, text)
+
+
+def test_an_encoder_and_a_classifier_need_no_mask(tmp_path: Path) -> None:
+    text = PLAIN.replace("{members}", ATTENTION).replace("{body}", "return self.attn(x, x, x)[0]")
+    classes = text.replace("nn.Linear(16, 31)", "nn.Linear(16, 4)").replace("self.head(x)", "self.head(x.mean(1))")
+    for name, whole in {"encoder": text.replace("self.head", "self.mlm_head"), "classifier": classes}.items():
+        (tmp_path / name).mkdir()
+        repair, _, _ = repaired(tmp_path / name, whole)
+        assert (repair.needed, repair.findings[0].measured) == (False, "nothing to repair")
+        assert repair.findings[0].reason == f"{'an' if name == 'encoder' else 'a'} {name} needs no causal mask"
+
+
+def test_an_encoder_decoder_is_repaired(tmp_path: Path) -> None:
+    repair, original, fixed = repaired(tmp_path, "encoder_decoder")
+    assert list(inspect.signature(fixed.forward).parameters) == [
+        "input_ids",
+        "target_ids",
+        "attention_mask",
+        "target_mask",
+    ]
+    twin = EncoderDecoder().eval()
+    twin.load_state_dict(original.state_dict())
+    source, target = ids(2, 7), ids(2, 5)
+    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+    assert (fixed(source, target, mask) - twin(source, target, mask)).abs().max() <= 1e-6
+    plan = infer_call_plan(fixed)
+    assert (plan.family, plan.causal) == ("encoder_decoder", True)
+    assert {f.name: f.verdict for f in repair.findings}["equal"] == "ok"
 
 
 def test_a_plain_export_equals_its_twin_after_the_repair(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Interrupting(Small):
         self.armed = False
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if self.armed and self.training:
+        if self.armed and self.training and torch.is_grad_enabled():  # others are proofs
             self.seen.append(str(tokens.tolist()))
             if len(self.seen) == self.at:
                 os.kill(os.getpid(), signal.SIGINT)

@@ -57,7 +57,7 @@ def mutations(plan: CallPlan, module: nn.Module) -> Iterator[Mutation]:
         turned = replace(plan, time_first=not plan.time_first, layout="BTV" if plan.layout == "TBV" else "TBV")
         yield Mutation("time_first and layout", f"{plan.layout} → {turned.layout}", turned)
     yield from (to("layout", value) for value in get_args(Layout) if value != plan.layout)
-    yield from (to("alignment", value) for value in ("next", "short", "own") if value != plan.alignment)
+    yield from (to("alignment", value) for value in ("next", "short", "long", "own") if value != plan.alignment)
     yield from (to("kind", value) for value in get_args(OutputKind) if value != plan.kind)
     yield from (to("family", value) for value in get_args(Family) if value != plan.family)
     yield to("causal", not plan.causal)
@@ -82,7 +82,7 @@ def mutations(plan: CallPlan, module: nn.Module) -> Iterator[Mutation]:
 
 def _paths(plan: CallPlan) -> Iterator[Mutation]:
     last = plan.logits_path[-1] if plan.logits_path else None
-    others: list[tuple[Any, ...]] = [(0,)] if last is None else [(), (*plan.logits_path[:-1], "loss")]
+    others: list[tuple[Any, ...]] = [(1,)] if last is None else [(), (*plan.logits_path[:-1], "loss")]
     if isinstance(last, int):
         others += [(*plan.logits_path[:-1], n) for n in (last - 1, last + 1) if n >= 0]
     for path in others:
@@ -111,6 +111,8 @@ def _argument(plan: CallPlan, number: int, argument: Argument) -> Iterator[Mutat
     if argument.role == "constant":
         wrong = not argument.value if isinstance(argument.value, bool) else 3 if argument.value != 3 else 4
         yield to("constant", f"{argument.value!r} → {wrong!r}", replace(argument, value=wrong))
+        return
+    if argument.role == "state":
         return
     if "mask" in argument.role:
         form, dtype = FORMS[argument.form]

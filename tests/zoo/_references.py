@@ -134,6 +134,20 @@ def loss_model(module: Any, ids: Tensor) -> Tensor:
     return module.head(module.layer(module.emb(ids) + module.pos[:T], infinite(past(T))))
 
 
+def adaptive_log_probs(module: Any, ids: Tensor) -> Tensor:
+    """Each cluster's share by the head, times each of its tokens' shares by its tail."""
+    softmax = module.adaptive
+    states = module.lstm(module.embed(ids))[0]
+    head = softmax.head(states).log_softmax(-1)
+    few = softmax.shortlist_size
+    tails = [head[..., few + i, None] + tail(states).log_softmax(-1) for i, tail in enumerate(softmax.tail)]
+    return torch.cat([head[..., :few], *tails], -1)
+
+
+def told_all_positions(module: Any, ids: Tensor) -> Tensor:
+    return module(ids, torch.zeros_like(ids), places(ids).expand_as(ids))[1]
+
+
 def with_targets(module: nn.Module, ids: Tensor) -> Tensor:
     return module(ids, torch.zeros_like(ids))[0]
 
@@ -165,6 +179,20 @@ def tied(module: Any, ids: Tensor) -> Tensor:
 def one_more(module: nn.Module, ids: Tensor) -> Tensor:
     """T + 1 ids in, T rows out: the last is cut off inside."""
     return module(torch.cat([ids, torch.zeros_like(ids[:, :1])], 1))
+
+
+def behind_start(module: nn.Module, ids: Tensor) -> Tensor:
+    """The first row is for the first token, of the start that the module puts before it."""
+    return module(ids)[:, 1:]
+
+
+def time_major(module: nn.Module, ids: Tensor) -> Tensor:
+    return torch.cat([module(row[None])[0][None] for row in ids])
+
+
+def from_init_hidden(module: Any, ids: Tensor) -> Tensor:
+    states = module(ids.T, module.init_hidden(len(ids)))[0]
+    return torch.stack(module.decoder(states).chunk(ids.size(1)), 1)
 
 
 def after_start(module: nn.Module, ids: Tensor) -> Tensor:
@@ -209,6 +237,17 @@ def padding_additive(module: nn.Module, ids: Tensor, keep: Tensor | None = None)
     return module(ids, (1.0 - keep[:, None, None, :].float()) * -1e30)
 
 
+def row_by_row(module: nn.Module, ids: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Each row alone, cut off where its length ends."""
+    keep = torch.ones_like(ids) if keep is None else keep
+    return torch.cat([module(i[None, : k.sum()], k.sum()[None]) for i, k in zip(ids, keep, strict=True)])
+
+
+def masked_scores(module: nn.Module, ids: Tensor, keep: Tensor | None = None) -> Tensor:
+    keep = torch.ones_like(ids) if keep is None else keep
+    return module(ids, (keep == 0)[:, None, :].expand(-1, ids.size(1), -1))[0]
+
+
 def masked_lm(module: nn.Module, ids: Tensor, keep: Tensor | None = None) -> Tensor:
     return module(ids, keep)["logits"]
 
@@ -231,6 +270,11 @@ def seq2seq(module: nn.Module, src: Tensor, tgt: Tensor) -> Tensor:
 def seq2seq_positions(module: nn.Module, src: Tensor, tgt: Tensor) -> Tensor:
     """Each side counts its own places."""
     return module(src, places(src), tgt, places(tgt))  # type: ignore[no-any-return]
+
+
+def seq2seq_lengths(module: nn.Module, src: Tensor, tgt: Tensor) -> Tensor:
+    B = len(src)
+    return module(src, tgt, torch.full((B,), src.size(1)), torch.full((B,), tgt.size(1)))  # type: ignore[no-any-return]
 
 
 def gathered(module: nn.Module, ids: Tensor) -> Tensor:

@@ -6,40 +6,37 @@ mode only. B batch, T time, V vocabulary.
 
 from __future__ import annotations
 
-import time
 import warnings
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding, Verdict
 from anyformer.models.blame import blame, user_lines
 from anyformer.models.calling import call_logits
-from anyformer.models.calls.precise import SHARE, copy_in_float64, float64, most_tokens
-from anyformer.models.calls.probing import difference, high, seeded, target_high, tolerance, woken
-from anyformer.models.calls.strays import require_known_leaves, require_no_new_parameters
+from anyformer.models.calls.leaks import Looked, look, look_in_float64, seeded_logits
+from anyformer.models.calls.precise import copy_in_float64, eager
+from anyformer.models.calls.probing import difference, seeded, tolerance, woken
+from anyformer.models.calls.strays import require_known_leaves
 from anyformer.models.calls.ungraded import require_gradients
 from anyformer.models.plan import CallPlan
 from anyformer.models.probes import set_mode, untouched
 
-SECONDS = 2.0
-"""Rounds of changed tokens go on until every position was changed once or this time is over; one always runs."""
 PROOF_TOKENS = 4096
 LEAST_ROWS = 8
 """Rows of the batch that are used: all of a small batch, of a large one at least eight."""
-_FINE_TOKENS = 1024
-_LEAST_LENGTH = 16
-"""Of a batch in float64."""
-_SEEDS = 9
-"""A forward that drops its mask in 30 % of the steps is seen in 96 % of the cases."""
-_SEED_TOKENS = 512
 _OWN = 0.5
 _OWN_IN_TRAINING = 0.1
 """Of the changed tokens, how many must move their own logits; in training mode dropout may hide many."""
+AGAIN_ROWS = 2
+"""Rows of a batch that are looked at again while it trains."""
+_SURE = 1e-3
+"""Of the usual logit: what no rounding of float32 moves. Weights that have grown round more than fresh ones do."""
 
 
 def prove_on_batch(
@@ -80,6 +77,65 @@ def prove_on_batch(
     return [*findings, *_state(module, plan, ids, read), *_backward(module, plan, ids, read)]
 
 
+def prove_again(
+    module: nn.Module,
+    plan: CallPlan,
+    input_ids: Tensor,
+    *,
+    target_ids: Tensor | None = None,
+    step: int,
+    proven: int,
+) -> None:
+    """Once more while it trains, on two rows of a batch, with the weights, buffers and counters that it then has.
+
+    Three forward passes of AGAIN_ROWS rows in training mode where all is well; the module is left as it was.
+    step: the optimizer step that is named; proven: the last one at which it was proven.
+    Raises CallError where a token now changes logits before it, or the input is now shifted. Nothing is looked at of
+    an encoder, a classifier, or a decoder that was not causal to begin with.
+    """
+    if not plan.causal or plan.family in ("encoder", "classifier"):
+        return
+    ids = input_ids[:AGAIN_ROWS]
+    read = None if target_ids is None else target_ids[:AGAIN_ROWS]
+    if (ids if read is None else read).shape[1] < 2:
+        return
+    module = getattr(module, "_orig_mod", module)
+    with _plain_numbers(module, ids.device), untouched(module, gradients=False), torch.no_grad():
+        set_mode(module, True)
+        seen = look(module, plan, ids, read, True, seconds=0.0, seed=step, seeds=False)
+        if seen.leak is not None and not seen.normed and not _sure(module, plan, ids, read, step):
+            seen = Looked(None, 0)
+        if seen.leak is not None and not seen.normed:
+            raise CallError(
+                f"at step {step:,} the model sees the future: since then it only learns to copy the next token",
+                f"in training mode {seen.leak}; at step {proven:,} nothing moved",
+                "look for what lifts its causal mask while it trains: a counter, a schedule, a buffer, a gate"
+                + (f"\nwhat was saved up to step {proven:,} is sound" if proven else ""),
+            )
+        if seen.leak is None and seen.checked and not seen.own:
+            _mode(module, None, plan, input_ids, target_ids, True)  # more positions: dropout may have hidden these
+
+
+def _sure(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None, step: int) -> bool:
+    """Whether what moves is more than rounding: large, or there in float64, too."""
+    again = look(module, plan, ids, read, True, share=_SURE, seconds=0.0, seed=step, seeds=False)
+    if again.leak is not None:
+        return True
+    double = copy_in_float64(module)
+    return double is not None and look_in_float64(double, plan, ids, read, True).leak is not None
+
+
+@contextmanager
+def _plain_numbers(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """With gradients as in training, in the weights' own number format, and nothing compiled anew."""
+    with ExitStack() as held:
+        held.enter_context(torch.inference_mode(False))
+        held.enter_context(torch.enable_grad())
+        held.enter_context(torch.autocast(device.type, enabled=False))
+        held.enter_context(eager(module))
+        yield
+
+
 def _state(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None) -> list[Finding]:
     """A warning where a call in training mode depends on attributes that the one before left; buffers may."""
     calls = []
@@ -106,7 +162,7 @@ def _backward(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | Non
         module.zero_grad(set_to_none=True)
         try:
             with torch.enable_grad():
-                logits = _logits(module, plan, ids, read, attached=True)
+                logits = seeded_logits(module, plan, ids, read, attached=True)
                 require_known_leaves(module, logits)
                 _loss(logits).backward()  # type: ignore[no-untyped-call]
             without = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
@@ -142,7 +198,7 @@ def _anomaly(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None
         warnings.simplefilter("always")
         try:
             with torch.enable_grad(), torch.autograd.set_detect_anomaly(True):
-                _loss(_logits(module, plan, ids, read, attached=True)).backward()  # type: ignore[no-untyped-call]
+                _loss(seeded_logits(module, plan, ids, read, attached=True)).backward()  # type: ignore[no-untyped-call]
         except RuntimeError:
             pass  # it failed before; the record of the forward pass is in the warning
     frames = [line for w in caught for line in user_lines(str(w.message))]
@@ -153,22 +209,22 @@ def _mode(
     module: nn.Module, double: nn.Module | None, plan: CallPlan, ids: Tensor, read: Tensor | None, training: bool
 ) -> Finding:
     if plan.family in ("encoder", "classifier"):
-        logits = _logits(module, plan, ids, read)
+        logits = seeded_logits(module, plan, ids, read)
         mode = "training mode" if training else "training batches"
         if not bool(logits.isfinite().any()):
             return Finding(f"logits in {mode}", "note", "none is finite", reason="training stops at them")
         what = "gradients reach the parameters" if training else f"logits {tuple(logits.shape)}"
         return Finding(f"logits in {mode}", "ok", what)
-    seen = _look(module, plan, ids, read, training)
+    seen = look(module, plan, ids, read, training)
     exact = None
     if seen.leak is None and seen.checked and double is not None:
-        exact = _look_in_float64(double, plan, ids, read, training)
+        exact = look_in_float64(double, plan, ids, read, training)
     length = ids.shape[1] if read is None else read.shape[1]
     return _finding(module, plan, seen, exact, length, training)
 
 
 def _finding(
-    module: nn.Module, plan: CallPlan, seen: _Seen, exact: _Seen | None, length: int, training: bool
+    module: nn.Module, plan: CallPlan, seen: Looked, exact: Looked | None, length: int, training: bool
 ) -> Finding:
     mode = "training mode" if training else "training batches"
     leak = seen.leak or (exact.leak if exact is not None else None)
@@ -189,198 +245,17 @@ def _finding(
         measured = f"no logit before a changed token moves (T = {length}, {tried})"
         return Finding(f"causality in {mode}", "ok", measured)
     if training and (seen.normed if seen.leak else exact is not None and exact.normed):
-        why = "BatchNorm's statistics tell it the future while it trains; the held-out loss is measured without them"
+        norms = [f"{n} ({type(m).__name__})" for n, m in module.named_modules() if isinstance(m, _BatchNorm)]
+        why = f"{', '.join(norms[:2])}{' …' if len(norms) > 2 else ''}: its statistics tell of the future while"
+        why += " it trains; the held-out loss is measured without them; put nn.LayerNorm in its place"
         return Finding(f"causality in {mode}", "warn", leak, "no change before the changed token", why)
     if not plan.causal:
         why = "trained on the next token all the same, as asked: it learns to copy it"
         return Finding(f"causality in {mode}", "warn", leak, "no change before the changed token", why)
     small = "" if seen.leak else "; in float64: float32's rounding hides it, training would make it grow"
+    copies = ": trained on the next token it would only learn to copy it" if seen.leak else ", a little"
     raise CallError(
-        "the model sees the future: trained on the next token it would only learn to copy it",
+        f"the model sees the future{copies}",
         f"on a batch of the training data{', in training mode only,' if training else ''} {leak}{small}",
         "give its attention a causal mask at every length, in every row and in both modes",
     )
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What changed tokens moved."""
-
-    leak: str | None
-    checked: int
-    """Positions at which a token was changed."""
-    own: int = 0
-    """Of them, those whose own logits moved."""
-    nan: bool = False
-    normed: bool = False
-    """Whether the leak goes through BatchNorm's statistics alone."""
-    seed: int = 0
-    """Of the random state in which it was seen."""
-
-
-def _look(
-    module: nn.Module,
-    plan: CallPlan,
-    ids: Tensor,
-    read: Tensor | None,
-    training: bool,
-    *,
-    share: float = 1e-5,
-    seconds: float = SECONDS,
-) -> _Seen:
-    """In training mode: with several random states, and without what tells of other tokens by right."""
-    seen = _leak(module, plan, ids, read, share, seconds)
-    if not training:
-        return seen
-    if seen.checked and seen.leak is None and share > SHARE:
-        seen = _other_seeds(module, plan, ids, read, share, seconds, seen)
-    if seen.leak is None:
-        return seen
-    # where a part runs on some of the tokens only (experts), another token shifts what dropout draws for the rest
-    quiet = [m for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for parts in (quiet, norms):
-        for part in parts:
-            part.training = False
-        if parts:
-            again = _leak(module, plan, ids, read, share, seconds, seed=seen.seed)
-            if again.checked and again.leak is None and share > SHARE:
-                again = _other_seeds(module, plan, ids, read, share, seconds, again)  # without dropout draws differ
-            if again.leak is None:
-                return replace(seen, normed=True) if parts is norms else again
-            seen = again
-    return seen
-
-
-def _other_seeds(
-    module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None, share: float, seconds: float, seen: _Seen
-) -> _Seen:
-    """The first leak of a few other random states; what was seen where none leaks.
-
-    Only of those that change the logits. A forward may drop its mask in some of the steps only.
-    """
-    few = max(1, _SEED_TOKENS // ids.shape[1])
-    ids, read = ids[:few], None if read is None else read[:few]
-    base, begin = _logits(module, plan, ids, read), time.monotonic()
-    for seed in range(1, _SEEDS):
-        if time.monotonic() - begin > seconds / 2:
-            break
-        if torch.equal(base, _logits(module, plan, ids, read, seed=seed)):
-            continue
-        other = _leak(module, plan, ids, read, share, 0.0, seed=seed)
-        if other.leak is not None:
-            return other
-    return seen
-
-
-def _look_in_float64(double: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None, training: bool) -> _Seen:
-    """The same on a copy in float64, with as many tokens as time allows; nothing is seen where it does not run."""
-    nothing = _Seen(None, 0)
-    with untouched(double), torch.set_grad_enabled(training), float64() as numbers:
-        set_mode(double, training)
-        length = max(ids.shape[1], 0 if read is None else read.shape[1])
-        tokens = min(most_tokens(double), _FINE_TOKENS)
-        rows, length = max(1, tokens // length), max(_LEAST_LENGTH, min(length, tokens))
-        ids, read = ids[:rows, :length], None if read is None else read[:rows, :length]
-        try:
-            seen = _look(double, plan, ids, read, training, share=SHARE, seconds=SECONDS / 4)
-        except Exception:  # noqa: BLE001  (not every forward takes float64; float32 has run, and what it saw counts)
-            return nothing
-    return nothing if seen.leak is not None and numbers.short else seen
-
-
-def _leak(
-    module: nn.Module,
-    plan: CallPlan,
-    ids: Tensor,
-    read: Tensor | None,
-    share: float,
-    seconds: float,
-    *,
-    seed: int = 0,
-) -> _Seen:
-    """What moved before a changed (target) token, if anything, and what moved at it.
-
-    Each row has its own position changed, so that one forward pass tries as many positions as there are rows.
-    """
-    B, T = (ids if read is None else read).shape
-    base = _logits(module, plan, ids, read, seed=seed)
-    limit = tolerance(base, share)
-    if bool(base.isnan().any()):
-        return _Seen(None, 0, nan=True)  # training stops at it and says where it arose
-    if float(difference(base, _logits(module, plan, ids, read, seed=seed)).max()) > limit:
-        return _Seen(None, 0)
-    order = [1 + (T // 2 + 61 * i) % (T - 1) for i in range(T - 1)] if (T - 1) % 61 else list(range(1, T))
-    checked, own, mixed, begin = 0, 0, False, time.monotonic()
-    while checked < len(order):
-        # rows that see one another (a capacity of experts) would tell of the other rows' changes: one row, then
-        rows = [checked % B] if mixed else list(range(B))
-        at = [order[(checked + i) % len(order)] for i in range(len(rows))]
-        moved = _moved(module, plan, ids, read, base, rows, at, seed)
-        if moved is None:
-            return _Seen(None, 0, nan=True)
-        worst = _before(moved, rows, at)
-        if float(worst.max()) > limit and not mixed and B > 1:
-            row = int(worst.argmax()) // T
-            again = _moved(module, plan, ids, read, base, [row], [at[row]], seed)
-            mixed = again is not None and float(_before(again, [row], [at[row]]).max()) <= limit
-            if mixed:
-                continue
-        own += int((moved[rows, at] > 0).sum())
-        if float(worst.max()) > limit:
-            row, position = divmod(int(worst.argmax()), T)
-            size, token = float(worst.max()), at[rows.index(row)]
-            text = f"changing token {token} of row {row} changes the logits at {position} (by {size:.2g}; must be 0)"
-            return _Seen(text, B, own, seed=seed)
-        checked += len(rows)
-        if time.monotonic() - begin > seconds:
-            break
-    return _Seen(None, checked, own, seed=seed)
-
-
-def _moved(
-    module: nn.Module,
-    plan: CallPlan,
-    ids: Tensor,
-    read: Tensor | None,
-    base: Tensor,
-    rows: list[int],
-    at: list[int],
-    seed: int,
-) -> Tensor | None:
-    """(B, T), how far the logits move when each of these rows has the token at its place changed; None for NaN."""
-    sequence = ids if read is None else read
-    below = high(plan) if read is None else target_high(plan)
-    changed = sequence.clone()
-    each = torch.tensor(rows, device=sequence.device)
-    places = torch.tensor(at, device=sequence.device)
-    changed[each, places] = (sequence[each, places] + max(1, below // 2)) % below
-    other = _logits(module, plan, *((changed, None) if read is None else (ids, changed)), seed=seed)
-    return None if bool(other.isnan().any()) else difference(base, other)
-
-
-def _before(moved: Tensor, rows: list[int], at: list[int]) -> Tensor:
-    """(B, T), what moved before the changed token of its own row; nothing of the other rows."""
-    limits = torch.zeros(len(moved), dtype=torch.int64)
-    limits[torch.tensor(rows)] = torch.tensor(at)
-    earlier = torch.arange(moved.shape[1])[None] < limits[:, None]
-    return torch.where(earlier.to(moved.device), moved, 0.0)
-
-
-def _logits(
-    module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None, *, seed: int = 0, attached: bool = False
-) -> Tensor:
-    """Logits with the same random state each time; CallError where training could not reach a parameter.
-
-    attached: with their graph, which what the call left on the module belongs to; else the module is left as it was.
-    """
-    known, graph = {name for name, _ in module.named_parameters()}, torch.is_grad_enabled()
-    with nullcontext() if attached else untouched(module):
-        seeded(seed)
-        logits = call_logits(module, plan, ids, target_ids=read)
-        require_no_new_parameters(module, known)
-    if graph and not logits.requires_grad:
-        trainable = any(parameter.requires_grad for parameter in module.parameters())
-        why = "its forward detaches them" if trainable else "none of its parameters requires a gradient"
-        raise CallError("the model cannot be trained: no gradient reaches its parameters", why)
-    return logits if attached else logits.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import re
 import sysconfig
@@ -44,11 +45,17 @@ def user_lines(text: str) -> list[str]:
     return [_line(frame) for frame in frames]
 
 
+def is_library(filename: str) -> bool:
+    """Whether the file belongs to torch, an installed package, the standard library or the house."""
+    return not _is_users(filename)
+
+
 def _line(frame: traceback.FrameSummary) -> str:
     text = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
     return f"{Path(frame.filename).name}:{frame.lineno}: {text}"
 
 
+@functools.lru_cache(maxsize=4096)
 def _is_users(filename: str) -> bool:
     if filename.startswith("<"):
         return False

@@ -5,19 +5,22 @@ B batch, T time (source), S time (target), V vocabulary, C classes.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from anyformer.core.errors import CallError
 from anyformer.models.blame import blame
 from anyformer.models.graph import run_graph
 from anyformer.models.plan import Argument, CallPlan, LogitsPath, MaskForm, follow, path_text
 
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _DTYPES = {"int64": torch.int64, "bool": torch.bool, "float32": torch.float32}
 
 
@@ -66,10 +69,13 @@ def call_logits(
                 " positions",
                 fix=f"--max_length {plan.max_positions}",
             )
-    if plan.alignment != "next":
+    if plan.reads_one_more:
         inputs = _one_more(plan, inputs)
-    logits = _laid_out(module, plan, inputs)
-    if plan.alignment == "own":
+    order = _longest_first(inputs) if plan.longest_first and attention_mask is not None else None
+    logits = _laid_out(module, plan, inputs if order is None else rows(inputs, order))
+    if order is not None:
+        logits = logits[order.argsort()]
+    if plan.alignment in ("own", "long"):
         logits = logits[:, 1:]
     expected = (*read.shape, plan.vocab_size) if plan.family != "classifier" else (len(read), plan.vocab_size)
     if tuple(logits.shape) != expected:
@@ -85,17 +91,28 @@ def call_logits(
 
 def row(inputs: Inputs, i: int) -> Inputs:
     """One row of a batch, as a batch of one."""
+    return rows(inputs, slice(i, i + 1))
 
-    def one(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[i : i + 1]
+
+def rows(inputs: Inputs, which: slice | Tensor) -> Inputs:
+    """Some rows of a batch, in that order."""
+
+    def taken(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[which]
 
     return Inputs(
-        inputs.input_ids[i : i + 1],
-        one(inputs.attention_mask),
-        one(inputs.target_ids),
-        one(inputs.target_mask),
-        one(inputs.segment_ids),
+        inputs.input_ids[which],
+        taken(inputs.attention_mask),
+        taken(inputs.target_ids),
+        taken(inputs.target_mask),
+        taken(inputs.segment_ids),
     )
+
+
+def _longest_first(inputs: Inputs) -> Tensor:
+    """Numbers of the rows, those with most tokens first."""
+    assert inputs.attention_mask is not None
+    return inputs.attention_mask.sum(-1).argsort(descending=True, stable=True)
 
 
 def raw_output(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
@@ -113,10 +130,11 @@ def raw_output(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
 
 def _output(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
     if plan.graph is not None:
-        return run_graph(module, plan.graph, inputs.input_ids, inputs.attention_mask)
+        source = (inputs.input_ids, inputs.attention_mask)
+        return run_graph(module, plan.graph, *source, inputs.target_ids, inputs.target_mask)
     if plan.methods:
         return _by_methods(module, plan, inputs)
-    given = arguments(plan, inputs)
+    given = {**arguments(plan, inputs), **_states(module, plan, inputs)}
     tokens = oriented(plan, inputs.input_ids)
     if plan.token_arg.startswith("*"):
         return module(tokens, **given)
@@ -137,8 +155,23 @@ def arguments(plan: CallPlan, inputs: Inputs) -> dict[str, Any]:
     if plan.target_arg is not None and inputs.target_ids is not None:
         given[plan.target_arg] = oriented(plan, inputs.target_ids)
     for argument in plan.extras:
-        given[argument.name] = value_of(plan, argument, inputs)
+        if argument.role != "state":
+            given[argument.name] = value_of(plan, argument, inputs)
     return given
+
+
+def _states(module: nn.Module, plan: CallPlan, inputs: Inputs) -> dict[str, Any]:
+    """What the module's own methods make for as many rows."""
+    return {a.name: made_state(module, a.value, len(inputs.input_ids)) for a in plan.extras if a.role == "state"}
+
+
+def made_state(module: nn.Module, method: str, B: int) -> Any:
+    """The state that a method of the module makes for B rows: init_hidden(B), or init_state(B, device)."""
+    make = getattr(module, method)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    parameters = inspect.signature(make).parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in _VARIADIC]
+    return make(*[device if p.name == "device" else B for p in needed])
 
 
 def value_of(plan: CallPlan, argument: Argument, inputs: Inputs, memory: Any = None) -> Any:
@@ -159,9 +192,12 @@ def value_of(plan: CallPlan, argument: Argument, inputs: Inputs, memory: Any = N
         return oriented(plan, inputs.target_ids)
     if argument.role == "segments":
         return oriented(plan, inputs.segment_ids if inputs.segment_ids is not None else torch.zeros_like(ids))
-    if argument.role == "lengths":
-        full = torch.full((B,), T, device=ids.device)
-        return full if inputs.attention_mask is None else inputs.attention_mask.sum(-1).to(full)
+    if argument.role in ("lengths", "target_lengths"):
+        target = argument.role == "target_lengths" and inputs.target_ids is not None
+        read, keep = (inputs.target_ids, inputs.target_mask) if target else (ids, inputs.attention_mask)
+        assert read is not None
+        full = torch.full((B,), read.shape[1], device=ids.device)
+        return full if keep is None else keep.sum(-1).to(full)
     if argument.role == "positions":
         if "S" in argument.shape and inputs.target_ids is not None:
             T = inputs.target_ids.shape[1]
@@ -239,7 +275,7 @@ def _laid_out(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Tensor:
     """The tensor at the plan's place as (B, T, V), or (B, C)."""
     if plan.packed and len(inputs.input_ids) > 1:
         return torch.cat([_laid_out(module, plan, row(inputs, i)) for i in range(len(inputs.input_ids))])
-    tap = LossTap()
+    tap = LossTap(module)
     if plan.logits_from == "loss":
         with tap:
             raw_output(module, plan, inputs)
@@ -248,7 +284,7 @@ def _laid_out(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Tensor:
         output = raw_output(module, plan, inputs)
         if plan.logits_from.startswith("attribute:"):
             output = getattr(module, plan.logits_from.removeprefix("attribute:"), None)
-        found = follow(output, plan.logits_path)
+        found = _followed(output, plan.logits_path)
     if plan.head is not None and isinstance(found, Tensor):
         found = head_of(module, plan.head)(found)
     if not isinstance(found, Tensor):
@@ -259,15 +295,28 @@ def _laid_out(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Tensor:
     return arrange(found, plan, len(ids))
 
 
+def _followed(output: Any, path: LogitsPath) -> Any:
+    """What lies at the path; the first of a tuple may also come alone, and alone may be the first, by the mode.
+
+    (A cache that is given back in eval mode alone, an auxiliary loss in training mode alone.)
+    """
+    if path == (0,) and isinstance(output, Tensor):
+        return output
+    if path == () and isinstance(output, list | tuple) and output:
+        return output[0]
+    return follow(output, path)
+
+
 def arrange(found: Tensor, plan: CallPlan, B: int) -> Tensor:
     """What lies at the plan's place, laid out as (B, T, V); a classifier's (B, C) as it is."""
     if plan.family == "classifier":
         return found
-    if plan.layout == "NV":
+    if plan.layout in ("NV", "MV"):
         if found.dim() != 2 or found.shape[0] % B:
             return found
         T = found.shape[0] // B
-        return found.reshape(T, B, -1).transpose(0, 1) if plan.time_first else found.reshape(B, T, -1)
+        rows_last = plan.time_first == (plan.layout == "NV")
+        return found.reshape(T, B, -1).transpose(0, 1) if rows_last else found.reshape(B, T, -1)
     if plan.layout == "BVT":
         return found.transpose(-1, -2)
     return found.transpose(0, 1) if plan.layout == "TBV" and found.dim() == 3 else found
@@ -282,12 +331,33 @@ def head_of(module: nn.Module, name: str) -> Any:
 
 
 class LossTap(TorchFunctionMode):
-    """Sees what a module computes its own cross-entropy from, while it is entered."""
+    """Sees what a module computes its own cross-entropy from, while it is entered.
 
-    def __init__(self) -> None:
+    An adaptive softmax computes it in parts, and gives all log-probabilities (N, V) of its input when asked.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.seen: list[tuple[Tensor, Tensor, bool]] = []
         """Input and targets of each cross_entropy or nll_loss, and whether the input holds log-probabilities."""
+        self._adaptive = [m for m in module.modules() if isinstance(m, nn.AdaptiveLogSoftmaxWithLoss)]
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        self._handles = [m.register_forward_pre_hook(self._adapt, with_kwargs=True) for m in self._adaptive]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+
+    def _adapt(self, softmax: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert isinstance(softmax, nn.AdaptiveLogSoftmaxWithLoss)
+        states, targets = [*args, *(kwargs[k] for k in ("input_", "target_", "input", "target") if k in kwargs)][:2]
+        if isinstance(states, Tensor) and isinstance(targets, Tensor) and states.dim() == 2:
+            self.seen.append((softmax.log_prob(states), targets, True))
 
     def logits(self, path: LogitsPath = ()) -> Tensor | None:
         """Input of the last one, or of that number."""

@@ -17,14 +17,22 @@ from torch import nn
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.calling import call_logits
+from anyformer.models.calls.altered import altered_findings
+from anyformer.models.calls.answers import answers_findings
 from anyformer.models.calls.causal import Sight, causality_findings, measure, only_in_training
+from anyformer.models.calls.criteria import criteria_finding
+from anyformer.models.calls.culprit import leak_reason
 from anyformer.models.calls.evidence import Evidence, gather
+from anyformer.models.calls.forcing import order_findings, settle_forcing
+from anyformer.models.calls.labels import tagger_finding
 from anyformer.models.calls.masks import Settled, settle_masks
-from anyformer.models.calls.meaning import call_findings, classes_finding, places_finding, tagger_finding
+from anyformer.models.calls.meaning import call_findings, classes_finding, places_finding
 from anyformer.models.calls.names import hint, parameters_of, required, token_candidates
+from anyformer.models.calls.opening import opened
 from anyformer.models.calls.outputs import find_head, hidden_width, logits_finding, require_head
 from anyformer.models.calls.overrides import Stated, stated
 from anyformer.models.calls.ownloss import own_loss
+from anyformer.models.calls.padding import settle_padding
 from anyformer.models.calls.probing import Prober, Seen, woken
 from anyformer.models.calls.properties import batch_finding, ids_limit, output_kind, position_limit, repeat_finding
 from anyformer.models.calls.refusals import refuse_other_input
@@ -38,8 +46,15 @@ from anyformer.models.calls.search import (
     sameness,
     seen_of,
 )
-from anyformer.models.calls.seq2seq import find_seq2seq, names_two_sequences, settle_seq2seq, source_finding
+from anyformer.models.calls.seq2seq import (
+    find_seq2seq,
+    names_two_sequences,
+    settle_seq2seq,
+    source_finding,
+    text_made_up,
+)
 from anyformer.models.calls.strays import require_ids_kept, stray_finding
+from anyformer.models.calls.ungraded import parts_finding
 from anyformer.models.graph import derive_graph, needs_graph
 from anyformer.models.plan import OBJECTIVES, CallPlan, Objective
 from anyformer.models.probes import set_mode, untouched
@@ -76,17 +91,19 @@ def infer_call_plan(
 
 
 def _infer(prober: Prober, said: Stated, objective: Objective | None) -> CallPlan:
-    found = _find(prober, said)
+    found, about_opening = opened(prober, _find(prober, said, objective), said)
     seen = seen_of(prober, found.plan)
     sample = prober.inputs(found.plan, *prober.sizes[0][:2], 41, prober.sizes[0][2])
     require_ids_kept(prober, found.plan, sample)
     plan, about_logits = _with_head(prober, found, seen, said)
+    plan, about_forcing = settle_forcing(prober, plan, said)
     rows, about_ids = ids_limit(prober, plan)
     plan = replace(plan, embedding_rows=rows)
     evidence = gather(prober.module)
     settled = _settle_masks(prober, plan, said, evidence, objective)
-    kind, about_kind = output_kind(prober, settled.plan)
-    plan = replace(settled.plan, kind=kind)
+    plan, about_lengths = settle_padding(prober, settled.plan, said)
+    kind, about_kind = output_kind(prober, plan)
+    plan = replace(plan, kind=kind)
     plan, about_order = _sight(prober, plan, said)
     own = own_loss(prober, replace(plan, causal=_seems_causal(prober, plan)))
     plan = replace(plan, targets_arg=own.targets_arg)
@@ -98,12 +115,19 @@ def _infer(prober: Prober, said: Stated, objective: Objective | None) -> CallPla
     findings = [
         *call_findings(prober, plan, said),
         *about_logits,
+        *about_opening,
         *about_kind,
         *settled.findings,
+        *about_lengths,
+        *about_forcing,
         *own.findings,
+        *answers_findings(prober, plan),
         *places_finding(prober, plan),
         *classes_finding(prober, plan),
-        *tagger_finding(prober, plan),
+        *tagger_finding(prober, plan, said, own, evidence),
+        *criteria_finding(prober, plan, said, own, objective),
+        *altered_findings(prober, plan),
+        *parts_finding(prober, plan),
         *stray_finding(prober, plan, sample),
         about_ids,
         *about_order,
@@ -124,13 +148,13 @@ def _unmentioned(plan: CallPlan, findings: list[Finding]) -> list[Finding]:
     return [Finding(a.role.replace("_", " "), "note", a.text(), reason=why) for a in masks]
 
 
-def _find(prober: Prober, said: Stated) -> Found:
+def _find(prober: Prober, said: Stated, objective: Objective | None) -> Found:
     """A call that runs: the dataflow of a builder export, an encoder-decoder, or one sequence in."""
     module = prober.module
     failures: list[str] = []
     require_names(module, said)
     if needs_graph(module):
-        return _by_graph(prober, said)
+        return _by_graph(prober, said, objective)
     if names_two_sequences(module, said):
         two = find_seq2seq(prober, said, failures)
         if two is not None:
@@ -141,7 +165,7 @@ def _find(prober: Prober, said: Stated) -> Found:
         one = find_sequence(prober, said)
     except CallError as error:
         if ModelSignatureInspector(module).requires_intermediate_outputs():
-            return _by_graph(prober, said)
+            return _by_graph(prober, said, objective)
         refuse_other_input(module)
         two = find_seq2seq(prober, said, failures) if len(required(parameters_of(module))) > 1 else None
         if two is None:
@@ -151,8 +175,9 @@ def _find(prober: Prober, said: Stated) -> Found:
                 error.detail += "".join(f"\n{f}" for f in list(more.values())[:3])
             raise
         return two
-    if one.plan.needs_targets and said.family in (None, "encoder_decoder"):
-        two = find_seq2seq(prober, replace(said, target=one.plan.targets_arg), failures)
+    second = one.plan.targets_arg if one.plan.needs_targets else None
+    if (second or text_made_up(one.plan, said)) and said.family in (None, "encoder_decoder"):
+        two = find_seq2seq(prober, replace(said, target=second) if second else said, failures)
         if two is not None:
             return two
         prober.sizes = one.sizes
@@ -161,18 +186,25 @@ def _find(prober: Prober, said: Stated) -> Found:
     return one
 
 
-def _by_graph(prober: Prober, said: Stated) -> Found:
+def _by_graph(prober: Prober, said: Stated, objective: Objective | None) -> Found:
     """The dataflow of a builder export whose forward asks for its own intermediate results."""
     module = prober.module
-    plan = replace(blank(_graph_tokens(module), ()), graph=derive_graph(module))
+    encoder = objective in ("masked", "classification") or said.family in ("encoder", "classifier")
+    decoder = objective == "causal" or said.family == "decoder"
+    graph = derive_graph(module, causal=False if encoder else True if decoder else None)
+    plan = replace(blank(_graph_tokens(module, graph.target), ()), graph=graph)
+    if graph.target:
+        plan = replace(plan, family="encoder_decoder", target_arg=graph.target)
     found, failure = locate(prober, plan, said)
+    if found is not None and graph.target and found.place.use != "sequence":
+        found, failure = None, f"{graph.target} as the decoder's input: no logits (B, S, V), one per token of it"
     if found is None:
         raise nothing_found(prober, parameters_of(module), [failure], said)
     return found
 
 
-def _graph_tokens(module: nn.Module) -> str:
-    names = [p.name for p in parameters_of(module)]
+def _graph_tokens(module: nn.Module, target: str) -> str:
+    names = [p.name for p in parameters_of(module) if p.name != target]
     likely = [n for n in names if "token" in n or n.startswith("input")]
     return next(iter([*likely, *token_candidates(parameters_of(module)), *names]), "input_ids")
 
@@ -195,7 +227,10 @@ def _with_head(prober: Prober, found: Found, seen: Seen, said: Stated) -> tuple[
     plan, about = found.plan, []
     if found.place.use == "sequence":
         width = hidden_width(prober, plan, seen)
-        if width is not None or said.head is not None:
+        rows = seen.target_rows or seen.embedding_rows
+        # a recurrent network's states may have another width than its embedding
+        other = rows is not None and plan.vocab_size < rows and found.made_by not in ("linear", None)
+        if width is not None or other or said.head is not None:
             states = found.made_by not in ("linear", None) and said.logits is None
             headed = find_head(prober, plan, seen, only=said.head, states=states)
             if said.head is not None and headed is None:
@@ -206,7 +241,7 @@ def _with_head(prober: Prober, found: Found, seen: Seen, said: Stated) -> tuple[
             if headed is not None:
                 plan, finding = headed
                 about.append(finding)
-            elif width != (seen.target_rows or seen.embedding_rows):
+            elif width is not None and width != rows:
                 require_head(prober, plan, seen)
     needed = plan.targets_arg if plan.needs_targets else None
     rows = plan.target_vocab or plan.embedding_rows
@@ -232,19 +267,23 @@ def _sight(prober: Prober, plan: CallPlan, said: Stated) -> tuple[CallPlan, list
     """Whether the input is shifted right inside: logits[t] depend on tokens before t alone."""
     if plan.family == "classifier" or plan.alignment != "next":
         _shift_fits(plan, said)
-        about = [Finding("shift", "note", "the last position is dropped inside: logits (B, T - 1, V)")]
-        return plan, about if plan.alignment == "short" else []
+        if plan.alignment == "short":
+            return plan, [Finding("shift", "note", "the last position is dropped inside: logits (B, T - 1, V)")]
+        start = "a start is put before the first token inside: of the logits (B, T + 1, V) the first is left out"
+        return plan, [Finding("shift", "note", start)] if plan.alignment == "long" else []
     two = plan.family == "encoder_decoder"
     sight = measure(prober, plan, target=two)
     if not sight.decodes or sight.own:
         _shift_fits(plan, said)
-        return plan, []
+        return plan, order_findings(prober, plan, sight)
     own = replace(plan, alignment="own")
-    if not measure(prober, own, target=two).own:
-        return plan, []
+    later = measure(prober, own, target=two)
+    if not (later.own and later.causal):
+        return plan, order_findings(prober, plan, sight)
     _shift_fits(own, said)
     which = "target token" if two else "token"
-    return own, [Finding("shift", "ok", f"right, inside: logits[t] depend on each {which} before t, not on t itself")]
+    shift = Finding("shift", "ok", f"right, inside: logits[t] depend on each {which} before t, not on t itself")
+    return own, [shift, *order_findings(prober, own, later)]
 
 
 def _shift_fits(plan: CallPlan, said: Stated) -> None:
@@ -300,8 +339,11 @@ def _family(
         _objective_fits(prober, plan, objective)
         return plan, [*about, source_finding(prober, plan)], repeats
     plan, about = _one_sequence(plan, sight, evidence, said, objective)
-    if plan.family == "decoder" and sight.leak is not None and (why := only_in_training(prober, plan, target=False)):
-        about[0] = replace(about[0], reason=why)
+    if plan.family == "decoder" and sight.leak is not None:
+        why = only_in_training(prober, plan, target=False)
+        if about[0].verdict == "fail":
+            why = why or leak_reason(prober, plan, sight.leak, evidence)
+        about[0] = replace(about[0], reason=why or about[0].reason)
     steps = bool(plan.packed) or any(hint(a.name) == "cache" for a in plan.extras)
     if steps and not sight.after:
         why = "it reads one token at a time, with a state that its caller carries: what was taken for time is a batch"
@@ -331,10 +373,7 @@ def _one_sequence(
     if evidence.says_encoder:
         why = "it sees both sides, and " + ", ".join(evidence.encoder[:3]) + " says so: masked language modelling"
         return replace(plan, family="encoder", causal=False), [both, Finding("family", "ok", "encoder", reason=why)]
-    leak = measured[0]
-    against = f" (a decoder: {evidence.decoder[0]})" if evidence.decoder else ""
-    fix = f"{leak.reason}{against}; --objective masked trains it as an encoder, anyformer repair proposes a mask"
-    return replace(plan, family="decoder", causal=False), [replace(leak, reason=fix)]
+    return replace(plan, family="decoder", causal=False), measured[:1]
 
 
 def _batch(prober: Prober, plan: CallPlan, repeats: Finding) -> Finding:

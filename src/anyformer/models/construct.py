@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import random
 import re
 import types
@@ -21,7 +22,9 @@ from anyformer.models.blame import blame
 from anyformer.models.building import aliases, configs, smaller
 from anyformer.models.building.arguments import Arguments, Missing, call
 from anyformer.models.building.configs import MISSING, VARIADIC
-from anyformer.models.building.reads import function_node, methods
+from anyformer.models.building.finish import initialised, one_dtype
+from anyformer.models.building.reads import function_node
+from anyformer.models.building.sections import models_own
 from anyformer.models.building.sizes import CLASS_KEYS, Ledger, Seen, chosen_sizes, is_json
 from anyformer.models.building.written import Written
 from anyformer.models.files.limits import (
@@ -31,12 +34,14 @@ from anyformer.models.files.limits import (
     build_within,
     has_no_memory,
     numbers_in,
+    require_hashable,
     time_limit,
     without_memory,
 )
 
 FACTORY = re.compile(r"(build|create|get|make|init|load|construct)_?\w*|\w+_(factory|builder)")
 """Functions that may build the model: build_model, create_model, get_model, make_transformer."""
+_CLASS_FACTORY = re.compile(r"(build|create|make)(_model)?|from_(config|args|cfg)")
 _MAX_FILLED = 64
 _MAX_TOLD = 8
 
@@ -49,6 +54,8 @@ class _Try:
     option: int
     fill_none: bool
     everything: bool
+    tuples: bool
+    """With tuples for the lists of the configuration: JSON has no tuples."""
 
 
 def construct(
@@ -69,16 +76,17 @@ def construct(
     Returns the module, the values it was given (None for none) and findings (the way taken, sizes chosen, names
     translated, keys not used). Raises ConstructError with every attempt and its error, or naming what is missing.
     """
-    given = dict(config or {})
     written = Written(text, namespace) if text is not None and namespace is not None else None
     scope = dict(vars(namespace)) if namespace is not None else {}
     asked = dict(fallback or {})
     if isinstance(cls, nn.Module):
         return cls, None, [Finding("construction", "note", f"the {type(cls).__name__} that the file builds itself")]
+    given, sections = models_own(dict(config or {}), cls, scope)
     state = _random_state()
     builder = _Builder(cls, given, asked, written, scope, text or "")
     try:
-        return builder.build(consumed)
+        module, used, findings = builder.build(consumed)
+        return module, used, [*sections, *findings]
     except DoesNotFit as refusal:
         small = {} if smaller.states_sizes(given) else smaller.small_sizes(builder.seen, asked)
         if not small or refusal.parameters is None:
@@ -93,7 +101,7 @@ def construct(
         unchanged = values.keys() - small.keys()
         sizes = {k: v for k, v in (used or {}).items() if k not in unchanged and k not in CLASS_KEYS}
         told = [f for f in findings if f.name not in ("sizes", "configuration")]
-        return module, used, [*told, smaller.said(refusal.parameters, module, sizes)]
+        return module, used, [*sections, *told, smaller.said(refusal.parameters, module, sizes)]
 
 
 class _Builder:
@@ -119,7 +127,8 @@ class _Builder:
     def build(self, consumed: frozenset[str]) -> tuple[nn.Module, dict[str, Any] | None, list[Finding]]:
         state = _random_state()
         for attempt in self._tries():
-            arguments = Arguments(self._given, self._fallback, self._written, self._scope)
+            given = {k: configs.tupled(v) for k, v in self._given.items()} if attempt.tuples else self._given
+            arguments = Arguments(given, self._fallback, self._written, self._scope)
             arguments.option, arguments.fill_none = attempt.option, attempt.fill_none
             built = self._attempt(attempt, arguments, state)
             if built is not None:
@@ -129,9 +138,9 @@ class _Builder:
                         f"{_name(attempt.target)} gave a {type(module).__name__}, not a torch.nn.Module"
                     )
                 findings = self._findings(how, arguments.ledger, consumed)
-                findings += _initialised(module)
+                findings += initialised(module)
                 if "dtype" not in aliases.roles(self._given).values():
-                    findings += _one_dtype(module)
+                    findings += one_dtype(module)
                 return module, self._record(attempt, arguments.ledger, consumed), findings
         instance = self._instance()
         if instance is not None:
@@ -144,13 +153,14 @@ class _Builder:
 
     def _tries(self) -> Iterator[_Try]:
         """Ways to build, best first: never one that drops values which another would use."""
-        for target in self._targets():
+        lists = any(isinstance(v, list) for v in self._given.values())
+        for tuples, target in itertools.product((False, True) if lists else (False,), self._targets()):
             seen = 1
             for fill_none in (False, True):
                 option = 0
                 while option < max(1, seen):
                     for everything in self._keywords(target):
-                        attempt = _Try(target, option, fill_none, everything)
+                        attempt = _Try(target, option, fill_none, everything, tuples)
                         yield attempt
                         seen = max(seen, self._options)
                     option += 1
@@ -179,6 +189,17 @@ class _Builder:
             called = {getattr(n.func, "id", "") for n in ast.walk(node) if isinstance(n, ast.Call)}
             if self._cls.__name__ in called:
                 found.append(function)
+        return found + self._class_methods()
+
+    def _class_methods(self) -> list[Any]:
+        """Class methods that build the class from a configuration: ``build_model(cls, args)``."""
+        named = [n for n, v in vars(self._cls).items() if isinstance(v, classmethod) and _CLASS_FACTORY.fullmatch(n)]
+        found = []
+        for method in (getattr(self._cls, n) for n in named):
+            node = function_node(method)
+            called = [] if node is None else [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
+            if {"cls", self._cls.__name__} & {getattr(c, "id", "") for c in called}:
+                found.append(method)
         return found
 
     def _needs_modules(self) -> bool:
@@ -223,6 +244,8 @@ class _Builder:
             try:
                 with time_limit(BUILD_SECONDS):
                     module = build_within(_name(target), make, state, self._numbers(), asked=self._asked)
+                    if isinstance(module, nn.Module):
+                        require_hashable(module)
                     if isinstance(module, nn.Module) and has_no_memory(module):
                         module = make()
                 if isinstance(module, nn.Module) and has_no_memory(module):
@@ -258,7 +281,7 @@ class _Builder:
     def _record(self, attempt: _Try, ledger: Ledger, consumed: frozenset[str]) -> dict[str, Any] | None:
         """What builds the same module again from the same file."""
         record = {k: v for k, v in self._given.items() if k in ledger.used | consumed}
-        record |= {k: v for k, v in {**ledger.asked, **ledger.chosen}.items() if is_json(v)}
+        record |= {k: v for k, v in {**ledger.flags, **ledger.asked, **ledger.chosen}.items() if is_json(v)}
         if attempt.target is not self._cls and inspect.isclass(self._cls):
             record["factory"] = attempt.target.__name__
         return record or None
@@ -269,6 +292,11 @@ class _Builder:
         findings = [Finding("construction", "note", how, reason=reason)]
         if ledger.chosen or ledger.asked:
             findings.append(chosen_sizes(ledger))
+        if ledger.flags:
+            said = ", ".join(f"{name}={value!r}" for name, value in ledger.flags.items())
+            findings.append(
+                Finding("flags", "note", said, reason="the defaults of the program beside the model's file")
+            )
         if ledger.aliases:
             said = ", ".join(f"{name} from {key}" for name, key in ledger.aliases.items())
             findings.append(
@@ -312,50 +340,6 @@ class _Builder:
             f"tried: config.json, the file's own values and calls, the sizes that anyformer knows by name or by use",
             configs.how_to_give(missing.target, missing.names),
         )
-
-
-def _initialised(module: nn.Module) -> list[Finding]:
-    """Call a public init_weights() that the constructor leaves to the caller."""
-    method = getattr(type(module), "init_weights", None)
-    own = {name: function for _, name, function in reversed(list(methods(type(module))))}
-    if method is None or "init_weights" not in own or own["init_weights"].__code__.co_argcount != 1:
-        return []
-    for name, function in own.items():
-        node = function_node(function)
-        if node is None or name == "init_weights":
-            continue
-        # called here, or handed to apply(): the constructor, or what it calls, initialises already
-        mentioned = [n for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr == "init_weights"]
-        if any(isinstance(n.value, ast.Name) and n.value.id == "self" for n in mentioned):
-            return []
-    try:
-        module.init_weights()  # type: ignore[operator]
-    except Exception as error:  # a stranger's code may raise anything
-        raise ConstructError(f"init_weights() of {_name(type(module))} failed", blame(error)) from error
-    return [Finding("initialisation", "note", "init_weights() called", reason="the constructor does not call it")]
-
-
-def _one_dtype(module: nn.Module) -> list[Finding]:
-    """Where matrices have several floating types, make all parameters float32: it would run under autocast only.
-
-    Buffers stay; norms of a type of their own are usual, and run.
-    """
-    found: dict[torch.dtype, list[str]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.is_floating_point():
-            found.setdefault(parameter.dtype, []).append(name)
-    matrices = {p.dtype for p in module.parameters() if p.is_floating_point() and p.ndim > 1}
-    if len(matrices) < 2:
-        return []
-    odd = {str(d).removeprefix("torch."): names for d, names in found.items() if d != torch.float32}
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.float()
-    shown = "; ".join(
-        f"{d}: {', '.join(n[:2])}{f' and {len(n) - 2} more' if len(n) > 2 else ''}" for d, n in odd.items()
-    )
-    reason = "its matrices have several types, which runs under autocast only; --precision chooses what it computes in"
-    return [Finding("dtype", "warn", f"float32 instead of {shown}", reason=reason)]
 
 
 def _described(target: Any, values: dict[str, Any], ledger: Ledger) -> str:

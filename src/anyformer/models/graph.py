@@ -1,4 +1,4 @@
-"""Builder exports: the dataflow of a forward that asks for its own intermediate results, derived, run and proven.
+"""Builder exports: the dataflow of a forward that asks for its own intermediate results, derived and run.
 
 B batch, T time, V vocabulary.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import ast
 import textwrap
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.graphs.derive import Derived, Deriver
+from anyformer.models.graphs.form import both_sides, reads_first
 from anyformer.models.graphs.mask import HELPER, hidden_keys
-from anyformer.models.graphs.order import IDS, MASK
+from anyformer.models.graphs.order import IDS, MASK, TARGET_IDS, TARGET_MASK
 from anyformer.models.graphs.read import (
     commented_in_forward,
     declared_nodes,
@@ -30,7 +32,6 @@ from anyformer.models.graphs.read import (
     unwrapped,
 )
 from anyformer.models.graphs.values import is_position_part
-from anyformer.models.probes import untouched
 from anyformer.models.signature import ModelSignatureInspector
 
 
@@ -65,6 +66,10 @@ class Graph:
     """Longest T: rows of the position embedding; None where there is none."""
     findings: tuple[Finding, ...] = ()
     """Choices that were made, and what is left unused."""
+    causal: bool = True
+    """Whether attentions without a mask were given a causal one; False: they look at both sides."""
+    target: str = ""
+    """Of an encoder-decoder: the parameter that takes the decoder's input (B, S); empty for one sequence."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it."""
@@ -81,16 +86,22 @@ class Graph:
             raise TypeError(f"a graph has no {', '.join(sorted(unknown))}")
         steps = tuple(GraphStep(**{**s, "inputs": tuple(s["inputs"])}) for s in record["steps"])
         findings = tuple(Finding.from_dict(f) for f in record.get("findings", ()))
-        return cls(steps, record["output"], record.get("positions"), findings)
+        causal, target = record.get("causal", True), record.get("target", "")
+        return cls(steps, record["output"], record.get("positions"), findings, causal, target)
 
 
 @dataclass(frozen=True)
 class _Program:
     graph: Graph
-    forward: Callable[[nn.Module, Tensor, Tensor | None], Any]
+    forward: Callable[..., Any]
+    nodes: tuple[str, ...]
+    rows: int | None
+    """V of the token embedding."""
+    masked: bool
+    """Whether attentions were given a mask."""
 
 
-_PROGRAMS: WeakKeyDictionary[nn.Module, _Program] = WeakKeyDictionary()
+_PROGRAMS: WeakKeyDictionary[nn.Module, dict[bool | None, _Program]] = WeakKeyDictionary()
 
 
 def needs_graph(module: nn.Module) -> bool:
@@ -119,61 +130,53 @@ def node_of(name: str) -> str:
     return parts[0] if parts else ""
 
 
-def derive_graph(module: nn.Module) -> Graph:
-    """The dataflow of a module's forward, in an order in which it can run. Reads its source, runs nothing of it.
+def derive_graph(module: nn.Module, *, causal: bool | None = None) -> Graph:
+    """The dataflow of a module's forward, in an order in which it can run, read from its source.
 
+    causal: whether attentions that have no mask get a causal one; None: as what the graph gives for a tiny batch says
+    (one row per text is a classifier's, logits for every position a decoder's), and the names of an encoder.
     Raises CallError for what cannot be derived: a missing head, an undefined name, a cycle, an unknown node, two
     results that could both be meant; it names the line.
     """
-    return _program(module).graph
+    return _program(module, causal).graph
 
 
-def run_graph(module: nn.Module, graph: Graph, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+def run_graph(
+    module: nn.Module,
+    graph: Graph,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    target_ids: Tensor | None = None,
+    target_mask: Tensor | None = None,
+) -> Tensor:
     """Logits (B, T, V) for ids (B, T) int64. attention_mask: (B, T), 1 = keep; a 0 is looked at by no other position.
 
+    target_ids, target_mask: (B, S), the decoder's input of a graph with two sequences; logits are then (B, S, V).
     Each node runs once, on its real inputs, under autograd where that is on.
     Raises CallError for T beyond the position embedding and for a graph of another version of the module.
     """
-    program = _program(module)
+    program = _program(module, graph.causal)
     if graph.steps != program.graph.steps:
         raise CallError(
             f"the stored graph is not that of this {type(unwrapped(module)).__name__}",
             "its forward has changed since the graph was derived",
             "derive it again: anyformer inspect MODEL",
         )
-    T = input_ids.shape[1]
+    if graph.target and target_ids is None:
+        raise CallError(f"an encoder-decoder needs target_ids (B, S): {graph.target}, its decoder's input")
+    T = max(t.shape[1] for t in (input_ids, target_ids) if t is not None)
     if graph.positions is not None and graph.positions < T:
         raise CallError(
             f"a sequence of {T:,} tokens is longer than the position embedding's {graph.positions:,} rows",
             fix=f"--max_length {graph.positions}",
         )
-    output = program.forward(unwrapped(module), input_ids, attention_mask)
-    if isinstance(output, dict):
-        output = output.get("logits")
-    if isinstance(output, list | tuple):
-        output = output[0]
+    given = (input_ids, attention_mask, target_ids, target_mask) if graph.target else (input_ids, attention_mask)
+    output = _logits_in(program.forward(unwrapped(module), *given))
     if not isinstance(output, Tensor):
         raise CallError(
             f"the graph of {type(unwrapped(module)).__name__} gave no tensor", f"found {type(output).__name__}"
         )
     return output
-
-
-def prove_graph(module: nn.Module, graph: Graph) -> tuple[Finding, ...]:
-    """Run the graph on tiny batches: no future leak, rows independent, the same twice; and which nodes it leaves out.
-
-    Leaves the module as it was.
-    """
-    target = unwrapped(module)
-    with untouched(target), torch.no_grad():
-        target.eval()
-        found = [_proof_of_causality(target, graph), _proof_of_rows(target, graph), _proof_of_repeat(target, graph)]
-    used = {s.module for s in graph.steps} | {n for s in graph.steps for n in _members_in(s.code)}
-    unused = [name for name, _ in target.named_children() if name not in used]
-    nodes = Finding(
-        "nodes", "warn" if unused else "ok", f"not used: {', '.join(unused)}" if unused else "every node is used"
-    )
-    return (*found, nodes)
 
 
 class ComputationalGraphExecutor:
@@ -192,9 +195,18 @@ class ComputationalGraphExecutor:
         """The derived dataflow."""
         return self._graph
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) for ids (B, T) int64; attention_mask (B, T), 1 = keep."""
-        return run_graph(self.model, self._graph, input_ids, attention_mask)
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        target_ids: Tensor | None = None,
+        target_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V) for ids (B, T) int64; attention_mask (B, T), 1 = keep.
+
+        target_ids, target_mask: (B, S) of an encoder-decoder, whose logits are (B, S, V).
+        """
+        return run_graph(self.model, self._graph, input_ids, attention_mask, target_ids, target_mask)
 
     __call__ = forward
 
@@ -206,14 +218,47 @@ class ComputationalGraphExecutor:
         return {name: member for name, member in found.items() if isinstance(member, nn.Module)}
 
 
-def _program(module: nn.Module) -> _Program:
+def _program(module: nn.Module, causal: bool | None) -> _Program:
     target = unwrapped(module)
-    program = _PROGRAMS.get(target)
-    if program is None:
-        derived = Deriver(target, read_forward(target)).derive()
-        program = _Program(graph_of(derived, target), _compiled(derived))
-        _PROGRAMS[target] = program
-    return program
+    programs = _PROGRAMS.setdefault(target, {})
+    if causal not in programs:
+        program = _derived(target, causal is not False)
+        if program.graph.target:
+            both = partial(_given_two, target, program)
+            swapped = reads_first(target, program.graph.positions, both)
+            program = _derived(target, True, swapped=True) if swapped else program
+        elif causal is None and program.masked:
+            why = both_sides(
+                target, program.nodes, program.rows, program.graph.positions, partial(_given, target, program)
+            )
+            program = _derived(target, False, why) if why else program
+        programs[causal] = program
+        programs.setdefault(program.graph.causal, program)
+    return programs[causal]
+
+
+def _derived(target: nn.Module, causal: bool, why: str = "asked for", *, swapped: bool = False) -> _Program:
+    deriver = Deriver(target, read_forward(target), causal=causal, both_sides=why, swapped=swapped)
+    derived = deriver.derive()
+    graph = replace(graph_of(derived, target), causal=causal or bool(derived.target), target=derived.target)
+    return _Program(
+        graph, _compiled(derived), deriver.nodes, deriver.maker.vocabulary()[0], bool(deriver.masks or deriver.shifted)
+    )
+
+
+def _given(target: nn.Module, program: _Program, input_ids: Tensor) -> Any:
+    return _logits_in(program.forward(target, input_ids, None))
+
+
+def _given_two(target: nn.Module, program: _Program, input_ids: Tensor, target_ids: Tensor) -> Any:
+    return _logits_in(program.forward(target, input_ids, None, target_ids, None))
+
+
+def _logits_in(output: Any) -> Any:
+    """The logits, or what lies in their place."""
+    if isinstance(output, dict):
+        output = output.get("logits")
+    return output[0] if isinstance(output, list | tuple) and output else output
 
 
 def graph_of(derived: Derived, module: nn.Module) -> Graph:
@@ -244,61 +289,14 @@ def _members_in(code: str) -> list[str]:
     return [name for name in map(self_attribute, ast.walk(tree)) if name]
 
 
-def _compiled(derived: Derived) -> Callable[[nn.Module, Tensor, Tensor | None], Any]:
+def _compiled(derived: Derived) -> Callable[..., Any]:
     """The statements as one function, under the user's file name and lines, so that tracebacks point there."""
-    function = ast.parse(f"def forward(self, {IDS}, {MASK}=None):\n    pass").body[0]
+    arguments = f"self, {IDS}, {MASK}=None, {TARGET_IDS}=None, {TARGET_MASK}=None"
+    function = ast.parse(f"def forward({arguments}):\n    pass").body[0]
     assert isinstance(function, ast.FunctionDef)
     function.body = [s.node for s in derived.statements]
     tree = ast.fix_missing_locations(ast.Module(body=[function], type_ignores=[]))
     namespace = {"torch": torch, **derived.source.namespace, HELPER: hidden_keys}
     exec(compile(tree, derived.source.path, "exec", dont_inherit=True), namespace)
-    forward: Callable[[nn.Module, Tensor, Tensor | None], Any] = namespace["forward"]
+    forward: Callable[..., Any] = namespace["forward"]
     return forward
-
-
-# ---------------------------------------------------------------- proofs
-
-
-def _ids(module: nn.Module, B: int, T: int, seed: int) -> Tensor:
-    tables = [m for n, m in module.named_children() if isinstance(m, nn.Embedding) and not is_position_part(n)]
-    rows = tables[0].num_embeddings if tables else 2
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    return torch.randint(0, rows, (B, T), generator=torch.Generator().manual_seed(seed)).to(device)
-
-
-def _proof_of_causality(module: nn.Module, graph: Graph) -> Finding:
-    T = min(9, graph.positions or 9)
-    ids = _ids(module, 2, T, 0)
-    base = run_graph(module, graph, ids)
-    worst, pair = 0.0, (0, 0)
-    for t in range(1, T):
-        other = ids.clone()
-        other[:, t] = _ids(module, 2, 1, t)[:, 0]
-        moved = (run_graph(module, graph, other) - base).abs().amax((0, 2))[:t]
-        if float(moved.max()) > worst:
-            worst, pair = float(moved.max()), (t, int(moved.argmax()))
-    if worst <= 1e-5 * float(base.abs().max()):
-        return Finding("causality", "ok", f"no logit before a changed token moves ({T - 1} positions)")
-    measured = f"changing token {pair[0]} moves the logits at position {pair[1]} by {worst:.2g}"
-    return Finding(
-        "causality", "fail", measured, "no change before the changed token", "an attention without a causal mask"
-    )
-
-
-def _proof_of_rows(module: nn.Module, graph: Graph) -> Finding:
-    ids = _ids(module, 3, min(5, graph.positions or 5), 1)
-    together = run_graph(module, graph, ids)
-    alone = torch.cat([run_graph(module, graph, ids[i : i + 1]) for i in range(3)])
-    worst = float((together - alone).abs().max())
-    if worst <= 1e-4 * float(together.abs().max()):
-        return Finding("batch", "ok", f"a row alone = the row in a batch ({worst:.0e})")
-    return Finding(
-        "batch", "fail", f"a row alone differs by {worst:.2g}", "the same logits", "an attention needs batch_first=True"
-    )
-
-
-def _proof_of_repeat(module: nn.Module, graph: Graph) -> Finding:
-    ids = _ids(module, 2, min(5, graph.positions or 5), 2)
-    if torch.equal(run_graph(module, graph, ids), run_graph(module, graph, ids)):
-        return Finding("repeat", "ok", "the same ids give the same logits twice")
-    return Finding("repeat", "warn", "the logits differ at the second call", "equal", "dropout that ignores eval mode")

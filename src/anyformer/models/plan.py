@@ -16,13 +16,13 @@ LogitsPath = tuple[str | int, ...]
 OutputKind = Literal["logits", "log-probabilities", "probabilities"]
 Family = Literal["decoder", "encoder", "encoder_decoder", "classifier"]
 Objective = Literal["causal", "masked", "seq2seq", "classification"]
-Layout = Literal["BTV", "TBV", "NV", "BVT"]
-"""N is B·T, in the order in which the ids were given: T varies fastest where they are (B, T)."""
-Alignment = Literal["next", "short", "own"]
+Layout = Literal["BTV", "TBV", "NV", "MV", "BVT"]
+"""N is B·T, in the order in which the ids were given: T varies fastest where they are (B, T). M is the other order."""
+Alignment = Literal["next", "short", "long", "own"]
 # fmt: off
 Role = Literal[
-    "tokens", "mask", "causal_mask", "positions", "segments", "lengths", "constant",
-    "target_ids", "target_mask", "target_causal_mask", "memory", "memory_mask",
+    "tokens", "mask", "causal_mask", "positions", "segments", "lengths", "state", "constant",
+    "target_ids", "target_mask", "target_causal_mask", "target_lengths", "memory", "memory_mask",
 ]
 # fmt: on
 MaskForm = Literal["keep", "masked", "additive"]
@@ -42,7 +42,8 @@ class Argument:
     role: Role
     """tokens: the ids. mask: padding of the source. causal_mask: position t may look at ≤ t, with the padding where the
     shape has a B. target_…: the same for the decoder's input. memory: what the method before gave. memory_mask: padding
-    of the source, where the decoder takes it. lengths: tokens that are no padding, (B,). constant: ``value``."""
+    of the source, where the decoder takes it. lengths: tokens that are no padding, (B,). constant: ``value``.
+    state: what the module's own method ``value`` makes for B rows."""
     shape: str = "BT"
     """Axes in order: B, T (S for target_ roles, positions of the target and the last axis of memory masks), 1; "" for
     a constant; of a constant with axes, a tensor full of it."""
@@ -51,7 +52,7 @@ class Argument:
     form: MaskForm = "keep"
     """keep: 1 = may be looked at. masked: 1 = may not. additive: 0 and -inf."""
     value: Any = None
-    """Of a constant: None, a bool, a number or a string."""
+    """Of a constant: None, a bool, a number or a string; of a state, the method's name."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it."""
@@ -66,6 +67,8 @@ class Argument:
 
     def text(self) -> str:
         """In words: "mask (B, T) bool, 1 = masked"."""
+        if self.role == "state":
+            return f"{self.name} = {self.value}(B)"
         if self.role == "constant":
             full = f", a tensor ({', '.join(self.shape)})" if self.shape else ""
             return f"{self.name} = {self.value!r}{full}"
@@ -139,14 +142,17 @@ class CallPlan:
     head: str | None = None
     """Submodule or method that makes logits of the hidden states at logits_path, where forward leaves that out."""
     alignment: Alignment = "next"
-    """next: logits[t] are for token t + 1. short: as next, but the last position is dropped inside. own: for token t
-    itself, which is shifted right inside. (An encoder's and a classifier's are "next" too: nothing is shifted.)"""
+    """next: logits[t] are for token t + 1. short: as next, but the last position is dropped inside. long: as next,
+    behind one more at the front, of a start that is put before the first token inside. own: for token t itself,
+    which is shifted right inside. (An encoder's and a classifier's are "next" too: nothing is shifted.)"""
     target_arg: str | None = None
     """Parameter that takes the decoder's input (B, S) int64, beginning with the start token; encoder-decoders only."""
     target_vocab: int | None = None
     """Ids of the decoder's input must be below this; None where no limit was found."""
     methods: tuple[MethodCall, ...] = ()
     """Called one after the other instead of forward; the last one's output holds the logits."""
+    longest_first: bool = False
+    """Whether rows go in sorted by their lengths, the longest first; logits come back in the batch's order."""
     packed: str = ""
     """"T": ids go in as (T,), "1T": as (1, T), one row of a batch after the other; empty where a batch goes in."""
     graph: Graph | None = None
@@ -156,6 +162,11 @@ class CallPlan:
     def objective(self) -> Objective:
         """What a model of this family is trained on."""
         return OBJECTIVES[self.family]
+
+    @property
+    def reads_one_more(self) -> bool:
+        """Whether a sequence goes in with one more token, whose value plays no part in the logits that are kept."""
+        return self.alignment in ("short", "own")
 
     @property
     def causal_by_mask(self) -> bool:

@@ -32,7 +32,7 @@ def preserved_rng() -> Iterator[None]:
 
 
 @contextmanager
-def untouched(module: nn.Module, *, attributes: bool = True) -> Iterator[None]:
+def untouched(module: nn.Module, *, attributes: bool = True, gradients: bool = True) -> Iterator[None]:
     """Put the module and the random state back at the end, whatever happens inside.
 
     Put back: the mode of every submodule, buffers, attributes (a tensor, list, dict, set or random generator among
@@ -40,6 +40,8 @@ def untouched(module: nn.Module, *, attributes: bool = True) -> Iterator[None]:
     number format and device, grad mode, the working folder. Not put back: the values of parameters, which a forward or
     backward pass does not change; take no optimizer step inside.
     attributes: False leaves plain attributes and their contents as they then are, but for random generators.
+    gradients: False puts back which tensors they are, not their values: enough where nothing runs backward, and it
+    takes no memory beside them.
     """
     modes = [(m, m.training) for m in module.modules()]
     modules = [m for m, _ in modes if not _lazy(m)]
@@ -48,7 +50,7 @@ def untouched(module: nn.Module, *, attributes: bool = True) -> Iterator[None]:
     contents = [_Contents(value) for value in kept if _mutable(value)]
     tensors = [_TensorState(b) for m in modules for b in _own_tensors(m, plain=attributes)]
     generators = [_GeneratorState(v) for m in modules for v in vars(m).values() if isinstance(v, _GENERATORS)]
-    parameters = [(p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in module.parameters()]
+    parameters = [(p, p.requires_grad, p.grad, _values(p.grad) if gradients else None) for p in module.parameters()]
     with preserved_rng(), _preserved_settings():
         try:
             yield
@@ -72,6 +74,10 @@ def untouched(module: nn.Module, *, attributes: bool = True) -> Iterator[None]:
                 if grad is not None and value is not None:
                     with torch.no_grad():
                         grad.copy_(value)
+
+
+def _values(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else grad.clone()
 
 
 @contextmanager

@@ -14,7 +14,9 @@ from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
 from anyformer.models.calling import Inputs, value_of
+from anyformer.models.calls.answers import answers_findings
 from anyformer.models.calls.causal import causality_findings, glance, measure
+from anyformer.models.calls.forcing import order_findings
 from anyformer.models.calls.masks import with_argument, without
 from anyformer.models.calls.meaning import classes_finding, places_finding
 from anyformer.models.calls.names import hint, parameters_of
@@ -157,6 +159,8 @@ def _order(prober: Prober, plan: CallPlan) -> list[Finding]:
     if not sight.own and sight.after:
         text = "logits[t] do not depend on token t: they are for it, not for the next"
         findings.append(Finding("shift", "fail", text, "they depend on it"))
+    else:
+        findings += order_findings(prober, plan, sight)
     if two:
         findings.append(source_finding(prober, plan))
     return findings
@@ -208,6 +212,7 @@ def _arguments(prober: Prober, plan: CallPlan) -> list[Finding]:
     findings = []
     if plan.targets_arg is not None and plan.targets_arg not in {p.name for p in parameters_of(prober.module)}:
         findings.append(Finding("targets", "fail", f"forward has no {plan.targets_arg}"))
+    findings += answers_findings(prober, plan)
     T = max(3, prober.length)
     inputs = prober.inputs(plan, 2, T, 1)
     base = prober.logits(plan, inputs)

@@ -17,18 +17,22 @@ from torch import nn
 from anyformer.core.errors import AnyformerError, CallError, SettingsError
 from anyformer.core.findings import Finding
 from anyformer.models.callplan import CallPlan, infer_call_plan
+from anyformer.models.calls.evidence import gather
 from anyformer.models.files.filetext import read_text
 from anyformer.models.graph import derive_graph, needs_graph, run_graph
 from anyformer.models.graphs.derive import Derived, Deriver
 from anyformer.models.graphs.edits import (
+    CallEdits,
     Edit,
     batch_first_edits,
+    convolution_edits,
     head_call,
     mask_edits,
     softmax_edits,
     with_edits,
     with_forward,
 )
+from anyformer.models.graphs.order import TARGET_IDS
 from anyformer.models.graphs.read import read_forward, self_attribute
 from anyformer.models.probes import untouched
 from anyformer.models.source import LoadedModel, load_model
@@ -59,10 +63,11 @@ class Repair:
 
 
 def repair_model(loaded: LoadedModel, *, config: dict[str, Any] | None = None) -> Repair:
-    """Find what keeps a model from being trained as a causal language model, and correct its file.
+    """Find what keeps a model from being trained, and correct its file: masks, axes, a builder export's dataflow.
 
     config: what load_model was given, for building the corrected class.
-    Raises CallError where it cannot be repaired, saying why; what is returned was loaded, called and proven causal.
+    Raises CallError where it cannot be repaired, saying why; what is returned was loaded, called and proven: causal,
+    but for a classifier and an encoder.
     """
     path, text = _file_of(loaded)
     module = loaded.module
@@ -76,13 +81,17 @@ def repair_model(loaded: LoadedModel, *, config: dict[str, Any] | None = None) -
         except AnyformerError as second:
             raise CallError(error.what, f"{error.detail}\nand no repair was found: {second.what}", error.fix) from error
     bad = [f for f in plan.findings if f.verdict == "fail"]
-    if plan.family not in ("decoder", "encoder") or (plan.causal and not bad):
+    fine = plan.causal or plan.family == "encoder"
+    if plan.family not in ("decoder", "encoder") and bad:
+        raise CallError(f"{path.name} could not be repaired: {bad[0].name}: {bad[0].measured}", bad[0].reason)
+    if plan.family not in ("decoder", "encoder") or (fine and not bad):
         return Repair(path, text, "", (), (Finding("repair", "ok", "nothing to repair", reason=_why_fine(plan)),))
     return _repaired_calls(loaded, path, text, plan, config)
 
 
 def _why_fine(plan: CallPlan) -> str:
-    return "it is called right, and sees no later token" if plan.causal else f"an {plan.family} needs no causal mask"
+    family = {"classifier": "a classifier", "encoder": "an encoder"}.get(plan.family, plan.family)
+    return "it is called right, and sees no later token" if plan.causal else f"{family} needs no causal mask"
 
 
 def _file_of(loaded: LoadedModel) -> tuple[Path, str]:
@@ -151,16 +160,32 @@ def save_repair(repair: Repair, target: Path | None, *, own: bool) -> Path:
 
 
 def _repaired_graph(loaded: LoadedModel, path: Path, text: str, config: dict[str, Any] | None) -> Repair:
-    derived = Deriver(loaded.module, read_forward(loaded.module, None), add_head=True).derive()
+    derived, causal = _derived(loaded.module)
     corrected = with_forward(text, derived)
-    module, plan = _proven(loaded, path, corrected, config)
+    families = ("encoder_decoder",) if derived.target else ("decoder",) if causal else ("classifier", "encoder")
+    module, plan = _proven(loaded, path, corrected, config, families)
     if module is None or not isinstance(plan, CallPlan):
-        raise CallError(f"{path.name} could not be repaired: what was derived is not a causal model", str(plan))
+        kind = " or ".join(families).replace("_", "-")
+        raise CallError(f"{path.name} could not be repaired: what was derived is not a {kind}", str(plan))
     added = {f"{derived.head[0]}.weight"} if derived.head is not None else set()
     findings = [*_proofs(plan), _same_weights(loaded.module, module, added)]
     if derived.head is None:
         findings.append(_equal(loaded.module, module))
     return Repair(path, corrected, _diff(path, text, corrected), tuple(_changes_of(derived)), tuple(findings))
+
+
+def _derived(module: nn.Module) -> tuple[Derived, bool]:
+    """The dataflow, and whether its attention is causal: as the graph has it, by names where a head is missing."""
+    source = read_forward(module, None)
+    try:
+        graph = derive_graph(module)
+    except CallError:
+        causal = not gather(module).says_encoder
+        return Deriver(module, source, add_head=True, causal=causal).derive(), causal
+    derived = Deriver(module, source, add_head=True, causal=graph.causal).derive()
+    if derived.target != graph.target:
+        derived = Deriver(module, source, add_head=True, causal=graph.causal, swapped=True).derive()
+    return derived, graph.causal
 
 
 def _changes_of(derived: Derived) -> Iterator[str]:
@@ -169,7 +194,8 @@ def _changes_of(derived: Derived) -> Iterator[str]:
     inner = [a for a in asked if a.endswith("_output") or a == "positions"]
     taken = f"; {', '.join(inner)} {'are' if len(inner) > 1 else 'is'} computed inside" if inner else ""
     if inner or asked[1:2] != ["input_ids"]:
-        yield f"forward takes (input_ids, attention_mask=None){taken}"
+        two = "input_ids, target_ids, attention_mask=None, target_mask=None"
+        yield f"forward takes ({two if derived.target else 'input_ids, attention_mask=None'}){taken}"
     for statement in derived.statements:
         made = statement.writes[0] if statement.writes else None
         if not statement.own and made is not None and made.kind not in ("aux", "input"):
@@ -206,11 +232,13 @@ def _equal(original: nn.Module, repaired: nn.Module) -> Finding:
     rows = min(m.num_embeddings for m in original.modules() if isinstance(m, nn.Embedding))
     device = next(original.parameters()).device
     ids = torch.randint(0, rows, (2, T), generator=torch.Generator().manual_seed(0)).to(device)
+    target = ids.flip(1)[:, 1:] if graph.target else None
+    second = {} if target is None else {TARGET_IDS: target}
     repaired.to(device)
     with untouched(original), untouched(repaired), torch.no_grad():
         original.eval()
         repaired.eval()
-        worst = float((run_graph(original, graph, ids) - repaired(ids)).abs().max())
+        worst = float((run_graph(original, graph, ids, None, target) - repaired(ids, **second)).abs().max())
     if not worst <= _EQUAL:
         raise CallError(
             f"the repaired file differs from the derived graph by {worst:.2g}", f"at most {_EQUAL} is allowed"
@@ -229,27 +257,32 @@ def _repaired_calls(
     tried: list[str] = []
     for edits, changes in _candidates(text, module):
         corrected = with_edits(text, edits)
-        repaired, result = _proven(loaded, path, corrected, config)
+        repaired, result = _proven(loaded, path, corrected, config, (plan.family,))
         if repaired is None or not isinstance(result, CallPlan):
             tried.append(f"{'; '.join(changes)}: {result}")
             continue
         findings = (*_proofs(result), _same_weights(module, repaired, set()))
-        note = [] if plan.causal else ["if this is meant as an encoder, it is right as it was: --objective masked"]
+        note = (
+            []
+            if plan.causal or plan.family == "encoder"
+            else ["if this is meant as an encoder, it is right as it was: --objective masked"]
+        )
         return Repair(path, corrected, _diff(path, text, corrected), (*changes, *note), findings)
     problem = next((f.measured for f in plan.findings if f.verdict in ("fail", "warn")), "it cannot be trained")
     detail = "tried:\n" + "\n".join(tried) if tried else "no attention call without a mask was found in its file"
-    raise CallError(
-        f"{path.name} could not be repaired: {problem}",
-        detail,
-        "give its attention a causal mask by hand\nif it is meant as an encoder: --objective masked",
-    )
+    reasons = [f.reason for f in plan.findings if f.name == "causality" and f.verdict in ("fail", "warn")]
+    masks = "give its attention a causal mask by hand"
+    ways = [*reasons, *([] if "on the left" in "".join(reasons) else [masks])]
+    ways += [] if "--objective masked" in "".join(reasons) else ["if it is meant as an encoder: --objective masked"]
+    raise CallError(f"{path.name} could not be repaired: {problem}", detail, "\n".join(ways))
 
 
 def _candidates(text: str, module: nn.Module) -> Iterator[tuple[list[Edit], list[str]]]:
     axes = batch_first_edits(text, module)
     masks, masks_first = mask_edits(text, module, batch_first=False), mask_edits(text, module, batch_first=True)
-    scores = softmax_edits(text, module)
-    sets = [(masks,), (axes,), (axes, masks_first), (scores,), (masks, scores), (axes, masks_first, scores)]
+    scores, moved = softmax_edits(text, module), convolution_edits(text, module)
+    sets: list[tuple[CallEdits, ...]] = [(masks,), (axes,), (axes, masks_first), (scores,), (masks, scores)]
+    sets += [(axes, masks_first, scores), (moved,), (moved, masks), (moved, scores), (moved, masks, scores)]
     seen: list[list[Edit]] = []
     for parts in sets:
         edits = [edit for part in parts for edit in part.edits]
@@ -262,7 +295,11 @@ def _candidates(text: str, module: nn.Module) -> Iterator[tuple[list[Edit], list
 
 
 def _proven(
-    loaded: LoadedModel, path: Path, corrected: str, config: dict[str, Any] | None
+    loaded: LoadedModel,
+    path: Path,
+    corrected: str,
+    config: dict[str, Any] | None,
+    families: tuple[str, ...] = ("decoder",),
 ) -> tuple[nn.Module | None, CallPlan | str]:
     """Load the corrected file in a folder of its own, beside copies of what it imports; its proven plan, or why not."""
     with tempfile.TemporaryDirectory() as folder:
@@ -278,15 +315,20 @@ def _proven(
         except AnyformerError as error:
             return None, str(error).replace(folder, "")
     bad = [f for f in plan.findings if f.verdict == "fail" or (f.name == "past" and f.verdict == "warn")]
-    if not plan.causal or plan.family != "decoder" or bad:
-        leak = next((f.measured for f in [*bad, *plan.findings] if f.verdict in ("fail", "warn")), "not causal")
-        return None, leak
+    if plan.family not in families or plan.causal != plan.family.endswith("decoder") or bad:
+        left = next((f for f in [*bad, *plan.findings] if f.verdict in ("fail", "warn")), None)
+        return (
+            None,
+            "not causal" if left is None else f"{left.measured} ({left.reason})" if left.reason else left.measured,
+        )
     return module, plan
 
 
 def _proofs(plan: CallPlan) -> list[Finding]:
     return [
-        f for f in plan.findings if f.name in ("tokens", "logits", "causality", "batch", "repeat", "positions", "mask")
+        f
+        for f in plan.findings
+        if f.name in ("tokens", "logits", "causality", "batch", "repeat", "positions", "mask", "family", "source")
     ]
 
 

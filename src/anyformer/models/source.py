@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import importlib
 import inspect
-import json
 import os
 import random
 import re
@@ -21,15 +19,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from anyformer.core.errors import AnyformerError, ConstructError, DependencyError, SourceError
+from anyformer.core.errors import AnyformerError, ConstructError, SourceError
 from anyformer.core.findings import Finding
 from anyformer.core.gistref import GistRef, parse_gist
 from anyformer.core.protocols import View
 from anyformer.models import example_gpt, huggingface
-from anyformer.models.blame import blame
 from anyformer.models.calls.overrides import FILE, read_overrides
 from anyformer.models.construct import construct
+from anyformer.models.files.beside import config_beside
 from anyformer.models.files.choose import choose_class, module_class
+from anyformer.models.files.importing import import_path, imported
 from anyformer.models.files.neighbours import LEVELS
 from anyformer.models.files.pyfile import UserFile
 from anyformer.models.network.gistcache import Gist
@@ -256,7 +255,7 @@ def _from_file(
     levels: int = LEVELS,
 ) -> LoadedModel:
     """levels: how many folders above the file's own are searched for what it imports."""
-    merged, beside = _config_beside(path, config)
+    merged, beside = config_beside(path, config)
     user = UserFile(path, levels=levels)
     with user.importable():
         _seed(seed)  # a module that the file builds itself draws its weights while the file runs
@@ -288,6 +287,9 @@ def _loadable_name(namespace: Any, chosen: Any, module: nn.Module) -> str:
     """The class's name, or that of the function or variable that gives it where the class is not the file's own."""
     name = type(module).__name__
     own = isinstance(getattr(namespace, name, None), type) and not type(module).__module__.startswith("torch.")
+    built_here = chosen.__code__.co_filename == namespace.__file__ if inspect.isfunction(chosen) else True
+    if not built_here:  # a variable's statements: the class alone would be built of other values
+        return str(chosen.__name__)
     if isinstance(chosen, type) or own:
         return name
     return next((n for n, value in vars(namespace).items() if value is chosen), name)
@@ -341,8 +343,8 @@ def _from_import(
     text: str, config: dict[str, Any] | None, seed: int | None, fallback: dict[str, Any] | None = None
 ) -> LoadedModel:
     dotted, _, name = text.partition(":")
-    with _import_path(str(Path.cwd())), contextlib.redirect_stdout(sys.stderr):
-        namespace = _import(dotted)
+    with import_path(str(Path.cwd())), contextlib.redirect_stdout(sys.stderr):
+        namespace = imported(dotted, ACCEPTED)
         found: Any = namespace
         for part in name.split("."):
             if not hasattr(found, part):
@@ -365,48 +367,6 @@ def _from_import(
         )
     provenance = Provenance("import", text, type(module).__name__, _hashes(own), used)
     return LoadedModel(module, provenance, own, tuple(findings), overrides)
-
-
-def _import(dotted: str) -> Any:
-    try:
-        return importlib.import_module(dotted)
-    except ModuleNotFoundError as error:
-        if error.name and (dotted == error.name or dotted.startswith(error.name + ".")):
-            raise SourceError(
-                f"no module named {error.name}", ACCEPTED, "start in its folder, or install it"
-            ) from error
-        raise DependencyError(
-            f"{dotted} imports {error.name}, which is not installed", blame(error), f"pip install {error.name}"
-        ) from error
-    except AnyformerError:
-        raise
-    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
-        raise SourceError(f"{dotted} failed while it was imported", blame(error)) from error
-
-
-@contextlib.contextmanager
-def _import_path(folder: str) -> Iterator[None]:
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(folder)
-
-
-def _config_beside(path: Path, config: dict[str, Any] | None) -> tuple[dict[str, Any] | None, Path | None]:
-    """Values of the config.json beside the file, overridden by ``config``, and the file they came from."""
-    beside = path.parent / "config.json"
-    if not beside.is_file():
-        return config, None
-    try:
-        values = json.loads(beside.read_text(encoding="utf-8-sig"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ConstructError(f"{beside} is not JSON", str(error)) from error
-    if not isinstance(values, dict):
-        raise ConstructError(f"{beside} holds a {type(values).__name__}", 'expected an object: {"vocab_size": 4096}')
-    return {**values, **(config or {})}, beside
 
 
 def _hashes(sources: dict[str, Path]) -> dict[str, str]:

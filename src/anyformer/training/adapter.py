@@ -32,6 +32,7 @@ from anyformer.training.objective import (
     start_and_end,
 )
 from anyformer.training.optim import adamw, warmup_cosine_schedule
+from anyformer.training.watch import CausalityWatch
 
 
 class UniversalModelAdapter(pl.LightningModule):
@@ -47,7 +48,8 @@ class UniversalModelAdapter(pl.LightningModule):
     Batches hold input_ids and attention_mask, int64 (B, T), and labels, −100 ignored: (B, T), unshifted, for causal and
     masked (where they are the ids themselves, tokens are hidden here); (B,) for classification; (B, S), unshifted,
     beside target_ids and target_mask (B, S), for seq2seq.
-    Raises CallError where the model's future leaks into its past or it does something else than was stated,
+    Raises CallError where the model's future leaks into its past (also where that begins while it trains: it is proven
+    again after 4, 8, 16 … batches and at each evaluation) or it does something else than was stated,
     SettingsError where V or the objective does not fit the model, TokenizerError (at the first batch) where masked
     modelling has no mask token.
     """
@@ -110,6 +112,7 @@ class UniversalModelAdapter(pl.LightningModule):
         self.proven = False
         """Whether causality was proven on a training batch already; done on the first one where not."""
         self._first_batch_seen = False
+        self._watch = CausalityWatch()
 
     def forward(
         self,
@@ -175,6 +178,7 @@ class UniversalModelAdapter(pl.LightningModule):
         """Mean loss of one batch, with label smoothing."""
         if not self._first_batch_seen:
             self._look_at_first_batch(batch)
+        self._watch.batch(self.model, self.call_plan, self.objective, batch, self.global_step)
         batch = self._hidden(batch, fixed=False)
         logits = batch_logits(self.model, self.call_plan, batch)
         loss = objective_loss(
@@ -278,9 +282,15 @@ class UniversalModelAdapter(pl.LightningModule):
             row["grad_norm"] = float(self._grad_norm)
         return {**row, "step": float(step)}  # rows count finished optimizer steps
 
+    def on_train_end(self) -> None:
+        """The last steps are proven, too, where no evaluation followed them."""
+        self._watch.look(self.model, self.call_plan, self.global_step)
+
     def on_validation_epoch_start(self) -> None:
         """Start the sums of one evaluation."""
         self._check_steps(None)
+        if self.trainer.state.fn == "fit":
+            self._watch.look(self.model, self.call_plan, self.global_step)
         self._val_sum, self._val_count = 0.0, 0
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

@@ -11,6 +11,7 @@ from anyformer.core.errors import CallError, DataError, SettingsError, Tokenizer
 from anyformer.core.findings import Finding
 from anyformer.core.settings import ObjectiveSetting
 from anyformer.models.batchproof import prove_on_batch
+from anyformer.models.calls.culprit import COPY
 from anyformer.models.masking import Masking
 from anyformer.models.objectives import IGNORE_INDEX
 from anyformer.models.plan import CallPlan, Family, Objective
@@ -35,9 +36,10 @@ _FAMILIES: dict[Family, str] = {
     "encoder_decoder": "an encoder-decoder",
     "classifier": "a classifier",
 }
-_FIRST = ("logits", "argument", "places", "classes")
+_FIRST = ("logits", "argument", "places", "classes", "criterion")
 """Findings that say that these are no logits of tokens or classes: whether they see the future matters less."""
 SEES_FUTURE = "the model sees the future: trained on the next token it would only learn to copy it"
+SEES_A_LITTLE = "the model sees the future, a little"
 
 
 def require_trainable(plan: CallPlan, setting: ObjectiveSetting = "auto") -> tuple[Objective, list[Finding]]:
@@ -60,12 +62,7 @@ def require_trainable(plan: CallPlan, setting: ObjectiveSetting = "auto") -> tup
     elif objective == "masked":
         _require_both_ways(plan)
     elif not plan.causal and setting == "auto":
-        raise CallError(
-            SEES_FUTURE,
-            leak_of(plan),
-            "anyformer repair MODEL proposes a causal mask\n"
-            "or, where it is meant to look both ways (an encoder): --objective masked",
-        )
+        raise _sees_future(plan)
     for finding in plan.findings:
         # of one sequence that it leaks is known here, and the user has decided
         decided = finding.name == "causality" and not plan.causal and objective in ("causal", "masked")
@@ -90,6 +87,21 @@ def leak_of(plan: CallPlan) -> str:
     return leak.measured if leak else "changing a later token changes the logits before it"
 
 
+def _sees_future(plan: CallPlan) -> CallError:
+    """What leaks, where that is known, and the ways on that fit it."""
+    reason = next((finding.reason for finding in plan.findings if finding.name == "causality"), "")
+    told, _, ways = reason.partition("; --objective")
+    small = told.startswith("small")
+    fix = ["anyformer repair MODEL proposes a causal mask"] if "causal mask" in told or not ways else []
+    if "objective masked" in ways or not ways:
+        fix.append("where it is meant to look both ways (an encoder): --objective masked")
+    fix.append("to train it on the next token as it is: --objective causal")
+    why = told if small else told.removeprefix(COPY).lstrip(":; ")
+    return CallError(
+        SEES_A_LITTLE if small else SEES_FUTURE, "\n".join(filter(None, (leak_of(plan), why))), "\nor, ".join(fix)
+    )
+
+
 def insists(plan: CallPlan, objective: Objective) -> bool:
     """Whether a model that sees the future is trained on the next token, because the user wants it so."""
     return objective == "causal" and not plan.causal
@@ -102,7 +114,7 @@ def _require_both_ways(plan: CallPlan) -> None:
             "a masked token would be guessed from those before it alone: next-token prediction on 15 % of the text",
             "--objective causal, or leave it out",
         )
-    if plan.alignment != "next":
+    if plan.reads_one_more:
         raise SettingsError(
             "objective is masked, but the model shifts its input inside",
             "its logits at a place are not for the token that was masked there",

@@ -152,3 +152,34 @@ def test_one_row_of_classes_is_told_from_the_states_that_it_was_made_of() -> Non
 
     plan = infer_call_plan(Classes())
     assert (plan.family, plan.logits_path, plan.vocab_size) == ("classifier", (1,), 5)
+
+
+@pytest.mark.parametrize("normal", [torch.softmax, torch.log_softmax])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_of_logits_and_their_softmax_the_logits_are_meant(normal: Any, first: bool, pooled: bool) -> None:
+    class Both(Core):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classes = nn.Linear(V, 5)
+
+        def forward(self, x: Tensor) -> Any:
+            h = self.states(x)
+            scores = self.classes(h.mean(1)) if pooled else self.head(h)
+            both = (scores, normal(scores, -1))
+            return both[::-1] if first else both
+
+    plan = infer_call_plan(Both())
+    assert (plan.family, plan.kind) == ("classifier" if pooled else "decoder", "logits")
+    assert plan.logits_path == (1 if first else 0,)
+    assert logits(plan).verdict == "ok"
+
+
+def test_of_probabilities_and_their_logarithm_one_is_taken() -> None:
+    class Both(Core):
+        def forward(self, x: Tensor) -> Any:
+            chances = self.head(self.states(x)).softmax(-1)
+            return chances, chances.log()
+
+    plan = infer_call_plan(Both())
+    assert (plan.logits_path, plan.kind) in (((0,), "probabilities"), ((1,), "log-probabilities"))

@@ -41,7 +41,7 @@ def named(plan: CallPlan, name: str) -> list[Finding]:
 
 class SecondText(Core):
     def forward(self, query: Tensor, passage: Tensor) -> Tensor:
-        return self.head(self.past(self.tokens(query)) + self.tokens(passage).mean(1, keepdim=True))
+        return self.head(self.past(self.tokens(query) + self.tokens(passage)))
 
 
 class Steps(Core):

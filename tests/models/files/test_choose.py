@@ -129,3 +129,26 @@ def test_a_function_that_only_calls_the_model_or_makes_something_else_is_not(tmp
             return nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9))
     """
     assert chosen(tmp_path, body) == "GPT"
+
+
+@pytest.mark.parametrize("handed", ["net: Whole", "net: 'Whole'"])
+def test_a_wrapper_for_training_gives_way_to_the_model_that_it_takes(tmp_path, handed):
+    body = f"""
+        class Whole(Embeds): pass
+        class WholeTrainer(nn.Module):
+            def __init__(self, {handed}):
+                super().__init__()
+                self.net = net
+    """
+    assert chosen(tmp_path, body) == "Whole"
+
+
+def test_a_trainer_that_is_the_model_stays(tmp_path):
+    body = """
+        class Block(nn.Module): pass
+        class GPTTrainer(Embeds):
+            def __init__(self):
+                super().__init__()
+                self.block = Block()
+    """
+    assert chosen(tmp_path, body) == "GPTTrainer"

@@ -203,3 +203,29 @@ def test_a_deep_file_that_nobody_imports_is_no_matter(tmp_path):
     }
     write(tmp_path, files)
     assert load_model(tmp_path / "net.py").module.e.num_embeddings == 9
+
+
+@pytest.mark.parametrize("package", [True, False])
+def test_a_library_keeps_its_name_inside_a_package(tmp_path, package):
+    """gpt/yaml is the package's own as gpt.yaml alone; beside a script it is what the script imports."""
+    layer = "from .layer import Layer" if package else "from layer import Layer"
+    files = {
+        "gpt/net.py": net(f"import yaml\nROWS = 5 if hasattr(yaml, 'safe_load') else yaml.ROWS\n{layer}", "ROWS"),
+        "gpt/layer.py": LAYER,
+        "gpt/yaml/__init__.py": "ROWS = 7",
+    }
+    write(tmp_path, files | ({"gpt/__init__.py": ""} if package else {}))
+    assert load_model(tmp_path / "gpt/net.py").module.e.num_embeddings == (5 if package else 7)
+
+
+def test_a_file_named_like_its_package_does_not_hide_it(tmp_path):
+    files = {
+        "gpt/__init__.py": "",
+        "gpt/gpt.py": "from gpt.layer import Layer\n",
+        "gpt/layer.py": LAYER,
+        "gpt/net.py": net("from gpt.gpt import Layer"),
+    }
+    write(tmp_path, files)
+    loaded = load_model(tmp_path / "gpt/net.py")
+    assert type(loaded.module.layer).__name__ == "Layer"
+    assert {"gpt/gpt.py", "gpt/layer.py", "gpt/net.py"} <= set(loaded.sources)

@@ -10,6 +10,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "vocab_size": (
         *("vocab_size", "n_vocab", "num_vocab", "vocabulary_size", "vocab", "vocab_len", "vocab_dim", "voc_size"),
         *("ntoken", "ntokens", "n_token", "num_tokens", "num_embeddings", "n_words", "padded_vocab_size", "dict_size"),
+        *("num_items", "n_items", "item_num", "itemnum"),  # of recommenders: items are their words
         *("token_vocab_size", "num_words", "vocab_length", "total_words", "alphabet_size"),
     ),
     "src_vocab_size": (
@@ -86,13 +87,23 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "tgt_pad_id": ("trg_pad_idx", "tgt_pad_idx", "tgt_pad", "tgt_pad_id", "trg_pad", "tgt_pad_index"),
     "bos_id": ("bos_id", "bos_token_id", "bos_idx", "sos_idx", "sos_id", "trg_sos_idx", "sos_token", "bos", "start_id"),
     "eos_id": ("eos_id", "eos_token_id", "eos_idx", "end_id", "eos_token", "eos", "sep_token_id"),
-    "num_classes": ("num_classes", "n_classes", "num_labels", "n_class", "num_class", "n_labels", "classes"),
+    "num_classes": (
+        *("num_classes", "n_classes", "num_labels", "n_class", "num_class", "n_labels", "classes", "class_num"),
+        *("n_label", "num_label", "label_num", "nclass", "nclasses", "label_size", "tagset_size", "num_tags", "n_tags"),
+    ),
     "n_segments": ("n_segments", "num_segments", "type_vocab_size", "segment_size", "n_seg", "num_token_types"),
     "ff_mult": ("forward_expansion", "mlp_ratio", "ff_mult", "expansion_factor", "widening_factor", "ffn_mult"),
     "n_experts": ("n_experts", "num_experts", "experts", "n_expert"),
     "experts_per_token": ("top_k", "num_experts_per_tok", "n_experts_per_token", "experts_per_token", "k_experts"),
     "d_state": ("d_state", "state_size", "ssm_state_size"),
     "d_conv": ("d_conv", "conv_kernel", "kernel_size", "conv_size"),
+    "n_filters": (
+        *("num_filters", "n_filters", "num_filter", "kernel_num", "num_kernels", "n_kernels", "filter_num"),
+        *("n_feature_maps", "feature_maps"),
+    ),
+    "filter_sizes": (
+        *("filter_sizes", "kernel_sizes", "kernel_widths", "filter_widths", "region_sizes", "ngram_sizes"),
+    ),
     "expand": ("expand", "expand_factor", "expansion"),
     "norm_eps": ("norm_eps", "eps", "layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "ln_eps"),
     "rope_theta": ("rope_theta", "rope_base", "rotary_base", "theta"),
@@ -176,7 +187,8 @@ def default(meaning: str, known: Mapping[str, Any]) -> Any:
         return 2
     if meaning == "max_len":
         return 256
-    return _PLAIN.get(meaning)
+    value = _PLAIN.get(meaning)
+    return list(value) if isinstance(value, tuple) else value  # as JSON keeps it
 
 
 _PLAIN: dict[str, Any] = {
@@ -192,6 +204,9 @@ _PLAIN: dict[str, Any] = {
     "experts_per_token": 2,
     "d_state": 16,
     "d_conv": 4,
+    "n_filters": 64,
+    # Kim 2014, Convolutional Neural Networks for Sentence Classification: windows of 3, 4 and 5 words
+    "filter_sizes": (3, 4, 5),
     "expand": 2,
     "norm_eps": 1e-5,
     "rope_theta": 10000.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import inspect
@@ -18,6 +19,7 @@ from anyformer.models.building.sizes import CLASS_KEYS, Sizes, is_absent, is_tri
 from anyformer.models.building.written import CallSite, Unknown
 
 _MAX_DEPTH = 8
+_FIELDS = "__dataclass_fields__"
 
 
 class Missing(Exception):
@@ -131,6 +133,8 @@ class Arguments(Sizes):
         annotation = configs.annotation_of(p, self._scope(target))
         if annotation is bool and meaning is None:
             meaning = "flag"
+        if configs.is_tuple(annotation):
+            return MISSING  # one value for each part: none of ours fits
         return self.size(p.name, meaning, known)
 
     def _scope(self, target: Any) -> Mapping[str, Any]:
@@ -155,6 +159,8 @@ class Arguments(Sizes):
             return True
         if configs.is_mapping(annotation):
             return True
+        if inspect.isclass(annotation) and configs.is_config_class(annotation) and hasattr(annotation, _FIELDS):
+            return p.default is MISSING or not self.given.keys().isdisjoint(configs.field_names(annotation))
         return p.default is MISSING and self._part(p) is None and bool(aliases.roles(reads.under((p.name,))))
 
     # configuration objects
@@ -206,12 +212,35 @@ class Arguments(Sizes):
             declared = annotation or getattr(target, "config_class", None)
             for cls in configs.config_classes(declared, self._scope(target), wanted, owner):
                 options.append((f"{cls.__name__}({{}})", lambda cls=cls: self._instance(cls, path, reads)))  # type: ignore[misc]
+        if not options and wanted:
+            options += self._flagged(path, reads)
+        if self.given and "attribute" in reads.styles.get(path, set()) and annotation is None:
+            for cls in configs.attribute_dicts(self._scope(target)):
+                options.append((f"{cls.__name__}({{}})", lambda cls=cls: cls(self._plain(path, reads, {"key"}))))  # type: ignore[misc]
         if (self.given or wanted or self.extra) and not configs.is_config_class(annotation):
             styles = {"key"} if configs.is_mapping(annotation) else reads.styles.get(path, set())
             for kind in [styles] if styles else [{"attribute"}, {"key"}]:
                 label = "dict({})" if kind == {"key"} else "SimpleNamespace({})"
                 options.append((label, lambda kind=kind: self._plain(path, reads, kind)))  # type: ignore[misc]
         return options
+
+    def _flagged(self, path: tuple[str, ...], reads: Reads) -> list[tuple[str, Callable[[], Any]]]:
+        """The flags' defaults of a program beside the file that hold at least half of what is read."""
+        wanted, maybe = reads.under(path), reads.maybe_under(path)
+
+        def made(flags: dict[str, Any]) -> Any:
+            flags |= {n: self._usable(n, flags[n], aliases.role(n)) for n in (*wanted, *maybe) if n in flags}
+            value = self._changed(argparse.Namespace(**flags), path, reads)
+            names = [n for n in (*wanted, *maybe) if n in flags and n not in self.set_values]
+            self.ledger.flags |= {n: flags[n] for n in names}
+            return value
+
+        found = []
+        for file, flags in (self.written.flags_beside() if self.written is not None else {}).items():
+            fits = len(flags.keys() & set(wanted))
+            if fits and 2 * fits >= len(wanted):
+                found.append((fits, f"the flags' defaults of {file}", lambda flags=flags: made(flags)))
+        return [(label, make) for _, label, make in sorted(found, key=lambda f: -f[0])]
 
     def _file_configurations(self, annotation: Any, wanted: list[str], styles: set[str]) -> list[tuple[str, Any]]:
         """Configurations in the file that hold at least half of what is read, the fullest first."""
@@ -234,8 +263,8 @@ class Arguments(Sizes):
         have = configs.contents(instance)
         if isinstance(instance, Mapping):
             self.seen.add_dict(have)
-        names = list(dict.fromkeys([*have, *reads.under(path)]))
-        defaults = {n: have.get(n, MISSING) for n in names}
+        names = [*have, *self._open_fields(type(instance), reads.under(path))]
+        defaults = {n: have.get(n, MISSING) for n in dict.fromkeys(names)}
         local = not any(instance is value for value in self.scope.values())
         if local:  # a trial run's vocabulary, in main() or a test
             trial = [n for n, r in aliases.roles(names).items() if r in aliases.VOCABULARIES and is_trial(defaults[n])]
@@ -254,11 +283,16 @@ class Arguments(Sizes):
         made = configs.build(cls, self._values(list(defaults), defaults, path, reads, extra=False))
         declared = self.set_values
         have = configs.contents(made)
-        rest = [n for n in (*have, *reads.under(path), *reads.maybe_under(path)) if n not in defaults]
+        rest = [*have, *self._open_fields(cls, (*reads.under(path), *reads.maybe_under(path)))]
+        rest = [n for n in rest if n not in defaults]
         optional = dict.fromkeys(reads.maybe_under(path))
         later = self._values(rest, {**optional, **dict.fromkeys(reads.under(path), MISSING), **have}, path, reads)
         self.set_values = {**declared, **later}
         return configs.with_values(made, later) if later else made
+
+    def _open_fields(self, cls: type, names: Iterable[str]) -> list[str]:
+        """Those that are read of a configuration and that its class does not work out itself, from other values."""
+        return [n for n in names if not configs.is_computed(cls, n)]
 
     def _plain(self, path: tuple[str, ...], reads: Reads, styles: set[str]) -> Any:
         wanted, maybe = reads.under(path), reads.maybe_under(path)
@@ -272,7 +306,16 @@ class Arguments(Sizes):
                 outer = self.set_values
                 values[name] = self._plain((*path, name), reads, reads.styles[(*path, name)])
                 self.set_values = {**outer, name: self.set_values}
-        return configs.from_reads({**rest, **values}, styles)
+        return configs.from_reads({**rest, **self._deep(values, path, reads)}, styles)
+
+    def _deep(self, values: dict[str, Any], path: tuple[str, ...], reads: Reads) -> dict[str, Any]:
+        """The values, with dicts whose own values are read as attributes as namespaces."""
+        made = dict(values)
+        for name, value in values.items():
+            styles = reads.styles.get((*path, name), set())
+            if isinstance(value, dict) and "attribute" in styles:
+                made[name] = configs.from_reads(self._deep(value, (*path, name), reads), styles)
+        return made
 
     def _values(
         self,

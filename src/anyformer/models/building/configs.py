@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import copy
 import dataclasses
 import enum
+import functools
 import inspect
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+
+from anyformer.models.building.reads import function_node
 
 CONFIG_NAMES = ("config", "cfg", "args", "hparams", "conf", "configuration", "params", "opt", "hps", "hp", "options")
 CONFIG_CLASS = re.compile(
     r"(Config|Configuration|Cfg|CFG|CONFIG|Args|Arguments|HParams|Hparams|Hyperparameters|Params|Settings|Options)$"
 )
+_COMPUTED = (property, functools.cached_property, classmethod, staticmethod)
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 MISSING = inspect.Parameter.empty
 _PLAIN: dict[str, Any] = {
     "dict": dict,
     "Dict": dict,
     "Mapping": Mapping,
+    "tuple": tuple,
+    "Tuple": tuple,
     **{t.__name__: t for t in (int, float, bool, str)},
 }
 
@@ -104,12 +111,25 @@ def config_classes(annotation: Any, scope: Mapping[str, Any], wanted: Iterable[s
 
     def fit(cls: type) -> tuple[int, int]:
         stem = CONFIG_CLASS.sub("", cls.__name__).lower()
-        return len(names & set(field_names(cls))), int(bool(stem) and owner.lower().startswith(stem))
+        return len(names & {*field_names(cls), *_set_in_constructor(cls)}), int(
+            bool(stem) and owner.lower().startswith(stem)
+        )
 
     ordered = sorted(chosen, key=fit, reverse=True)
     # a class that has none of what is read is another part's configuration
     fitting = [c for c in ordered if fit(c)[0] or takes_anything(c)]
     return fitting or (ordered if not names else [])
+
+
+def attribute_dicts(scope: Mapping[str, Any]) -> list[type]:
+    """The user's own dicts with attribute access, of the file and of those that it imports from.
+
+    They differ in what they say of a key that is not there: ``__getattr__ = dict.get`` gives None.
+    """
+    spaces = {id(s): s for v in scope.values() if (s := getattr(v, "__globals__", None)) is not None}
+    found = [c for space in (scope, *spaces.values()) for c in space.values() if is_config_class(c)]
+    own = [c for c in found if issubclass(c, dict) and "__getattr__" in vars(c)]
+    return [c for c in dict.fromkeys(own) if not c.__module__.startswith("anyformer")]
 
 
 def how_to_give(target: Any, names: list[str]) -> str:
@@ -157,9 +177,17 @@ def field_names(cls: type) -> list[str]:
         for owner in cls.__mro__
         if owner is not object and owner.__module__.partition(".")[0] not in ("pydantic", "transformers")
         for n, v in vars(owner).items()
-        if not n.startswith("_") and not callable(v) and not isinstance(v, property | classmethod | staticmethod)
+        if not n.startswith("_") and not callable(v) and not isinstance(v, _COMPUTED)
     ]
     return list(dict.fromkeys(names))
+
+
+def _set_in_constructor(cls: type) -> set[str]:
+    """Names that its own constructor and those of its bases give a value: ``self.hidden_size = 768``."""
+    constructors = [f for c in cls.__mro__ if inspect.isfunction(f := vars(c).get("__init__"))]
+    trees = [node for f in constructors if (node := function_node(f)) is not None]
+    stored = [n for t in trees for n in ast.walk(t) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)]
+    return {n.attr for n in stored if isinstance(n.value, ast.Name) and n.value.id == "self"}
 
 
 def field_defaults(cls: type) -> dict[str, Any]:
@@ -174,16 +202,28 @@ def field_defaults(cls: type) -> dict[str, Any]:
 
 
 def build(cls: type, values: Mapping[str, Any]) -> Any:
-    """The configuration object; values that its constructor does not take are set as attributes."""
+    """The configuration object; values that its constructor does not take are set as attributes.
+
+    Dicts become the dataclasses that its fields declare, and plain values the members of their Enums.
+    """
     if takes_anything(cls):
         return cls(**values)
     names = {p.name for p in _parameters(cls) if p.kind not in VARIADIC}
-    built = cls(**{k: _nested(cls, k, v) for k, v in values.items() if k in names})
+    hints = _hints(cls)
+    built = cls(**{k: _declared(hints.get(k), v) for k, v in values.items() if k in names})
     if _is_named_tuple(built):
         return built  # it takes no further attributes
     for name in values.keys() - names:
-        setattr(built, name, values[name])
+        if not is_computed(cls, name):
+            setattr(built, name, values[name])
     return built
+
+
+def is_computed(cls: type, name: str) -> bool:
+    """Whether the class works a value out itself, from the others: it is a property of it, or a method."""
+    value = inspect.getattr_static(cls, name, None)
+    field = name in getattr(cls, "__dataclass_fields__", {})  # a function can be a field's default
+    return isinstance(value, _COMPUTED) or (inspect.isfunction(value) and not field)
 
 
 def _is_named_tuple(instance: Any) -> bool:
@@ -191,7 +231,12 @@ def _is_named_tuple(instance: Any) -> bool:
 
 
 def member(annotation: Any, value: Any) -> Any:
-    """The member of an annotated Enum that a plain value names: by its value, else by its name; the value otherwise."""
+    """The member of an annotated Enum that a plain value names: by its value, else by its name; the value otherwise.
+
+    A list where a tuple is annotated becomes one.
+    """
+    if is_tuple(annotation):
+        return tupled(value)
     if not inspect.isclass(annotation) or not issubclass(annotation, enum.Enum) or isinstance(value, annotation):
         return value
     by_value = [m for m in annotation if m.value == value]
@@ -199,15 +244,39 @@ def member(annotation: Any, value: Any) -> Any:
     return next(iter([*by_value, *by_name]), value)
 
 
-def _nested(cls: type, name: str, value: Any) -> Any:
-    """A dict for a field that is itself a dataclass becomes one, a plain value for an Enum its member."""
+def _hints(cls: type) -> dict[str, Any]:
+    """What its fields declare; nothing where an annotation names what is not there."""
     try:
-        hint = typing.get_type_hints(cls).get(name)
+        return typing.get_type_hints(cls)
     except Exception:  # noqa: BLE001  (an annotation of the user's that names nothing)
-        return value
-    if not isinstance(value, dict) or not dataclasses.is_dataclass(cls):
-        return member(hint, value)
-    return build(hint, value) if inspect.isclass(hint) and dataclasses.is_dataclass(hint) else value
+        return {}
+
+
+def _declared(hint: Any, value: Any) -> Any:
+    """A value as its field declares it: dicts as the dataclass in it, inside ``| None``, lists and dicts, too."""
+    inner = [a for a in typing.get_args(hint) if a is not type(None)]
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        fitting = [a for a in inner if _fits(a, value)]
+        return _declared(fitting[0], value) if len(fitting) == 1 else value
+    if isinstance(value, list) and origin in (list, tuple, Sequence) and inner:
+        made = [_declared(inner[0], v) for v in value]
+        return tuple(made) if origin is tuple else made
+    if isinstance(value, dict):
+        if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
+            return build(hint, value)
+        return {k: _declared(inner[1], v) for k, v in value.items()} if is_mapping(hint) and len(inner) == 2 else value
+    return member(hint, value)
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a plain value can be what one part of a union declares."""
+    if isinstance(value, dict):
+        names = {f.name for f in dataclasses.fields(hint)} if dataclasses.is_dataclass(hint) else set[str]()
+        return is_mapping(hint) or (bool(names) and value.keys() <= names)
+    if isinstance(value, list):
+        return typing.get_origin(hint) in (list, tuple, Sequence)
+    return inspect.isclass(hint) and issubclass(hint, enum.Enum)
 
 
 def contents(instance: Any) -> dict[str, Any]:
@@ -217,7 +286,8 @@ def contents(instance: Any) -> dict[str, Any]:
     if _is_named_tuple(instance):
         return dict(instance._asdict())
     found = {n: getattr(instance, n, None) for n in field_names(type(instance))} if is_plain(instance) else {}
-    return {**found, **{k: v for k, v in vars(instance).items() if not k.startswith("_")}}
+    own = {k: v for k, v in vars(instance).items() if not k.startswith("_")}
+    return {**found, **{k: v for k, v in own.items() if not is_computed(type(instance), k)}}
 
 
 def is_plain(instance: Any) -> bool:
@@ -225,9 +295,24 @@ def is_plain(instance: Any) -> bool:
     return not isinstance(instance, types.SimpleNamespace | argparse.Namespace)
 
 
+def tupled(value: Any) -> Any:
+    """Lists as tuples, those inside them, too."""
+    return tuple(tupled(v) for v in value) if isinstance(value, list) else value
+
+
+def is_tuple(annotation: Any) -> bool:
+    """Whether an annotation asks for a tuple and nothing else."""
+    return annotation is tuple or typing.get_origin(annotation) is tuple
+
+
 def with_values(instance: Any, values: Mapping[str, Any]) -> Any:
-    """A copy of a configuration object or dict with some values changed."""
+    """A copy of a configuration object or dict with some values changed, and what its class computes of them."""
+    anew = None if isinstance(instance, Mapping) else _made_anew(instance, values)
+    if anew is not None:
+        return anew
     changed = copy.deepcopy(instance)
+    for name in [n for n in getattr(changed, "__dict__", {}) if is_computed(type(changed), n)]:
+        del vars(changed)[name]  # worked out before, from the values of then
     if _is_named_tuple(changed):
         return changed._replace(**{k: v for k, v in values.items() if k in changed._fields})
     if isinstance(changed, dict):
@@ -240,6 +325,34 @@ def with_values(instance: Any, values: Mapping[str, Any]) -> Any:
     for name, value in values.items():
         setattr(changed, name, value)
     return changed
+
+
+def _made_anew(instance: Any, values: Mapping[str, Any]) -> Any:
+    """The object that its class makes of its own arguments and the changed ones; None where these cannot be told.
+
+    A head size that ``__post_init__`` divides out of the width, and that nobody stated, follows the new width.
+    """
+    cls = type(instance)
+    parameters = [p for p in _parameters(cls) if p.kind not in VARIADIC]
+    names = [p.name for p in parameters]
+    own = {n: v for n, v in getattr(instance, "__dict__", {}).items() if not is_computed(cls, n)}
+    if not is_plain(instance) or takes_anything(cls) or not set(names) & values.keys() or not set(names) <= own.keys():
+        return None
+    stated = {n: own[n] for n in names}
+    try:
+        for p in parameters:
+            rest = {n: v for n, v in stated.items() if n != p.name}
+            if p.default is not MISSING and _same(vars(cls(**copy.deepcopy(rest))), own):
+                stated = rest
+        if not _same(vars(cls(**copy.deepcopy(stated))), own):
+            return None
+    except Exception:  # noqa: BLE001  (its constructor may do anything; the copy below needs it not)
+        return None
+    return build(cls, {**copy.deepcopy(stated), **values})
+
+
+def _same(made: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    return made.keys() == own.keys() and all(repr(made[n]) == repr(own[n]) for n in own)
 
 
 def from_reads(values: Mapping[str, Any], styles: set[str]) -> Any:

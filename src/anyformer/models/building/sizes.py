@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from anyformer.models.building.written import Written
 
 CLASS_KEYS = ("class_name", "model_name", "architectures", "factory", "model_type")
 """Keys of config.json that may name the class or the function that builds it."""
+_NUMBERS = re.compile(r"\d+(,\s*\d+)*")
 _TRIAL_VOCABULARY = 64
 """A smaller one in a call or a function's variable is a trial run's: no text can be written with it."""
 
@@ -36,6 +38,8 @@ class Ledger:
     """Values that stand in the user's file."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Name that the constructor reads → key of the configuration."""
+    flags: dict[str, Any] = field(default_factory=dict)
+    """Defaults of the flags of a program beside the file; the file alone does not give them again."""
     made: dict[str, str] = field(default_factory=dict)
     """Parameter → how its configuration object was made."""
     moved: list[str] = field(default_factory=list)
@@ -180,6 +184,8 @@ class Sizes:
             dtype = getattr(torch, value.removeprefix("torch."), None)
             if isinstance(dtype, torch.dtype) and (p is None or p.annotation not in (str, "str")):
                 return dtype
+        if meaning == "filter_sizes" and isinstance(value, str) and _NUMBERS.fullmatch(value):
+            return [int(n) for n in value.split(",")]  # as a flag takes them, and its program splits them
         if (meaning == "device" or isinstance(value, torch.device)) and is_absent(value):
             self.ledger.moved.append(f"{name}={str(value)!r}")
             return torch.device("cpu") if isinstance(value, torch.device) else "cpu"
@@ -225,6 +231,8 @@ def _fits(meaning: str | None, value: Any) -> bool:
         return value is not None
     if meaning == "flag":
         return isinstance(value, bool)
+    if meaning == "filter_sizes":
+        return isinstance(value, list | tuple)
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 

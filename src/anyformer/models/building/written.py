@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from anyformer.models.building.flags import flag_defaults, flags_beside
 from anyformer.models.files.constants import TooBig, folded
 from anyformer.models.files.records import Records
 
@@ -57,7 +58,7 @@ class Written:
         self._module = module
         self._tree = ast.parse(text)
         self._records = Records(self._tree, module, self._is_harmless)
-        self._flags = _flag_defaults(self._tree, self)
+        self._flags = flag_defaults(self._tree)
         self._parsers = {
             n.name for n in self._tree.body if isinstance(n, ast.FunctionDef) and "parse_args" in ast.unparse(n)
         }
@@ -74,6 +75,10 @@ class Written:
                 if isinstance(value, _SIMPLE):
                     found.setdefault(name, value)
         return {**self._flags, **found}
+
+    def flags_beside(self) -> dict[str, dict[str, Any]]:
+        """File → the defaults of its flags, for the programs beside this one."""
+        return flags_beside(self._module)
 
     def configurations(self) -> dict[str, Any]:
         """Dicts with text keys and configuration objects by name: of the module, then of main() and functions."""
@@ -97,7 +102,7 @@ class Written:
 
     def evaluate(self, node: ast.expr, scope: Mapping[str, Any]) -> Any:
         """The value of a plain expression, a CallSite for a call that builds a module; Unknown otherwise."""
-        node = _without_tail(node)
+        node = without_tail(node)
         if isinstance(node, ast.Name) and node.id in scope:
             return scope[node.id]
         if isinstance(node, ast.Call):
@@ -228,7 +233,7 @@ def _bodies(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, int]]:
             yield from ((n, 3) for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("from_"))
 
 
-def _without_tail(node: ast.expr) -> ast.expr:
+def without_tail(node: ast.expr) -> ast.expr:
     """``GPT(config).to(device)`` → ``GPT(config)``."""
     while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _TAIL:
         node = node.func.value
@@ -257,28 +262,3 @@ def _is_configuration(value: Any, module: types.ModuleType) -> bool:
         and (hasattr(value, "__dict__") or hasattr(value, "_asdict"))
         and (not callable(value) or dataclasses.is_dataclass(cls))
     )
-
-
-def _flag_defaults(tree: ast.Module, written: Written) -> dict[str, Any]:
-    """Defaults of ``parser.add_argument("--d_model", type=int, default=512)``, by name."""
-    found: dict[str, Any] = {}
-    for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"):
-            continue
-        names = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-        keywords = {k.arg: k.value for k in node.keywords if k.arg}
-        long = next((n for n in names if n.startswith("--")), names[0] if names else None)
-        if "dest" in keywords and isinstance(keywords["dest"], ast.Constant):
-            long = str(keywords["dest"].value)
-        if long is None:
-            continue
-        name = long.lstrip("-").replace("-", "_")
-        action = keywords.get("action")
-        if isinstance(action, ast.Constant) and action.value in ("store_true", "store_false"):
-            found[name] = action.value == "store_false"
-        if "default" in keywords:
-            try:
-                found[name] = ast.literal_eval(keywords["default"])
-            except ValueError:
-                continue
-    return found

@@ -59,14 +59,27 @@ class Sight:
     """What changed tokens moved."""
 
     leak: Leak | None
-    own: bool
-    """Whether some token moves its own logits."""
+    owned: int
+    """Tokens that move their own logits."""
     after: bool
     """Whether some token moves logits after it."""
     checked: int
     """Tokens that were changed."""
     nan: bool = False
     longest: int = 0
+    first: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Of the tokens but the first and the last two of each row: how many move logits from their own place on, from one
+    place later on, from two or more later on, and none."""
+
+    @property
+    def own(self) -> bool:
+        """Tokens move their own logits: most of them do (where the first one alone does, its input is shifted)."""
+        return self.owned > 0 and 2 * self.owned >= self.checked
+
+    @property
+    def touched(self) -> float:
+        """Share of the tokens that change their own logits by anything at all; 1 where none has room to tell."""
+        return self.first[0] / sum(self.first) if sum(self.first) else 1.0
 
     @property
     def causal(self) -> bool:
@@ -84,15 +97,16 @@ class Sight:
         leak = second if first is None or (second is not None and second.size > first.size) else first
         return Sight(
             leak,
-            self.own or other.own,
+            self.owned + other.owned,
             self.after or other.after,
             self.checked + other.checked,
             self.nan or other.nan,
             max(self.longest, other.longest),
+            tuple(a + b for a, b in zip(self.first, other.first, strict=True)),  # type: ignore[arg-type]
         )
 
 
-NOTHING = Sight(None, False, False, 0)
+NOTHING = Sight(None, 0, False, 0)
 
 
 def glance(prober: Prober, plan: CallPlan, *, target: bool = False) -> Sight:
@@ -103,10 +117,18 @@ def glance(prober: Prober, plan: CallPlan, *, target: bool = False) -> Sight:
 
 def measure(prober: Prober, plan: CallPlan, *, target: bool = False) -> Sight:
     """Many lengths and ids within a second or so; shorter ones where the module takes no more."""
-    key = ("sight", target, replace(plan, findings=(), causal=True, max_positions=None, embedding_rows=None))
+    key = ("sight", target, _as_called(plan))
     if key not in prober.kept:
         prober.kept[key] = _measure(prober, plan, target)
     return prober.kept[key]  # type: ignore[no-any-return]
+
+
+def _as_called(plan: CallPlan) -> CallPlan:
+    """What of the plan has a part in the call and in the logits."""
+    kind = plan.kind if plan.kind == "probabilities" else "logits"  # log-probabilities are taken as they are
+    targets = plan.targets_arg if plan.needs_targets else None
+    as_called = replace(plan, findings=(), causal=True, max_positions=None, longest_first=False)
+    return replace(as_called, kind=kind, targets_arg=targets, embedding_rows=high(plan))
 
 
 def _measure(prober: Prober, plan: CallPlan, target: bool) -> Sight:
@@ -160,8 +182,12 @@ def _look(
     alone: bool = False,
     most: int = _NUMBERS,
     share: float = 1e-5,
+    draw: int = 0,
 ) -> Sight | None:
-    """alone: a batch of one row, one changed token after the other. most: tokens of a batch. share: see tolerance."""
+    """alone: a batch of one row, one changed token after the other. most: tokens of a batch. share: see tolerance.
+
+    draw: the random state in which the module runs.
+    """
     rows = max(1, min(T + 1, _NUMBERS // (T * max(1, plan.vocab_size)), most // T))
     rows = 1 if alone else max(rows, 2)
     inputs = prober.inputs(plan, rows, T, seed, T, low=low)
@@ -169,17 +195,17 @@ def _look(
         inputs = replace(inputs, input_ids=prober.ids(rows, T + 2, seed, high(plan)))
         if inputs.target_ids is None:
             return None
-    base = prober.try_logits(plan, inputs)
+    base = prober.try_logits(plan, inputs, seed=draw)
     if base is None or base.dim() != 3:
         return None
     if bool(base.isnan().any()):
-        return Sight(None, False, False, 0, nan=True)
+        return Sight(None, 0, False, 0, nan=True)
     limit, found = tolerance(base, share), NOTHING
     first = T - 1 if rows < T else 0
     some = {0, first - rows + 1, (T - rows) // 2} if rows < T else {0}
     for start in range(T) if alone else sorted(some):
         at = torch.arange(max(0, start), max(0, start) + rows, device=base.device) % T
-        other = prober.try_logits(plan, _changed_rows(prober, plan, inputs, at, to, target))
+        other = prober.try_logits(plan, _changed_rows(prober, plan, inputs, at, to, target), seed=draw)
         if other is not None and not bool(other.isnan().any()):
             found = found.and_then(_judge(difference(base, other), at, limit, T))
     return found
@@ -210,21 +236,46 @@ def _judge(moved: Tensor, at: Tensor, limit: float, T: int) -> Sight:
     if float(before.max()) > limit:
         row, s = divmod(int(before.argmax()), T)
         leak = Leak(int(at[row]), s, float(before.max()), int((before[row] > limit).sum()), T)
-    return Sight(leak, bool((own > limit).any()), bool((after > 0).any()), len(at), longest=T)
+    owned = int((own > limit).any(1).sum())
+    return Sight(leak, owned, bool((after > 0).any()), len(at), longest=T, first=_first_moved(moved, at, T))
+
+
+def _first_moved(moved: Tensor, at: Tensor, T: int) -> tuple[int, int, int, int]:
+    """See Sight.first."""
+    counts = [0, 0, 0, 0]
+    for row, t in enumerate(at.tolist()):
+        if 0 < t < T - 2:
+            hit = (moved[row, t:] > 0).nonzero()
+            counts[min(int(hit[0]), 2) if len(hit) else 3] += 1
+    return counts[0], counts[1], counts[2], counts[3]
+
+
+def in_training(prober: Prober, plan: CallPlan, *, target: bool, draw: int = 0) -> Sight:
+    """One batch in training mode, dropout apart, in one random state."""
+    modes = [(m, m.training) for m in prober.module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = not isinstance(part, nn.modules.dropout._DropoutNd)
+        return middling(prober, plan, target=target, draw=draw)
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def middling(prober: Prober, plan: CallPlan, *, target: bool, draw: int = 0) -> Sight:
+    """One batch of a length at which most tokens have others on both sides."""
+    for T in (prober.fixed,) if prober.fixed else (12, 8, 6, 5, 4):
+        seen = _look(prober, plan, T, 1, 1, None, target, draw=draw)
+        if seen is not None and seen.checked:
+            return seen
+    return NOTHING
 
 
 def only_in_training(prober: Prober, plan: CallPlan, *, target: bool) -> str:
     """Of a leak: the reason where it vanishes in training mode (dropout apart); "" where it does not."""
     if glance(prober, plan, target=target).leak is None:
         return ""  # it shows at other lengths or in float64 alone, which is not measured here
-    modes = [(m, m.training) for m in prober.module.modules()]
-    try:
-        for part, _ in modes:
-            part.training = not isinstance(part, nn.modules.dropout._DropoutNd)
-        causal = glance(prober, plan, target=target).decodes
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    causal = in_training(prober, plan, target=target).decodes
     why = "its causal mask is there in training mode only: held-out loss and generation would see the future;"
     return f"{why} make the mask in both modes" if causal else ""
 

@@ -55,6 +55,8 @@ def decide(prober: Prober, plan: CallPlan, found: list[Place], rows: int | None)
     kinds = {p: origins[p].kind if p in origins else None for p in found}
     ordered = order(found, rows, {p: _RANKS[k] for p, k in kinds.items()})
     alike = _alike(ordered, kinds)
+    if len(alike) > 1 and run is not None:
+        alike = _unnormalised(run, alike)
     if len(alike) > 1:
         alike = _heads(trace, origins, alike)
     if len(alike) > 1:
@@ -98,6 +100,23 @@ def _alike(ordered: list[Place], kinds: dict[Place, Kind | None]) -> list[Place]
     # a place may be read in two layouts: the first is meant
     once: dict[object, Place] = {_at(p): p for p in reversed(ordered) if same(p)}
     return [first, *[p for p in ordered if once.get(_at(p)) is p]]
+
+
+def _unnormalised(run: Run, alike: list[Place]) -> list[Place]:
+    """Without those that are the softmax, or its logarithm, of another: what it was made of are the logits."""
+    tensors = {p: _tensor(run, p) for p in alike}
+
+    def made_of(place: Place, other: Place) -> bool:
+        result, numbers = tensors[place], tensors[other]
+        if result is None or numbers is None or result.shape != numbers.shape or torch.equal(result, numbers):
+            return False
+        axis = 1 if place.layout == "BVT" else -1
+        normal = numbers.double().log_softmax(axis)
+        return any(torch.allclose(result.double(), n, rtol=1e-4, atol=1e-6) for n in (normal, normal.exp()))
+
+    # the logarithm of the softmax of a softmax's logarithm is the same: of two such, neither is made of the other
+    made = [p for p in alike if any(made_of(p, q) and not made_of(q, p) for q in alike if q is not p)]
+    return [p for p in alike if p not in made] or alike
 
 
 def _heads(trace: Trace, origins: dict[Place, Origin], alike: list[Place]) -> list[Place]:

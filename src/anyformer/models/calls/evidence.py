@@ -11,12 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.models.calls.names import hint, parameters_of
+from anyformer.models.calls.options import source_of
 
 _ENCODER = re.compile(
     r"[bB]ert(?![a-z])|BERT(LM)?|[eE]lectra|ELECTRA|Encoder|encoder_only|MLM|Bidirectional"
     r"|[mM]asked_?L(M|anguage(_?[mM]odel(ing)?)?)"
     r"|[cC]lassifier|Classification"
+    r"|ESM\d?(?![a-z])|Esm[A-Z\d]|XLMR?(?![a-z])|FNet|[rR]o[fF]ormer|[lL]ongformer|[bB]ig_?[bB]ird|[nN]ystromformer|MPNet"
+    r"|ERNIE|Ernie"
 )
+_NEITHER = re.compile(
+    r"[aA]uto_?[eE]ncod(er|ing)|VAE(?![a-z])|[dD]iffusion|LLaDA|MDLM|SEDD|D3PM|MaskGIT|[dD]enois(er|ing)"
+)
+"""They see both sides for another objective: writing their own input again, or filling in a text by steps."""
+_MASK_ID = re.compile(r"mask_?(token)?_?(id|idx|index)|mask_token|token_dropout")
+"""What an encoder that learns from hidden tokens keeps."""
 _DECODER = re.compile(
     r"GPT|gpt|Decoder|decoder|Causal|causal_lm|LanguageModel|language_model|[lL]lama|LLaMA|[mM]istral|Autoregressive"
     r"|AutoReg|[bB]igram|Mamba|RWKV|Qwen|Gemma"
@@ -32,11 +41,13 @@ class Evidence:
 
     encoder: tuple[str, ...]
     decoder: tuple[str, ...]
+    neither: tuple[str, ...] = ()
+    """For an autoencoder or a diffusion model: masked language modelling is not what it is for."""
 
     @property
     def says_encoder(self) -> bool:
-        """Something speaks for an encoder and nothing for a decoder."""
-        return bool(self.encoder) and not self.decoder
+        """Something speaks for an encoder and nothing for a decoder or another objective."""
+        return bool(self.encoder) and not self.decoder and not self.neither
 
 
 def gather(module: nn.Module) -> Evidence:
@@ -55,30 +66,42 @@ def gather(module: nn.Module) -> Evidence:
     if callable(getattr(module, "generate", None)) and not type(module).__module__.startswith("transformers"):
         decoder.append("a generate method")
     decoder += [f"the causal buffer {name}" for name, buffer in module.named_buffers() if is_tril(buffer)][:1]
-    return Evidence(tuple(encoder), tuple(decoder))
+    encoder += [f"its {name}" for name in _mask_ids(module)][:1]
+    names = [c.__name__ for c in type(module).__mro__ if issubclass(c, nn.Module) and _is_users(c)]
+    neither = [f"class {name}" for name in names if _NEITHER.search(name)]
+    return Evidence(tuple(encoder), tuple(decoder), tuple(neither))
+
+
+def _mask_ids(module: nn.Module) -> list[str]:
+    """Ids of a mask token that the module keeps, or that its forward reads."""
+    kept = [name for part in module.modules() for name in vars(part) if _MASK_ID.fullmatch(name)]
+    read = [name for name in re.findall(r"\.(\w+)", source_of(module)) if _MASK_ID.fullmatch(name)]
+    return list(dict.fromkeys([*kept, *read]))
 
 
 def _by_class(module: nn.Module, encoder: list[str], decoder: list[str]) -> None:
     own = [c.__name__ for c in type(module).__mro__ if issubclass(c, nn.Module) and _is_users(c)]
     under = sorted({type(m).__name__ for m in module.modules() if m is not module and _is_users(type(m))})
-    top = own[:1]
+    top = [_NEITHER.sub("", n) for n in own[:1]]
     words = [*[("class", n) for n in own], *[("class", n) for n in under]]
     if not (any(_ENCODER.search(n) for n in top) or any(_DECODER.search(n) or _LM.search(n) for n in top)):
-        words += [("file", _file(module))]
+        words += [("file", file_stem(module))]
     else:
         words = [("class", n) for n in own]  # the model's own name outweighs those of its parts
-    for where, name in words:
+    for where, written in words:
+        name = _NEITHER.sub("", written)
         if _ENCODER.search(name):
-            encoder.append(f"{where} {name}")
+            encoder.append(f"{where} {written}")
         if _DECODER.search(_ENCODER.sub("", name)) or (_LM.search(name) and not _ENCODER.search(name)):
-            decoder.append(f"{where} {name}")
+            decoder.append(f"{where} {written}")
 
 
 def _is_users(cls: type) -> bool:
     return not cls.__module__.startswith("torch.") and cls is not nn.Module
 
 
-def _file(module: nn.Module) -> str:
+def file_stem(module: nn.Module) -> str:
+    """Name of the file in which its class is written, without .py; "" where there is none."""
     try:
         stem = Path(inspect.getfile(type(module))).stem
     except (OSError, TypeError):

@@ -76,9 +76,18 @@ def settle_masks(prober: Prober, plan: CallPlan, stated: Stated, *, encoder: boo
     if plan.family == "decoder" and not encoder:
         plan, about = _causality(prober, plan, masks, flags)
         findings += about
+    # of an encoder, a required mask that a causal form only happened to fit first is one of padding, if any form hides
     causal_already = {a.name for a in plan.extras if "causal" in a.role}
-    plan, about = _padding(prober, plan, [p for p in masks if p.name not in causal_already])
+    hiding = masks if encoder else [p for p in masks if p.name not in causal_already]
+    plan, about = _padding(prober, plan, hiding, encoder=encoder)
+    if encoder:
+        about = [f for f in about if f.verdict != "fail" or not any(a.name in f.measured for a in _causal(plan))]
+        findings += [_given_finding(a, glance(prober, plan)) for a in _causal(plan)]
     return Settled(plan, (*findings, *about))
+
+
+def _causal(plan: CallPlan) -> list[Argument]:
+    return [a for a in plan.extras if "causal_mask" in a.role]
 
 
 def _causality(
@@ -112,7 +121,9 @@ def _given_finding(argument: Argument, sight: Sight) -> Finding:
     return Finding("causal mask", "ok", argument.text(), reason=why)
 
 
-def _padding(prober: Prober, plan: CallPlan, masks: list[inspect.Parameter]) -> tuple[CallPlan, list[Finding]]:
+def _padding(
+    prober: Prober, plan: CallPlan, masks: list[inspect.Parameter], *, encoder: bool
+) -> tuple[CallPlan, list[Finding]]:
     """The padding mask: the first parameter and form with which a hidden token is hidden."""
     findings: list[Finding] = []
     ordered = sorted(
@@ -124,16 +135,16 @@ def _padding(prober: Prober, plan: CallPlan, masks: list[inspect.Parameter]) -> 
         needed = parameter.default is parameter.empty
         if needed and plan.mask_arg == parameter.name:
             plan = replace(plan, needs_mask=True)
-        plan, finding = _one_padding(prober, plan, parameter.name, needed)
+        plan, finding = _one_padding(prober, plan, parameter.name, needed, encoder)
         findings.append(finding)
         if finding.verdict == "ok":
             break
     return plan, findings
 
 
-def _one_padding(prober: Prober, plan: CallPlan, name: str, needed: bool) -> tuple[CallPlan, Finding]:
+def _one_padding(prober: Prober, plan: CallPlan, name: str, needed: bool, encoder: bool) -> tuple[CallPlan, Finding]:
     bare = None if needed else without(plan, name)
-    before = measure(prober, plan).causal if plan.family == "decoder" and needed else None
+    before = measure(prober, plan).causal if plan.family == "decoder" and needed and not encoder else None
     first = ""
     for argument in padding_forms(name, time_first=plan.time_first):
         candidate = replace(with_argument(plan, argument), needs_mask=needed)

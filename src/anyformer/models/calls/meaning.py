@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,14 @@ from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
 from anyformer.models.calling import Inputs, value_of
 from anyformer.models.calls.causal import glance
+from anyformer.models.calls.forcing import is_forcing
 from anyformer.models.calls.masks import with_argument
 from anyformer.models.calls.names import causal_switch, held, hint, parameters_of
+from anyformer.models.calls.origins import POOLS, Trace
 from anyformer.models.calls.overrides import Stated
-from anyformer.models.calls.probing import Prober, changed_inputs, difference, tolerance
-from anyformer.models.plan import Argument, CallPlan
+from anyformer.models.calls.probing import Prober, changed_inputs, difference, tensors_in, tolerance
+from anyformer.models.calls.properties import squashed
+from anyformer.models.plan import Argument, CallPlan, follow
 
 _POSITIONAL = re.compile(r"pos|wpe|(^|[._])pe($|[._])|seg|token_?type|(^|[._])type|time|place", re.IGNORECASE)
 _CLASSES = re.compile(
@@ -93,7 +95,8 @@ def guess_findings(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding
     switches = {p.name for p in parameters_of(prober.module) if causal_switch(p)}
     for argument in plan.extras:
         guessed = hint(argument.name) in ("unknown", "tokens") and argument.name not in said.arguments
-        guessed = guessed and argument.name not in switches
+        # what lets it read the given tokens was proven to (forcing), whatever it is called
+        guessed = guessed and argument.name not in switches and not is_forcing(argument.name)
         if guessed and argument.role == "causal_mask":
             findings += _guessed_mask(prober, plan, argument)
         if "mask" in argument.role or "causal" in argument.name:
@@ -118,6 +121,10 @@ def _guess(prober: Prober, plan: CallPlan, argument: Argument) -> Finding:
     if others and not ran:
         why = f"no other value runs, so nothing shows what it is; say it: call: arguments: {{{argument.name}: …}}"
         return Finding("argument", "fail", argument.text(), "arguments that are known", why)
+    if not moved and argument.role in ("positions", "segments") and _moves_others(prober, plan, argument, inputs):
+        why = "a second text, perhaps: it changes another output than the one taken for logits; say what it is in"
+        why += f" anyformer.yaml: call: arguments: {{{argument.name}: …}}"
+        return Finding("argument", "fail", argument.text(), "arguments that are known", why)
     if not moved:
         verdict = "ok" if argument.role == "constant" else "warn"
         why = "its name says nothing; another value gave no other logits" if others else ""
@@ -128,6 +135,23 @@ def _guess(prober: Prober, plan: CallPlan, argument: Argument) -> Finding:
     what = "a second text, perhaps" if argument.role in ("positions", "segments") else "nothing says what it is"
     why = f"a guess that changes the logits; say what it is in anyformer.yaml: call: arguments: {{{argument.name}: …}}"
     return Finding("argument", "fail", f"{argument.text()}: {what}", "arguments that are known", why)
+
+
+def _moves_others(prober: Prober, plan: CallPlan, argument: Argument, inputs: Inputs) -> bool:
+    """Whether other values change a tensor that is given beside the logits; a loss, one number, is left out."""
+
+    def beside(of: CallPlan) -> list[Tensor]:
+        run, _ = prober.run(of, inputs)
+        found = [] if run is None or plan.logits_from != "output" else tensors_in(run.output)
+        return [t for path, t in found if t.numel() > 1 and path != plan.logits_path]
+
+    base = beside(plan)
+    for value in _other_values(plan, argument, inputs):
+        other = beside(with_argument(plan, Argument(argument.name, "constant", "", value=value)))
+        pairs = zip(base, other, strict=False)
+        if any(a.shape == b.shape and bool((difference(a, b) > tolerance(a)).any()) for a, b in pairs):
+            return True
+    return False
 
 
 def _guessed_mask(prober: Prober, plan: CallPlan, argument: Argument) -> list[Finding]:
@@ -229,7 +253,8 @@ def classes_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
     """Whether one row of numbers per text is a row of classes, or what a text is compared by."""
     if plan.family != "classifier":
         return []
-    values = prober.try_logits(replace(plan, kind="logits"), prober.inputs(plan, 4, max(2, prober.length), 19))
+    inputs = prober.inputs(plan, 4, max(2, prober.length), 19)
+    values = prober.try_logits(replace(plan, kind="logits"), inputs)
     if values is None:
         return []
     C = plan.vocab_size
@@ -237,11 +262,22 @@ def classes_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
     if C > 1 and bool(((lengths - 1).abs() < _UNIT).all()):
         why = "cross-entropy over its coordinates would teach nothing; the model needs a Linear of classes at its end"
         return [Finding("classes", "fail", "each row has length 1: a sentence embedding", "one number per class", why)]
-    sums = values.double().sum(-1)
-    if C > 2 and bool(((values >= 0) & (values <= 1)).all()) and bool(((sums - 1).abs() > 1e-3).any()):
+    sums, bounded = values.double().sum(-1), squashed(prober, plan, inputs) if plan.kind == "logits" else ""
+    if bounded == "sigmoid" and bool(((sums - 1).abs() > 1e-3).any()):
         why = "a sigmoid per class: several may be right at once, which cross-entropy of one class would forbid"
         return [Finding("classes", "fail", f"{C} independent labels", "one class per text", why)]
+    if bool(((values == 0) | (values.abs() == 1)).all()):
+        why = "bits, or numbers that were rounded: no gradient of cross-entropy goes through them"
+        return [Finding("classes", "fail", f"{C} numbers that are -1, 0 or 1", "logits", why)]
     named = _says_classes(prober.module, C)
+    if (states := _states(prober, plan, inputs)) and not any(_PLAIN.search(n) for n in _heads(prober.module, C)):
+        why = f"{states}; no matrix of weights makes classes of them: an embedding of the text, perhaps"
+        return [Finding("classes", "fail", f"{C} numbers per text: hidden states", "one number per class", why)]
+    if bounded == "tanh":
+        why = (
+            "whatever its weights are: the bits of a code (tanh), or cosines, which cross-entropy can hardly tell apart"
+        )
+        return [Finding("classes", "warn", f"{C} numbers between -1 and 1", "logits", why)]
     widths = {m.embedding_dim for m in prober.module.modules() if isinstance(m, nn.Embedding)}
     if C in widths and not named:
         why = f"{C} is the width of its embedding, and nothing in it is named after classes"
@@ -250,6 +286,30 @@ def classes_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
         why = "nothing in it is named after classes; were it an embedding of the text, this objective would be wrong"
         return [Finding("classes", "warn", f"{C} classes?", "fewer, or a name that says so", why)]
     return []
+
+
+def _states(prober: Prober, plan: CallPlan, inputs: Inputs) -> str:
+    """Of what lies at the plan's place: which layer as wide made it, where that is no head; "" where one is."""
+    if plan.logits_from != "output" or plan.head is not None or plan.graph is not None:
+        return ""
+    with Trace((inputs.input_ids,), POOLS) as trace:
+        run, _ = prober.run(plan, inputs)
+    found = None if run is None else follow(run.output, plan.logits_path)
+    origin = trace.of(found) if isinstance(found, Tensor) else None
+    if origin is None or origin.kind == "linear":
+        return ""
+    C = plan.vocab_size
+    for name, part in prober.module.named_modules():
+        wide = isinstance(part, nn.LayerNorm) and part.normalized_shape[-1] == C
+        wide = wide or (isinstance(part, nn.RNNBase) and C in (part.hidden_size, 2 * part.hidden_size))
+        wide = wide or (isinstance(part, nn.Embedding) and part.embedding_dim == C and origin.kind != "embedding")
+        if wide:
+            return f"as wide as what {name} ({type(part).__name__}) works on"
+    return ""
+
+
+def _heads(module: nn.Module, C: int) -> list[str]:
+    return [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and m.out_features == C]
 
 
 def _says_classes(module: nn.Module, C: int) -> bool:
@@ -264,44 +324,3 @@ def _says_classes(module: nn.Module, C: int) -> bool:
         if any(_COUNTS.fullmatch(key) and value == C for key, value in kept.items() if isinstance(value, int)):
             return True
     return False
-
-
-_TAGS = re.compile(
-    r"(^|_)(pos_?)?tags?(set)?(_|$)|hidden2tag|(^|_)ner(_|$)|(^|_)slots?(_|$)|token_?classif", re.IGNORECASE
-)
-_TAG_COUNTS = re.compile(r"(num|n)_?(tags|labels|slots|classes|entities)|tag_?set_?size|tagset", re.IGNORECASE)
-_LABELS = re.compile(r"(^|_)(classifier|labels?)(_|$)", re.IGNORECASE)
-_PADDED_TO = 256  # a vocabulary is rounded up to a multiple of 8, 64, 128 or, sharded, of more
-
-
-def tagger_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
-    """Fail where each position's numbers are labels of its token (part of speech, entity), not the next token."""
-    rows = plan.embedding_rows
-    if plan.family not in ("decoder", "encoder") or rows is None or plan.head is not None:
-        return []
-    V = plan.vocab_size
-    heads = [
-        (name, part)
-        for name, part in prober.module.named_modules()
-        if isinstance(part, nn.Linear) and part.out_features == V and part.in_features != V
-    ]
-    counts = [
-        f"{key} = {value}"
-        for part in prober.module.modules()
-        for key, value in {**vars(part), **getattr(held(part, "config"), "__dict__", {})}.items()
-        if type(value) is int and value == V and _TAG_COUNTS.fullmatch(key)
-    ]
-    said = [name for name, _ in heads if any(_TAGS.search(step) for step in name.split("."))] + counts
-    said += [] if rows == V else [name for name, _ in heads if any(_LABELS.search(step) for step in name.split("."))]
-    kind = type(prober.module).__name__
-    said += [kind] if re.search(r"Tagger|NER|TokenClassif", kind) else []
-    if said:
-        why = f"{said[0]} says so: labels of tokens; trained as a language model it would predict tokens as labels"
-        measured = f"{V:,} labels per token"
-        return [Finding("labels", "fail", measured, "one number per token of the vocabulary", why)]
-    if rows < V:
-        padded = any(V % m == 0 and V - rows < m for m in (8, 16, 32, 64, 128, _PADDED_TO)) or rows * 1.02 + 8 >= V
-        verdict: Literal["warn", "fail"] = "warn" if padded else "fail"
-        why = f"ids from {rows:,} on can be predicted but not read" if padded else "labels of tokens, perhaps"
-        return [Finding("labels", verdict, f"{V:,} numbers, {rows:,} embedding rows", "as many", why)]
-    return []

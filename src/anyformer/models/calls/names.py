@@ -57,8 +57,18 @@ DECODER = re.compile(
 )
 """A decoder's own input. target, targets, y and labels may be one, too: they are tried after the other reading."""
 MAYBE_DECODER = ("target", "targets", "y", "target_ids", "target_seq", "labels", "outputs", "z")
+_OF_TARGET = frozenset(("tgt", "trg", "tar", "targ", "target", "targets", "dec", "decoder"))
+_OF_SOURCE = frozenset(("src", "source", "sources", "enc", "encoder"))
+# fmt: off
+_OF_IDS = frozenset((
+    "id", "ids", "idx", "idxs", "index", "indices", "token", "tokens", "in", "inp", "inps", "input", "inputs", "seq",
+    "seqs", "sequence", "sequences", "batch", "text", "texts", "sentence", "sentences", "sent", "word", "words", "x",
+    "sents", "tensor", "data", "padded", "shifted", "right",
+))
+# fmt: on
+"""Words that names of ids are put together from: trg_token_ids_batch, tarInput, encoder_tokens."""
 _RULES: tuple[tuple[Hint, str], ...] = (
-    ("switch", r".*head_mask|layer_mask|expert_mask|mask_token.*"),
+    ("switch", r"(.*_)?head_mask|layer_mask|expert_mask|mask_token.*"),
     ("positions", r"mask(ed)?_?(lm_)?(pos|positions?|idx|index|indices)|(pred|predict|mlm)(ion)?_?(pos|positions?)"),
     ("target_mask", r"(tgt|trg|target|dec|decoder|d|y|look_?ahead|subsequent)_.*mask|decoder_?mask|look_?ahead_?mask"),
     ("memory_mask", r"(memory|mem|cross|enc_dec|dec_enc)_.*mask"),
@@ -72,7 +82,7 @@ _RULES: tuple[tuple[Hint, str], ...] = (
     ),
     ("positions", r"(input_)?pos|pos(ition)?(_?(ids?|itions?|idx|indices))?|positions|cache_position"),
     ("lengths", r".*len(gth)?s?|.*_lens"),
-    ("cache", r".*(cache|past_key|past_kv|mems|state).*|hidden|past|h0|hx|presents?"),
+    ("cache", r".*(cache|past_key|past_kv|mems|state).*|hiddens?|past|h_?0|h|hx|hc|h_c|prev_h(idden)?|presents?"),
     ("memory", r"memory|.*enc(oder)?_(out|output|outputs|hidden|hidden_states)|context|encoded|enc"),
     ("switch", r"return_.*|output_.*|use_.*|train(ing)?|deterministic|inference|verbose|.*_only|need_.*|mode|debug"),
 )
@@ -80,14 +90,24 @@ _RULES: tuple[tuple[Hint, str], ...] = (
 
 def hint(name: str) -> Hint:
     """What a parameter of this name usually takes."""
-    name = name.lower().lstrip("_")
+    written, name = name, name.lower().lstrip("_")
     if DECODER.fullmatch(name):
         return "decoder"
     if name in TARGETS:
         return "targets"
     if name in TOKENS:
         return "tokens"
-    return next((kind for kind, pattern in _RULES if re.fullmatch(pattern, name)), "unknown")
+    return next((kind for kind, pattern in _RULES if re.fullmatch(pattern, name)), None) or _by_words(written)
+
+
+def _by_words(name: str) -> Hint:
+    """By the words of a name that no rule knows, where each of them speaks of ids or of whose they are."""
+    words = set(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().split("_")) - {""}
+    if not words or not words <= _OF_TARGET | _OF_SOURCE | _OF_IDS:
+        return "unknown"
+    if words & _OF_TARGET:
+        return "unknown" if words & _OF_SOURCE else "decoder"
+    return "tokens" if words & _OF_SOURCE else "unknown"
 
 
 _CAUSAL_SWITCH = re.compile(r"future|causal|autoreg|unidirectional|left_to_right|decoder|(^|_)lm(_|$)|look_?ahead")
@@ -122,6 +142,7 @@ def token_candidates(parameters: list[inspect.Parameter]) -> list[str]:
     """Parameters that could take the ids: by name first, then by position; with a leading * if by position only."""
     usable = [p for p in parameters if hint(p.name) in ("tokens", "unknown", "segments", "positions", "memory")]
     hinted = [p for name in TOKENS for p in usable if p.name.lower() == name]
+    hinted += [p for p in usable if hint(p.name) == "tokens" and p not in hinted]
     others = [p for p in usable if p not in hinted and (p.default is p.empty)]
     unknown_first = sorted(others, key=lambda p: hint(p.name) != "unknown")
     # a required parameter that nobody else would take comes before an optional one with a known name

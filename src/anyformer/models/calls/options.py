@@ -91,6 +91,9 @@ def options(
     positions = [Argument(name, "positions", s) for s in axes]
     segments = [Argument(name, "segments")]
     lengths = [Argument(name, "lengths", "B")]
+    if masks == "source":  # whose they are is measured later (seq2seq.settle_lengths)
+        lengths = [*lengths, Argument(name, "target_lengths", "B")]
+        lengths = lengths[::-1] if _OF_TARGET.match(name.lower()) else lengths
     if kind in ("mask", "target_mask", "memory_mask"):
         return [nothing, *mask_options(name, kind, masks)]
     by_kind: dict[str, list[Argument]] = {
@@ -116,7 +119,13 @@ def mask_options(name: str, kind: Hint, masks: str) -> list[Argument]:
     if masks == "target" or (masks == "source" and kind == "target_mask"):
         causal = causal_forms(name, target=True)
         batched = [a for a in causal_forms(name, target=True, batched=True) if a.form == "keep"]
-        return [*batched[:2], *causal, *batched[2:]] if "pad" not in name else padding_forms(name, "target_mask")
+        if "pad" not in name:
+            return [*batched[:2], *causal, *batched[2:]]
+        # of its own input, or of the source, for what it reads of the encoder
+        pairs = zip(padding_forms(name, "target_mask"), padding_forms(name, "memory_mask"), strict=True)
+        forms = [form for pair in pairs for form in pair]
+        # every shape once before other number formats: which of those it is, is measured when the call runs
+        return sorted(forms, key=lambda a: _PADDING_KINDS.index((a.dtype, a.form)))
     if masks == "source":
         padding = padding_forms(name, "memory_mask" if kind == "memory_mask" else "mask")
         first = [a for a in padding if a.shape in ("B11T", "B1T") and a.form == "keep" and a.dtype != "float32"]

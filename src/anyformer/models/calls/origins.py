@@ -25,6 +25,18 @@ _SAME = (
 )
 # fmt: on
 """They keep the numbers, or squash them, as a head's output often is."""
+POOLS = (
+    "mean",
+    "max",
+    "amax",
+    "sum",
+    "logsumexp",
+    "max_pool1d",
+    "avg_pool1d",
+    "adaptive_max_pool1d",
+    "adaptive_avg_pool1d",
+)
+"""They make one row of several."""
 _ONE_OPERAND = ("add", "sub", "mul", "div", "truediv", "radd", "rmul", "rsub", "iadd", "imul", "isub", "itruediv")
 """They keep the origin where only one operand depends on the ids: a bias, a temperature."""
 
@@ -44,8 +56,10 @@ class Origin:
 class Trace(TorchFunctionMode):
     """Keeps the origin of every tensor that depends on the given ids, while it is entered."""
 
-    def __init__(self, seeds: tuple[Tensor, ...]) -> None:
+    def __init__(self, seeds: tuple[Tensor, ...], keep: tuple[str, ...] = ()) -> None:
+        """keep: names of further operations whose result has the origin of what went in."""
         super().__init__()
+        self._keeping = keep
         self._kept: list[Tensor] = list(seeds)
         """Held, so that no id() is used twice."""
         none: frozenset[int] = frozenset()
@@ -71,7 +85,7 @@ class Trace(TorchFunctionMode):
         self._steps.append(parents)
         self._kept.append(tensor)
         kind, made_of = _kind(name, before), step
-        if name in _SAME or (name in _ONE_OPERAND and len(parents) == 1):
+        if name in _SAME or name in self._keeping or (name in _ONE_OPERAND and len(parents) == 1):
             kind, made_of = before[0].kind, before[0].made_of
         self._found[id(tensor)] = Origin(step, kind, parents, made_of)
 

@@ -42,10 +42,11 @@ class Place:
 
     def text(self) -> str:
         """In words."""
-        axes = {"BTV": "(B, T, V)", "TBV": "(T, B, V)", "NV": "(B·T, V)", "BVT": "(B, V, T)"}[self.layout]
+        axes = "({})".format(", ".join({"NV": ("B·T", "V"), "MV": ("T·B", "V")}.get(self.layout, self.layout)))
         if self.use == "pooled":
             axes = "(B, C)"
-        axes = axes.replace("T", "T - 1") if self.alignment == "short" else axes
+        length = {"short": "T - 1", "long": "T + 1"}.get(self.alignment, "T")
+        axes = axes.replace("T", f"({length})" if "·" in axes and length != "T" else length)
         axes = axes.replace("V", f"{self.V:,}").replace("C", f"{self.V:,}")
         return f"{self.where()} {axes}"
 
@@ -92,7 +93,7 @@ def _shapes(tensor: Tensor, source: str, path: LogitsPath, B: int, T: int) -> li
         return []
     shape = tuple(tensor.shape)
     found: list[Place] = []
-    alignments: tuple[tuple[int, Alignment], ...] = ((T, "next"), (T - 1, "short"))
+    alignments: tuple[tuple[int, Alignment], ...] = ((T, "next"), (T - 1, "short"), (T + 1, "long"))
     for length, alignment in alignments:
         if len(shape) == 3 and length > 1:
             layouts: list[tuple[Layout, tuple[int, int], int]] = [
@@ -129,7 +130,7 @@ def order(found: list[Place], rows: int | None, ranks: Mapping[Place, int] | Non
             # one row of as many numbers as there are ids would be the next token's, not classes
             *((rank, wide) if place.use == "pooled" else (wide, rank)),
             place.alignment != "next",
-            ["BTV", "TBV", "NV", "BVT"].index(place.layout),
+            ["BTV", "TBV", "NV", "MV", "BVT"].index(place.layout),
         )
 
     return sorted(found, key=key)

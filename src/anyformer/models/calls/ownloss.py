@@ -6,6 +6,7 @@ B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,7 +106,7 @@ def _run(
     before = {k: id(v) for k, v in vars(module).items()}
     seeded()
     try:
-        with torch.no_grad(), LossTap():
+        with torch.no_grad(), LossTap(module):
             ids = oriented(plan, inputs.input_ids)
             if plan.token_arg.startswith("*"):
                 output = module(ids, **given)
@@ -244,18 +245,48 @@ def _classes(prober: Prober, plan: CallPlan, name: str | None) -> tuple[Finding,
         return ()
     inputs = prober.inputs(plan, *prober.sizes[0][:2], 11)
     labels = prober.ids(1, len(inputs.input_ids), 3, plan.vocab_size, low=0)[0]
-    given = {**arguments(replace(plan, needs_targets=False), inputs), name: labels}
+    tap, bare = LossTap(prober.module), arguments(replace(plan, needs_targets=False), inputs)
+
+    def given(labels: Tensor) -> Any:
+        seeded()
+        ids = oriented(plan, inputs.input_ids)
+        with torch.no_grad(), tap:
+            if plan.token_arg.startswith("*"):
+                return prober.module(ids, **{**bare, name: labels})
+            return prober.module(**{plan.token_arg: ids}, **{**bare, name: labels})
+
+    with torch.no_grad():
+        logits = call_logits(prober.module, plan, inputs.input_ids)
+    ours = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
     try:
-        with torch.no_grad():
-            seeded()
-            output = prober.module(**{plan.token_arg.lstrip("*"): oriented(plan, inputs.input_ids)}, **given)
-        ours = F.cross_entropy(call_logits(prober.module, plan, inputs.input_ids), labels, ignore_index=IGNORE_INDEX)
+        loss = _scalar(given(labels))
     except Exception as error:  # noqa: BLE001  (labels of another shape; the loss is ours in any case)
         why = f"it fails with labels (B,): {blame(error)}"
-        return (Finding("own loss", "note", f"{name} is not used", reason=why),)
-    loss = _scalar(output)
+        about = Finding("own loss", "note", f"{name} is not used", reason=why)
+        return (_rows_of_labels(given, labels, logits, ours) or about,)
     if loss is None:
         return ()
     same = _apart(loss, ours) <= _CLOSE
-    text = "equals ours to 2e-7 (labels (B,))" if same else f"{float(loss):.4f}, ours {float(ours):.4f}"
-    return (Finding("own loss", "ok" if same else "note", text, "" if same else "equal"),)
+    if same:
+        return (Finding("own loss", "ok", "equals ours to 2e-7 (labels (B,))"),)
+    text = f"{float(loss):.4f}, ours {float(ours):.4f}"
+    if tap.seen:
+        return (Finding("own loss", "note", text, "equal"),)
+    why = "its own loss of class numbers is no cross-entropy of these numbers: scores, or another objective"
+    return (Finding("own loss", "warn", text, "equal", why),)
+
+
+def _rows_of_labels(given: Callable[[Tensor], Any], labels: Tensor, logits: Tensor, ours: Tensor) -> Finding | None:
+    """Where class numbers (B,) fail: whether a number for each class (B, C) goes in, and means one class."""
+    rows = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
+    try:
+        loss = _scalar(given(rows))
+    except Exception:  # noqa: BLE001  (no such labels either)
+        return None
+    if loss is None:
+        return None
+    if _apart(loss, ours) <= _CLOSE:
+        return Finding("own loss", "ok", "equals ours (labels (B, C), one of them 1)")
+    text = f"it takes labels (B, C): {float(loss):.4f}, ours {float(ours):.4f}"
+    why = "it takes a number for each column of a row, no class number: several labels, or scores"
+    return Finding("own loss", "warn", text, "equal", why)

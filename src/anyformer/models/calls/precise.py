@@ -85,6 +85,16 @@ def copy_in_float64(module: nn.Module) -> nn.Module | None:
     return double
 
 
+@contextmanager
+def eager(module: nn.Module) -> Iterator[None]:
+    """Nothing of the module runs compiled: each new length or mode would be compiled anew."""
+    if any(hasattr(m, "_orig_mod") for m in module.modules()):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
+
+
 def parameter_count(module: nn.Module) -> int:
     """Elements of all parameters."""
     return sum(p.numel() for p in module.parameters())

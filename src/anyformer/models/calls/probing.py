@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from anyformer.models.calling import Inputs, LossTap, call_logits, raw_output
 from anyformer.models.plan import CallPlan, LogitsPath
@@ -60,8 +63,13 @@ class Prober:
         )
         """Ids that an embedding keeps for padding: a model may hide them, or leave them out of its positions."""
         self.calls = 0
+        self._begin = time.process_time()  # of the processor: on a busy machine the answer is the same
         self.kept: dict[Any, Any] = {}
         """Measurements that two proofs share, by what was called and measured."""
+
+    def seconds(self) -> float:
+        """Of the processor, since the first call."""
+        return (time.process_time() - self._begin) / torch.get_num_threads()
 
     @property
     def fixed(self) -> int | None:
@@ -86,7 +94,7 @@ class Prober:
         self.calls += 1
         before = {k: id(v) for k, v in vars(self.module).items()}
         seeded()
-        tap = LossTap()
+        tap = LossTap(self.module)
         try:
             with torch.no_grad(), tap:
                 output = raw_output(self.module, plan, inputs)
@@ -128,7 +136,8 @@ class Prober:
             look = _look(seen, name, inputs)
             handles.append(module.register_forward_pre_hook(look))
         try:
-            self.run(plan, inputs)
+            with _Lookups(seen, inputs):
+                self.run(plan, inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -148,9 +157,22 @@ class Prober:
 
 
 def _look(seen: Seen, name: str, inputs: Inputs) -> Any:
-    places = torch.arange(inputs.input_ids.shape[1], device=inputs.input_ids.device)
+    def look(module: nn.Module, given: tuple[Any, ...]) -> None:
+        seen.called.add(name)
+        first = given[0] if given else None
+        # a class of its own may look up something else than it is given: positions (see _Lookups)
+        plain = isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
+        if plain and isinstance(first, Tensor) and not first.is_floating_point():
+            _looked_up(seen, inputs, first, module.num_embeddings)  # type: ignore[arg-type]
 
-    def same(given: Tensor, ids: Tensor | None) -> bool:
+    return look
+
+
+def _looked_up(seen: Seen, inputs: Inputs, given: Tensor, rows: int) -> None:
+    """Note what a table of so many rows was asked for."""
+    places = torch.arange(inputs.input_ids.shape[1], device=given.device)
+
+    def same(ids: Tensor | None) -> bool:
         """Whether the ids went in: as they are, transposed, or without the last or first of each row."""
         if ids is None:
             return False
@@ -159,20 +181,26 @@ def _look(seen: Seen, name: str, inputs: Inputs) -> Any:
             for form in (ids, ids.t(), ids[:, :-1], ids.flatten(), ids[0], ids[:, :-1].t())
         )
 
-    def look(module: nn.Module, given: tuple[Any, ...]) -> None:
-        seen.called.add(name)
-        first = given[0] if given else None
-        if not isinstance(module, nn.Embedding) or not isinstance(first, Tensor) or first.is_floating_point():
-            return
-        rows = module.num_embeddings
-        if same(first, inputs.input_ids):
-            seen.embedding_rows = min(rows, seen.embedding_rows or rows)
-        elif same(first, inputs.target_ids):
-            seen.target_rows = min(rows, seen.target_rows or rows)
-        elif first.numel() >= len(places) and torch.equal(first.flatten()[: len(places)], places):
-            seen.position_rows.append(rows)
+    if same(inputs.input_ids):
+        seen.embedding_rows = min(rows, seen.embedding_rows or rows)
+    elif same(inputs.target_ids):
+        seen.target_rows = min(rows, seen.target_rows or rows)
+    elif given.numel() >= len(places) and torch.equal(given.flatten()[: len(places)], places):
+        seen.position_rows.append(rows)
 
-    return look
+
+class _Lookups(TorchFunctionMode):
+    """Sees which rows of which table are read, whatever module reads them, while it is entered."""
+
+    def __init__(self, seen: Seen, inputs: Inputs) -> None:
+        super().__init__()
+        self._seen, self._inputs = seen, inputs
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        both = func is F.embedding and len(args) > 1 and all(isinstance(a, Tensor) for a in args[:2])
+        if both and not args[0].is_floating_point():
+            _looked_up(self._seen, self._inputs, args[0], len(args[1]))
+        return func(*args, **(kwargs or {}))
 
 
 def high(plan: CallPlan) -> int:
@@ -189,7 +217,9 @@ def target_high(plan: CallPlan) -> int:
 
 def seeded(seed: int = 0) -> None:
     """The same random state for every call."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes milliseconds where CUDA is not in use
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
     random.seed(seed)
     np.random.seed(seed)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,12 @@ __all__ = [
     "output_kind",
     "position_limit",
     "repeat_finding",
+    "squashed",
     "tolerance",
 ]
+
+_GROWN = 1000.0
+"""Times its weights, a fresh logit of 0.001 is out of 0 … 1."""
 
 
 def rows_apart(prober: Prober, plan: CallPlan) -> float | None:
@@ -156,7 +160,8 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 def output_kind(prober: Prober, plan: CallPlan) -> tuple[OutputKind, list[Finding]]:
     """What the output is, with a finding where it is normalised already."""
-    logits = prober.try_logits(replace(plan, kind="logits"), prober.inputs(plan, 2, max(2, prober.length), 1))
+    inputs = prober.inputs(plan, 2, max(2, prober.length), 1)
+    logits = prober.try_logits(replace(plan, kind="logits"), inputs)
     if logits is None:
         return "logits", []
     values = logits.double()
@@ -166,13 +171,42 @@ def output_kind(prober: Prober, plan: CallPlan) -> tuple[OutputKind, list[Findin
     if bool((values <= 0).all()) and bool((values.logsumexp(-1).abs() < 1e-3).all()):
         why = "their cross-entropy is that of logits"
         return "log-probabilities", [Finding("output", "note", "log-probabilities", reason=why)]
-    if bool((values >= 0).all()) and bool((values <= 1).all()) and float(values.std()) > 0:
+    if float(values.std()) > 0 and squashed(prober, plan, inputs) == "sigmoid":
         why = (
-            "a sigmoid per class, most likely: they are used as logits, which a softmax then spreads over 0 … 1 only;"
+            "a sigmoid per class: they are used as logits, which a softmax then spreads over 0 … 1 only;"
             " leave the sigmoid out to train well"
         )
         return "logits", [Finding("output", "warn", "numbers from 0 to 1 that do not sum to 1", "logits", why)]
     return "logits", []
+
+
+def squashed(prober: Prober, plan: CallPlan, inputs: Inputs) -> Literal["", "sigmoid", "tanh"]:
+    """Whether all numbers stay within 0 … 1 (a sigmoid) or -1 … 1 (a tanh) when the weights that make them grow.
+
+    Fresh logits may lie there by chance; those of weights a thousandfold do not. The weights are put back.
+    """
+    raw = replace(plan, kind="logits")
+    values = prober.try_logits(raw, inputs)
+    if values is None or not values.numel() or not bool((values.abs() <= 1).all()):
+        return ""
+    named = list(prober.module.named_parameters())
+    last = [p for _, p in named if p.is_floating_point() and p.dim() > 1 and plan.vocab_size in p.shape]
+    last = last or [p for _, p in named if p.is_floating_point() and p.dim() > 1]
+    kept = [p.detach().clone() for p in last]
+    try:
+        with torch.no_grad():
+            for p in last:
+                p.mul_(_GROWN)
+        grown = prober.try_logits(raw, inputs)
+    finally:
+        with torch.no_grad():
+            for p, was in zip(last, kept, strict=True):
+                p.copy_(was)
+    if grown is None or bool(grown.isnan().any()) or not bool((grown.abs() <= 1).all()):
+        return ""
+    if not float(difference(values, grown).max()) > tolerance(values):
+        return ""  # the weights that grew play no part
+    return "sigmoid" if bool((values >= 0).all()) and bool((grown >= 0).all()) else "tanh"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,12 @@ SIZES: tuple[tuple[Size, Size], ...] = (((2, 5, 3), (3, 7, 4)), ((5, 2, 3), (4, 
 PACKED: tuple[tuple[Size, Size], ...] = (((1, 5, 3), (1, 7, 4)),)
 _MULTIPLES: tuple[tuple[Size, Size], ...] = tuple(((2, T, T), (3, 2 * T, 2 * T)) for T in (8, 16, 32, 64))
 """For modules that take lengths from a few on, or multiples of a block, alone."""
+_MAKER = re.compile(
+    r"_?(init|begin|initial|zero|new|reset|get_initial|make|create|get_init|initialize)_?(the_)?(hidden|state|hiddens|states|memory|mems|"
+    r"hidden_state|cell)s?",
+    re.IGNORECASE,
+)
+_SECONDS = 30.0  # of the processor that the search for a call may take
 _LENGTHS_TRIED = 3  # of those that the module names
 
 
@@ -101,6 +107,23 @@ def find_sequence(prober: Prober, stated: Stated) -> Found:
     parameters = parameters_of(module)
     failures: list[str] = []
     fallback: list[Found] = []
+    for sizes in SIZES:  # every call at usual lengths before any at short ones: most fail alike at both
+        found = _at_sizes(prober, stated, (sizes,), failures, fallback)
+        if found is not None:
+            return found
+    if not fallback and not out_of_time(prober, failures):
+        fallback = _unusual(prober, parameters, stated)
+    if fallback:
+        return min(fallback, key=lambda f: (f.place.use != "sequence", f.apart is None, f.apart or 0.0))
+    raise nothing_found(prober, parameters, failures, stated)
+
+
+def _at_sizes(
+    prober: Prober, stated: Stated, sizes: tuple[tuple[Size, Size], ...], failures: list[str], fallback: list[Found]
+) -> Found | None:
+    """The first convincing call at these sizes; others that run go into ``fallback``, errors into ``failures``."""
+    module = prober.module
+    parameters = parameters_of(module)
     for token_arg in [stated.tokens] if stated.tokens else token_candidates(parameters):
         targets = _targets(parameters, token_arg, stated)
         others = [p for p in required(parameters) if p.name not in (token_arg.lstrip("*"), targets)]
@@ -114,7 +137,9 @@ def find_sequence(prober: Prober, stated: Stated) -> Found:
         for given in _given(module, parameters, others, stated):
             if pooled is not None and not _may_give_more(given, pooled):
                 continue
-            found = _readings(prober, blank(token_arg, given), targets, needed, stated, failures)
+            if out_of_time(prober, failures):
+                break
+            found = _readings(prober, blank(token_arg, given), targets, needed, stated, failures, sizes)
             if found is not None and _convincing(found):
                 if found.place.use == "sequence":
                     return found
@@ -122,11 +147,17 @@ def find_sequence(prober: Prober, stated: Stated) -> Found:
             fallback += [found] if found is not None else []
         if pooled is not None:
             return pooled
-    if not fallback:
-        fallback = _unusual(prober, parameters, stated)
-    if fallback:
-        return min(fallback, key=lambda f: (f.place.use != "sequence", f.apart is None, f.apart or 0.0))
-    raise nothing_found(prober, parameters, failures, stated)
+    return None
+
+
+def out_of_time(prober: Prober, failures: list[str]) -> bool:
+    """Whether the search ends here, which is then told."""
+    if prober.seconds() < _SECONDS:
+        return False
+    told = f"ended after {_SECONDS:.0f} s: {prober.calls:,} calls were tried, others were not; state arguments:"
+    if told[:12] not in "".join(f[:12] for f in failures):
+        failures.insert(0, told)
+    return True
 
 
 def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated) -> list[Found]:
@@ -153,9 +184,16 @@ def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated
             named = [n for n in candidates(prober.module, []) if n not in mixing][:_LENGTHS_TRIED]
             for L in [n for n in [*mixing, *named] if n <= 1024]:
                 found = _with_targets(prober, plan, targets, needed, stated, [], (((2, L, L), (3, L, L)),))
-                if found is not None and found.place.use == "sequence":
+                if found is not None and found.place.use == "sequence" and not _by_chance(prober, found, L):
                     return [found]
     return []
+
+
+def _by_chance(prober: Prober, found: Found, L: int) -> bool:
+    """Whether the shapes fit because V is L, or nearly so, and other lengths run, too, whose outputs are no logits."""
+    if abs(found.place.V - L) > 1:
+        return False
+    return any(_run(prober, found.plan, 2, T, T, 0)[0] is not None for T in (L - 1, L + 1))
 
 
 def _given(
@@ -164,7 +202,7 @@ def _given(
     """What the other required parameters may be given; then optional ones with a known name, where that fails."""
     source = source_of(module)
     fixed = [argument for name in stated.arguments for argument in [_stated_options(name, stated, source, parameters)]]
-    lists = [options(p, source) for p in others] + fixed
+    lists = [[*options(p, source), *_states(module, p)] for p in others] + fixed
     found: list[tuple[Argument, ...]] = list(assignments(lists)) if lists else [()]
     helpful = [
         p
@@ -175,6 +213,14 @@ def _given(
         more = [[o for o in options(p, source) if o.role != "constant" or o.value is not None][:3] for p in helpful]
         found += list(assignments([*lists, *more]))[:40]
     return found
+
+
+def _states(module: nn.Module, parameter: inspect.Parameter) -> list[Argument]:
+    """For a state that is carried along: what the module's own method makes of it."""
+    if hint(parameter.name) not in ("cache", "memory", "unknown"):
+        return []
+    makers = [n for n in dir(type(module)) if _MAKER.fullmatch(n) and callable(getattr(type(module), n, None))]
+    return [Argument(parameter.name, "state", "", value=name) for name in makers[:2]]
 
 
 def _stated_options(name: str, stated: Stated, source: str, parameters: list[inspect.Parameter]) -> list[Argument]:
@@ -214,7 +260,13 @@ def _may_give_more(given: tuple[Argument, ...], pooled: Found) -> bool:
 
 
 def _readings(
-    prober: Prober, plan: CallPlan, targets: str | None, needed: bool, stated: Stated, failures: list[str]
+    prober: Prober,
+    plan: CallPlan,
+    targets: str | None,
+    needed: bool,
+    stated: Stated,
+    failures: list[str],
+    sizes: tuple[tuple[Size, Size], ...],
 ) -> Found | None:
     """The call with ids (B, T); where that fails or the rows see one another, with ids (T, B)."""
     best: Found | None = None
@@ -222,7 +274,7 @@ def _readings(
         if stated.batch is not None and time_first != (stated.batch == "second"):
             continue
         read = replace(plan, time_first=time_first)
-        found = _with_targets(prober, read, targets, needed, stated, failures)
+        found = _with_targets(prober, read, targets, needed, stated, failures, sizes)
         if found is not None and (best is None or _better(found, best)):
             best = found
         if best is not None and best.apart is not None and best.apart <= 1:
@@ -301,6 +353,11 @@ def _found(prober: Prober, plan: CallPlan, found: list[Place]) -> Found:
     first, others = chosen.ordered[0], chosen.ordered[1:]
     placed = placed_at(plan, first)
     apart = rows_apart(prober, placed) if first.use != "last" else None
+    if apart is not None and apart > 1 and first.layout == "NV":
+        other = replace(first, layout="MV")
+        apart_other = rows_apart(prober, placed_at(plan, other))
+        if apart_other is not None and apart_other <= 1:
+            first, placed, apart = other, placed_at(plan, other), apart_other
     return Found(placed, first, others, apart, prober.sizes, chosen.kind, chosen.undecided)
 
 

@@ -14,13 +14,15 @@ from torch import nn
 from anyformer.core.findings import Finding
 from anyformer.models.calling import Inputs
 from anyformer.models.calls.causal import glance, measure
+from anyformer.models.calls.forcing import forced, forcing_parameters
+from anyformer.models.calls.lengths import settle_lengths
 from anyformer.models.calls.masks import Settled, with_argument, without
 from anyformer.models.calls.names import TOKENS, hint, parameters_of, required, token_candidates, token_name
 from anyformer.models.calls.options import assignments, causal_forms, maybe_decoder, options, padding_forms, source_of
 from anyformer.models.calls.overrides import Stated
 from anyformer.models.calls.probing import Prober, changed_inputs, difference, tolerance
 from anyformer.models.calls.properties import hides, rows_apart
-from anyformer.models.calls.search import Found, blank, locate
+from anyformer.models.calls.search import Found, blank, locate, out_of_time
 from anyformer.models.plan import Argument, CallPlan, MethodCall
 
 _METHOD_TRIES = 80
@@ -42,12 +44,20 @@ def has_methods(module: nn.Module) -> bool:
     return all(callable_) and (forward_missing or "NotImplementedError" in source_of(module))
 
 
+def text_made_up(plan: CallPlan, stated: Stated) -> bool:
+    """Whether a parameter that no name explains is given a number per token: it may be a second text."""
+    rows = [a for a in plan.extras if a.role in ("positions", "segments") and a.name not in stated.arguments]
+    return any(hint(a.name) in ("unknown", "tokens") for a in rows)
+
+
 def find_seq2seq(prober: Prober, stated: Stated, failures: list[str]) -> Found | None:
     """The first call with two sequences of different lengths that gives logits (B, S, V) for the second."""
     if has_methods(prober.module):
         return _by_methods(prober, stated, failures)
     best: Found | None = None
     for plan in _drafts(prober.module, stated):
+        if out_of_time(prober, failures):
+            break
         for time_first in (False, True):
             if stated.batch is not None and time_first != (stated.batch == "second"):
                 continue
@@ -68,8 +78,9 @@ def find_seq2seq(prober: Prober, stated: Stated, failures: list[str]) -> Found |
 def _drafts(module: nn.Module, stated: Stated) -> Iterator[CallPlan]:
     parameters, source = parameters_of(module), source_of(module)
     for token_arg, target in _pairs(parameters, stated):
-        others = [p for p in required(parameters) if p.name not in (token_arg.lstrip("*"), target)]
-        lists = [options(p, source, masks="source") for p in others]
+        forcing = [p for p in forcing_parameters(parameters) if p.name not in (token_arg.lstrip("*"), target)]
+        others = [p for p in required(parameters) if p.name not in (token_arg.lstrip("*"), target) and p not in forcing]
+        lists = [options(p, source, masks="source") for p in others] + [forced(p)[:1] for p in forcing]
         for given in assignments(lists) if lists else [()]:
             plan = blank(token_arg, given)
             yield replace(plan, family="encoder_decoder", target_arg=target)
@@ -178,14 +189,19 @@ def settle_seq2seq(prober: Prober, plan: CallPlan, stated: Stated) -> Settled:
     given = (plan.token_arg.lstrip("*"), plan.target_arg, plan.targets_arg)
     parameters = [p for p in parameters_of(prober.module) if p.name not in given and p.name not in stated.arguments]
     masks = [p for p in parameters if hint(p.name) in ("mask", "target_mask", "memory_mask")]
-    findings: list[Finding] = []
+    plan, findings = settle_lengths(prober, plan)
     sight = measure(prober, plan, target=True)
     if not sight.decodes and not (sight.causal and not any("causal" in a.role for a in plan.extras)):
-        plan, findings = _target_causality(prober, plan, masks, parameters)
+        plan, about = _target_causality(prober, plan, masks, parameters)
+        findings += about
     used = {a.name for a in plan.extras if "causal" in a.role}
     sources = [p for p in masks if hint(p.name) == "mask" and "cross" not in p.name]
-    plan, about = _source_padding(prober, plan, sources, [p for p in masks if hint(p.name) == "memory_mask"])
+    # the decoder's padding mask may be one of the source, for what it reads of the encoder
+    read = [p for p in masks if hint(p.name) == "memory_mask"]
+    read += [p for p in masks if hint(p.name) == "target_mask" and "pad" in p.name and p.name not in used]
+    plan, about = _source_padding(prober, plan, sources, read)
     findings += about
+    used |= {a.name for a in plan.extras if a.role == "memory_mask"}
     for parameter in masks:
         if hint(parameter.name) == "target_mask" and parameter.name not in used:
             plan, about = _target_padding(prober, plan, parameter)
@@ -256,6 +272,8 @@ def source_finding(prober: Prober, plan: CallPlan) -> Finding:
     T = max(2, prober.length)
     inputs: Inputs = prober.inputs(plan, 2, T, 21, max(2, T - 2))
     base = prober.logits(plan, inputs)
+    if bool(base.isnan().any()):
+        return Finding("source", "n/a", "cannot be measured", reason="the logits are NaN")
     moved = [
         float(difference(base, prober.logits(plan, changed_inputs(prober, plan, inputs, t))).max()) for t in range(T)
     ]

@@ -5,16 +5,88 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from anyformer.core.errors import CallError
+from anyformer.core.findings import Finding
+from anyformer.models.calling import call_logits
+from anyformer.models.calls.probing import Prober, seeded
+from anyformer.models.calls.strays import leaves, stray_weights
 from anyformer.models.plan import CallPlan
 
 _MAIN = re.compile(
     r"(lm_?|output_?|vocab_?|token_?)?head|generator|to_logits|unembed(ding)?|lm_predictions?|output_proj(ection)?"
 )
+_BESIDE = re.compile(r"pooler|nsp|next_?sent|sop|seq_relationship", re.IGNORECASE)
+"""What masked language modelling leaves out of most encoders."""
 _MOST = 0.5
 """Of the parameters' elements, how many may get no gradient."""
+_MOST_LAYERS, _WORTH_SAYING = 0.5, 0.05
+"""Of those elements that belong to no table and no head over a vocabulary: a second model beside, a head beside."""
+
+
+def parts_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
+    """Fail where much of the model takes no part in the logits, warn where some of it does; by name."""
+    module = prober.module
+    tables = [m for m in module.modules() if isinstance(m, nn.Embedding)]
+    rows = {m.num_embeddings for m in tables}
+    known = {id(m.weight) for m in tables}
+    layers = {
+        name: p
+        for name, p in module.named_parameters()
+        if p.requires_grad and id(p) not in known and not rows & set(p.shape)
+    }
+    total = sum(p.numel() for p in layers.values())
+    try:
+        idle, unknown = _without(prober, plan, layers)
+    except Exception:  # noqa: BLE001  (a backward pass in eval mode may be refused: the batch proof tells, then)
+        return []
+    if unknown:
+        shapes = ", ".join(str(tuple(t.shape)) for t in unknown[:4]) + (" …" if len(unknown) > 4 else "")
+        why = f"tensors {shapes} are none of its parameters: made in forward, at random each time, or held outside"
+        text = f"{len(unknown)} weights would neither be trained nor saved"
+        return [Finding("weights", "fail", text, "made in __init__, as layers or nn.Parameter", why)]
+    if not idle:
+        return []
+    used = {_kind(name) for name in layers if name not in set(idle)}
+    idle = [name for name in idle if _kind(name) not in used]
+    share = sum(layers[name].numel() for name in idle) / total
+    if share < _WORTH_SAYING:
+        return []
+    shown = ", ".join(list(dict.fromkeys(name.partition(".")[0] for name in idle))[:4])
+    why = "they get no gradient: what they are for is not what would be trained"
+    beside = all(_BESIDE.search(name) for name in idle)
+    verdict = "fail" if share > _MOST_LAYERS else "note" if beside else "warn"
+    measured = f"{shown}: {share:.0%} of the layers' weights take no part in these logits"
+    return [Finding("parts", verdict, measured, "all do", why)]  # type: ignore[arg-type]
+
+
+def _without(prober: Prober, plan: CallPlan, layers: dict[str, nn.Parameter]) -> tuple[list[str], list[Tensor]]:
+    """Names of those that the logits do not depend on; weights that they depend on and that are no parameters."""
+    inputs = prober.inputs(plan, *prober.sizes[0][:2], 9, prober.sizes[0][2])
+    with torch.enable_grad():
+        seeded()
+        logits = call_logits(prober.module, plan, inputs.input_ids, target_ids=inputs.target_ids)
+        reached = leaves(logits)
+        known = {id(p) for p in prober.module.parameters()}
+        unknown = [] if stray_weights(prober.module) else [t for t in reached if id(t) not in known]
+        idle = [name for name, p in layers.items() if id(p) not in {id(t) for t in reached}] if reached else []
+        graded = _graded(logits, layers, idle) if idle and not unknown else {}
+    return [name for name in idle if not graded.get(name)], unknown
+
+
+def _graded(logits: Tensor, layers: dict[str, nn.Parameter], names: list[str]) -> dict[str, bool]:
+    """Which of them get a gradient after all: a checkpointed part is not seen in the graph."""
+    held = {name: layers[name].grad for name in names}
+    for name in names:
+        layers[name].grad = None
+    try:
+        logits.float().sum().backward()  # type: ignore[no-untyped-call]
+        return {name: layers[name].grad is not None for name in names}
+    finally:
+        for name, grad in held.items():
+            layers[name].grad = grad
 
 
 def require_gradients(module: nn.Module, plan: CallPlan, without: Sequence[str]) -> None:

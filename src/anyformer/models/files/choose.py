@@ -13,10 +13,12 @@ from torch import nn
 
 from anyformer.core.errors import ConstructError
 from anyformer.core.findings import Finding
+from anyformer.models.building.configs import annotation_of
 from anyformer.models.building.reads import reads_of
 from anyformer.models.building.sizes import CLASS_KEYS
 from anyformer.models.building.written import CallSite, Written
 from anyformer.models.construct import FACTORY
+from anyformer.models.files.assigned import assigned_model
 from anyformer.models.files.syntax import mentions, reached
 
 _NO_MODEL = re.compile(r"loss|criterion|smoothing|trainer|optim|schedul|metric|dataset|tokeniz|callback|early", re.I)
@@ -30,6 +32,7 @@ _LANGUAGE_MODEL = re.compile(
 _MODEL = re.compile(
     r"(GPT|Transformer|BERT|Bert|LLa?[Mm][Aa]\d*|T5|Seq2Seq|Model|Net|Network|Mamba|RWKV|ViT)(_?[vV]?\d+)?$"
 )
+_TRAINS = re.compile(r"trainer|training", re.I)
 _OTHER_TASK = re.compile(r"For(Sequence|Token|Question|Multiple|Image|Audio|PreTraining|NextSentence)")
 _TRIAL = re.compile(r"^(Dummy|Toy|Test|Simple|Mini|Base|Abstract|_)", re.I)
 
@@ -53,6 +56,9 @@ def choose_class(
     Raises ConstructError naming the candidates where there are none or several.
     """
     classes = _classes(module)
+    assigned = _assigned(module, source, name) if name is not None and not hasattr(module, name) else None
+    if assigned is not None:
+        return assigned
     if name is not None:
         return _by_name(module, classes, path, name), []
     named = _named_by_config(module, classes, config or {})
@@ -65,6 +71,10 @@ def choose_class(
     function = _assembling(module, source, classes, top)
     if function is not None:
         return function
+    trained = _trained_by(top[0], module, source, classes) if len(top) == 1 else None
+    if trained is not None:
+        reason = f"the model that {top[0]} trains (that one: {path.name}:{top[0]})"
+        return classes[trained], [Finding("class", "note", trained, reason=reason)]
     if len(top) == 1:
         why = "the only nn.Module of the file" if len(classes) == 1 else "the only nn.Module that no other uses"
         return classes[top[0]], [Finding("class", "note", top[0], reason=why)]
@@ -113,11 +123,25 @@ def _without_class(module: types.ModuleType, source: str, path: Path) -> tuple[A
     for name, value in vars(module).items():
         if isinstance(value, nn.Module):
             return value, [Finding("class", "note", name, reason="the module that the file builds itself")]
+    assigned = _assigned(module, source, None)
+    if assigned is not None:
+        return assigned
     raise ConstructError(
         f"{path} defines no torch.nn.Module",
         _what_it_defines(source),
         "define the model as a class that inherits from torch.nn.Module",
     )
+
+
+def _assigned(module: types.ModuleType, source: str, name: str | None) -> tuple[Any, list[Finding]] | None:
+    """A function that builds what a script assigns at its module level: ``model = GPT2LMHeadModel(config)``."""
+    found = assigned_model(source, module, name)
+    if found is None:
+        return None
+    lines = ", ".join(str(s.lineno) for s in found.statements)
+    left = f"; left out, it wraps the model for training: {', '.join(found.wrappers)}" if found.wrappers else ""
+    reason = f"the variable in which the script keeps its model (line {lines}){left}"
+    return found.factory(module), [Finding("class", "note", found.name, reason=reason)]
 
 
 def _assembling(
@@ -239,6 +263,16 @@ def _handed(module: types.ModuleType, source: str, classes: dict[str, type[nn.Mo
     return found
 
 
+def _trained_by(owner: str, module: types.ModuleType, source: str, classes: dict[str, type[nn.Module]]) -> str | None:
+    """The model that a wrapper for training takes as its argument, by the annotation; None where it is no such."""
+    if not _TRAINS.search(owner) or _embeds(owner, {}, classes, set()):
+        return None
+    scope, names = vars(module), mentions(ast.parse(source))
+    wanted = [annotation_of(p, scope) for p in inspect.signature(classes[owner]).parameters.values()]
+    found = [n for n, c in classes.items() if c in wanted and _embeds(n, names, classes, set())]
+    return found[0] if len(found) == 1 else None
+
+
 def _most_complete(
     module: types.ModuleType, source: str, classes: dict[str, type[nn.Module]], top: list[str]
 ) -> tuple[str | None, str]:
@@ -275,7 +309,7 @@ def _embeds(
     parts = {name} | (reached(names, name) & set(classes)) | {p for o, p in handed if o == name}
     for part in parts:
         for function in vars(classes[part]).values():
-            code = getattr(function, "__code__", None)
+            code = getattr(inspect.unwrap(function), "__code__", None)
             if code is not None and {"Embedding", "embedding", "one_hot"} & set(_all_names(code)):
                 return True
         meanings = set(reads_of(classes[part]).meanings.values())

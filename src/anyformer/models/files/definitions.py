@@ -76,7 +76,7 @@ def starts_work(tree: ast.Module) -> str:
     """The line at module level that trains, downloads, asks or never ends, and why; empty where there is none."""
     working = _working_functions(tree)
     for node in tree.body:
-        why = _work(node, working)
+        why = work(node, working)
         if why:
             return f"line {node.lineno} {why}"
     return ""
@@ -109,7 +109,8 @@ def _called(node: ast.Call) -> str:
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
-def _work(node: ast.stmt, working: Iterable[str] = ()) -> str:
+def work(node: ast.stmt, working: Iterable[str] = ()) -> str:
+    """What a statement does beyond defining: it trains, downloads, asks, never ends; empty where nothing."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom):
         return ""
     if isinstance(node, ast.If) and is_main(node):
@@ -192,7 +193,7 @@ class Definitions:
         elif isinstance(node, ast.If) and self._is_pure(node.test):
             self._branch(node)
         else:
-            self._skip(node, _work(node) or "it is no definition")
+            self._skip(node, work(node) or "it is no definition")
 
     def _branch(self, node: ast.If) -> None:
         code = compile(ast.Expression(node.test), self._filename, "eval", dont_inherit=True)

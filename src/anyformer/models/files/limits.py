@@ -208,6 +208,7 @@ def refuse_huge(name: str, build: Callable[[], Any], room: float = _ROOM) -> Non
         return
     if not isinstance(module, nn.Module):
         return
+    require_hashable(module)
     tensors = list({id(t): t for t in (*module.parameters(), *module.buffers()) if not is_lazy(t)}.values())
     need = sum(t.numel() * t.element_size() for t in tensors)
     if need * room > free:
@@ -224,6 +225,21 @@ def _largest(module: nn.Module) -> str:
     sized = [pair for pair in module.named_parameters() if not is_lazy(pair[1])]
     named = sorted(sized, key=lambda pair: -pair[1].numel())[:2]
     return ", ".join(f"{name} {tuple(p.shape)}" for name, p in named)
+
+
+def require_hashable(module: nn.Module) -> None:
+    """Raise ConstructError for a class that defines ``__eq__`` alone: it has no hash then, and torch needs one."""
+    todo = [module]
+    while todo:
+        part = todo.pop()
+        if type(part).__hash__ is None:
+            name = type(part).__name__
+            raise ConstructError(
+                f"{name} has no hash: its class defines __eq__ without __hash__",
+                f"torch keeps modules in sets: {name}(…).parameters() raises TypeError, so no optimizer can be made",
+                f"write __hash__ = nn.Module.__hash__ into class {name}",
+            )
+        todo += [child for child in part.__dict__.get("_modules", {}).values() if child is not None]
 
 
 def has_no_memory(module: nn.Module) -> bool:

@@ -58,7 +58,9 @@ def neighbours(path: Path, text: str, levels: int = LEVELS) -> Neighbours:
         found: list[Path] = []
         for node in _imports(code, path if file == path else None):
             for name in _tops(node):
-                if name not in places and (place := _place(name, path, folders)) is not None:
+                if name in places:
+                    continue
+                if (place := _package_around(node, name, folders) or _place(name, path, folders)) is not None:
                     places[name] = place
                     found += [place] if place.is_file() else sorted(itertools.islice(place.rglob("*.py"), _MAX_FILES))
             if isinstance(node, ast.ImportFrom) and node.level:
@@ -132,11 +134,24 @@ def _above(folder: Path, levels: int) -> Iterator[Path]:
         yield outer
 
 
+def _package_around(node: ast.Import | ast.ImportFrom, name: str, folders: Sequence[Path]) -> Path | None:
+    """The package around the file that is asked for a part of it: ``from gpt.layers import X`` in gpt/."""
+    dotted = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+    parts = [d.split(".")[1] for d in dotted if d.startswith(f"{name}.")]
+    for folder in folders:
+        there = [p for p in parts if (folder / f"{p}.py").is_file() or (folder / p).is_dir()]
+        if folder.name == name and there and (folder / "__init__.py").is_file():
+            return folder
+    return None
+
+
 def _place(name: str, path: Path, folders: Sequence[Path]) -> Path | None:
     """NAME.py or NAME/ beside the file or above it, the nearest first."""
     if name in sys.stdlib_module_names or name in LIBRARIES:
         return None
     for level, folder in enumerate(folders):
+        if _is_library(name, folder):
+            continue
         package, module = folder / name, folder / f"{name}.py"
         inside = package == path.parent or package in path.parent.parents
         if (package / "__init__.py").is_file() and (level == 0 or inside or name not in _NEVER_ABOVE):
@@ -146,6 +161,22 @@ def _place(name: str, path: Path, folders: Sequence[Path]) -> Path | None:
         if package.is_dir() and (inside or (_holds_code(package) and (level == 0 or not _is_installed(name)))):
             return package
     return None
+
+
+def shadowing(folder: Path) -> frozenset[str]:
+    """Names of a package's own files that mean a library where they are imported: gpt/datasets and ``import datasets``.
+
+    A package's files see each other through their package, never as top-level names.
+    """
+    names = {p.stem for p in folder.glob("*.py")} | {p.name for p in folder.iterdir() if p.is_dir()}
+    return frozenset(n for n in names if n.isidentifier() and _is_library(n, folder))
+
+
+def _is_library(name: str, folder: Path) -> bool:
+    known = name in _NEVER_ABOVE or (
+        ((folder / name).is_dir() or (folder / f"{name}.py").is_file()) and _is_installed(name)
+    )
+    return known and (folder / "__init__.py").is_file()
 
 
 def _holds_code(folder: Path) -> bool:

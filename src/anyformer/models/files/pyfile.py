@@ -24,11 +24,12 @@ from anyformer.models.blame import blame
 from anyformer.models.building import aliases
 from anyformer.models.building.sizes import is_trial
 from anyformer.models.building.written import Written
+from anyformer.models.files.assigned import assigned_models
 from anyformer.models.files.definitions import Definitions, LeftOut, shown_lines, starts_work
 from anyformer.models.files.filetext import compiled, read_text, syntax_error
 from anyformer.models.files.leftbehind import LeftBehind, kept_places
 from anyformer.models.files.limits import IMPORT_SECONDS, OutOfTime, time_limit
-from anyformer.models.files.neighbours import LEVELS, LIBRARIES, neighbours, too_deep
+from anyformer.models.files.neighbours import LEVELS, LIBRARIES, neighbours, shadowing, too_deep
 from anyformer.models.files.siblings import LazyPackage, Siblings, enter_packages, used_places
 from anyformer.models.files.syntax import mentions, reached
 
@@ -68,8 +69,9 @@ class UserFile:
         if within is None or len(within.split(".")) <= self._around.above:
             within = ".".join((self._package, *self.folder.relative_to(reach).parts))
         self.module.__package__ = self._inside = within
-        self._names = _importable_names(self.folder) | self._around.places.keys()
-        self._finder = Siblings(self._around.places, self._names, self._package)
+        libraries = shadowing(self.folder)
+        self._names = (_importable_names(self.folder) - libraries) | self._around.places.keys()
+        self._finder = Siblings(self._around.places, self._names, self._package, dict.fromkeys(libraries, self.folder))
         self.findings: list[Finding] = []
         """What was not run, and what stands in for it."""
         self.filled: dict[str, Any] = {}
@@ -158,14 +160,12 @@ class UserFile:
         self, tree: ast.Module, failure: AnyformerError, given: dict[str, Any] | None, fallback: dict[str, Any] | None
     ) -> None:
         """Load the definitions of a file that failed; raise the failure where no model is left."""
-        if not any(isinstance(n, ast.ClassDef) for n in tree.body):
-            raise failure
         kept = {n: v for n, v in vars(self.module).items() if n in _KEPT}
         vars(self.module).clear()
         vars(self.module).update(kept)
         self._run_definitions(tree, given, fallback)
         own = [c for c in vars(self.module).values() if inspect.isclass(c) and issubclass(c, nn.Module)]
-        if not any(c.__module__ == self.module.__name__ for c in own):
+        if not any(c.__module__ == self.module.__name__ for c in own) and not assigned_models(tree, self.module):
             raise failure
         self._refuse_broken_classes(tree, failure)
         self._failure = None if isinstance(failure, DependencyError) else failure

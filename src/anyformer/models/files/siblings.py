@@ -74,15 +74,25 @@ class Siblings(importlib.abc.MetaPathFinder):
     Of a file that imports what is not installed, or that would start work, the definitions alone are run.
     """
 
-    def __init__(self, places: dict[str, Path], names: set[str], package: str) -> None:
-        """places: where a name lies; names: top-level names of the folder's files; package: the model's own."""
+    def __init__(self, places: dict[str, Path], names: set[str], package: str, libraries: Mapping[str, Path]) -> None:
+        """places: where a name lies; names: top-level names of the folder's files; package: the model's own.
+
+        libraries: names that mean an installed package, whatever the folder holds under them.
+        """
         self._places, self._names, self._package = places, names | places.keys(), package
+        self._libraries = libraries
         self.left: list[LeftOut] = []
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         top = fullname.partition(".")[0]
+        if fullname in self._libraries:
+            elsewhere = [p for p in sys.path if Path(p or ".").resolve() != self._libraries[fullname]]
+            found = importlib.machinery.PathFinder.find_spec(fullname, elsewhere)
+            if found is None:
+                raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+            return found
         if top not in self._names and top != self._package:
             return None
         place = self._places.get(fullname)

@@ -8,27 +8,31 @@ from __future__ import annotations
 import ast
 import builtins
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
-from anyformer.models.graphs.mask import HELPER, MaskedCalls
+from anyformer.models.graphs.mask import HELPER, LATER, PADDING, Asked, Known, MaskedCalls, Refer
 from anyformer.models.graphs.nodes import NodeMaker
 from anyformer.models.graphs.order import (
     IDS,
     MASK,
+    TARGET_IDS,
+    TARGET_MASK,
     Body,
     assign,
     called_last,
     feeds_positions,
+    input_parameters,
     is_swapped,
     rename,
     token_parameter,
 )
 from anyformer.models.graphs.read import ForwardSource, declared_nodes, names_of, node_and_part, self_attribute
-from anyformer.models.graphs.values import BRANCH, Classifier, Statement, Value
+from anyformer.models.graphs.values import BRANCH, Classifier, Statement, Value, comes_from
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Derived:
     head: tuple[str, int, int] | None
     """Name, D and V of an output projection that has to be added; None where there is one."""
     output: str
+    target: str = ""
+    """The parameter that takes the decoder's input, where there are two sequences."""
 
 
 @dataclass
@@ -51,6 +57,12 @@ class Deriver:
     source: ForwardSource
     add_head: bool = False
     """Whether a missing output projection may be assumed: the caller will add it."""
+    causal: bool = True
+    """Whether attentions without a mask get a causal one: a decoder's. False hides padding alone."""
+    swapped: bool = False
+    """Of two inputs: whether the first is the decoder's."""
+    both_sides: str = ""
+    """Why they get none."""
     findings: list[Finding] = field(default_factory=list)
     order: list[Statement] = field(default_factory=list)
     head: tuple[str, int, int] | None = None
@@ -66,7 +78,10 @@ class Deriver:
         self._state = [0] * len(self.body)
         self._made: list[dict[str, Value]] = [{} for _ in self.body]
         self._prelude: list[Statement] = []
-        self._masks: dict[tuple[int, bool], Value] = {}
+        self.masks: dict[str, Value] = {}
+        """By the call that makes each."""
+        self.shifted: list[str] = []
+        """Convolutions that no longer see tokens ahead."""
         self._used = {n for reads, writes in self.text.names for n in (*reads, *writes)}
         self.entry: dict[str, Value] = {}
         self.maker = NodeMaker(self)
@@ -85,7 +100,8 @@ class Deriver:
         rename(self.order, self.source)
         returned = self.order[-1]
         names = [v.final for v in returned.reads.values() if v.kind not in ("aux", "input")]
-        return Derived(self.source, self.order, self.findings, self.head, names[0] if names else "")
+        target = self.target.name if self.target is not None else ""
+        return Derived(self.source, self.order, self.findings, self.head, names[0] if names else "", target)
 
     # ---------------------------------------------------------------- parameters
 
@@ -125,11 +141,35 @@ class Deriver:
                 prelude=True,
             )
         self.tokens = self.entry[token]
+        self.target: Value | None = None
+        """The decoder's input, where there are two sequences."""
+        inputs = input_parameters([p for p in self.parameters if p not in defaults])
+        if len(inputs) == 2:
+            self._bind_target(inputs if self.swapped else inputs[::-1])
         for name, default in defaults.items():
             if name not in self.entry and any(name in reads for reads, _ in self.text.names):
                 self.entry[name] = self.add(
                     assign(name, copy.deepcopy(default)), {}, [], "its default", kind="aux", prelude=True
                 )
+
+    def _bind_target(self, inputs: list[str]) -> None:
+        """inputs: the decoder's, then the encoder's."""
+        bound: list[Value] = []
+        self._prelude = [s for s in self._prelude if s.writes[0] is not self.tokens]
+        for name, ids in zip(inputs, (TARGET_IDS, IDS), strict=True):
+            value = Value(ids, "input")
+            self.entry[ids] = value
+            self.entry[name] = self.add(
+                assign(name, ast.Name(ids, ast.Load())),
+                {ids: value},
+                [],
+                "the ids, under the export's name",
+                kind="input",
+                prelude=True,
+            )
+            bound.append(self.entry[name])
+        self.entry[TARGET_MASK] = Value(TARGET_MASK, "aux")
+        self.target, self.tokens = bound
 
     # ---------------------------------------------------------------- the user's statements
 
@@ -168,10 +208,14 @@ class Deriver:
         """The statement with its attention calls completed, and the masks that they read."""
         reads: dict[str, Value] = {}
 
-        def refer(heads: int, padded: bool) -> ast.expr:
-            value = self.mask(heads, padded)
-            reads[value.name] = value
-            return ast.Name(value.name, ast.Load())
+        def made_of(expression: ast.expr | None) -> list[Value]:
+            names = names_of(expression)[0] if expression is not None else []
+            return [v for v in (self._read(index, n, statement) for n in names) if v is not None]
+
+        statement = self.body[index]
+
+        def refer(asked: Asked) -> tuple[ast.expr, str] | None:
+            return self.mask(asked, made_of, reads)
 
         def known(value: ast.expr) -> bool:
             names = {n.id for n in ast.walk(value) if isinstance(n, ast.Name)} - {"self"}
@@ -182,8 +226,9 @@ class Deriver:
         target = node.targets[0] if isinstance(node, ast.Assign) else None
         apart = isinstance(target, ast.Tuple) or (isinstance(target, ast.Name) and target.id in self.text.taken_apart)
         direct = isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and apart
-        editor = MaskedCalls(self.module, refer, known, transposes=not self.text.swaps, unpacked=direct)
+        editor = self.editor(refer, known, unpacked=direct)
         edited = editor.visit(node)
+        self.shifted += editor.shifted
         if (
             direct
             and isinstance(edited, ast.Assign)
@@ -195,6 +240,12 @@ class Deriver:
             edited.targets = [target.elts[0]]
         ast.fix_missing_locations(edited)
         return edited, editor.notes, reads
+
+    def editor(self, refer: Refer, known: Known, *, unpacked: bool) -> MaskedCalls:
+        """What completes the calls of one statement."""
+        shifts = self.causal and not self.text.moves and self.target is None
+        swaps = not self.text.swaps
+        return MaskedCalls(self.module, refer, known, transposes=swaps, unpacked=unpacked, shifts=shifts)
 
     def _has_value(self, index: int, name: str) -> bool:
         return self.text.before(index, name) is not None or name in self.entry or self._is_global(name)
@@ -331,20 +382,40 @@ class Deriver:
         (self._prelude if prelude else self.order).append(statement)
         return value
 
-    def mask(self, heads: int, padded: bool) -> Value:
-        """The mask for attentions of so many heads, computed once at the top."""
-        key = (heads, padded)
-        if key not in self._masks:
-            plain = "hidden" if padded else "later"
-            name = plain if plain not in self._used else f"{plain}_{heads}"
-            while name in self._used:
-                name += "_"
-            self._used.add(name)
-            arguments = f"{IDS}, {MASK if padded else None}, {heads}"
-            node = ast.parse(f"{name} = {HELPER}({arguments})").body[0]
-            reads = {IDS: self.entry[IDS]} | ({MASK: self.entry[MASK]} if padded else {})
-            self._masks[key] = self.add(node, reads, [], "what each position must not see", kind="aux", prelude=True)
-        return self._masks[key]
+    def mask(
+        self, asked: Asked, made_of: Callable[[ast.expr | None], list[Value]], reads: dict[str, Value]
+    ) -> tuple[ast.expr, str] | None:
+        """The mask for such an attention, computed once at the top, and what it is for; None where it needs none.
+
+        made_of: the values that an expression reads. reads: what the statement reads; the mask is added to it.
+        """
+        decodes, rows, causal = False, "", self.causal
+        if self.target is not None:
+            query, key = (any(comes_from(v, self.target) for v in made_of(e)) for e in (asked.query, asked.key))
+            if key and not query:  # an encoder that reads its decoder: the inputs stand the other way round
+                return None
+            decodes, causal = key, key
+            rows = f", {TARGET_IDS}.shape[1]" if query and not key else ""
+        if not asked.padded and not causal:
+            return None
+        ids, mask = (TARGET_IDS, TARGET_MASK) if decodes else (IDS, MASK)
+        code = f"{ids}, {mask if asked.padded else None}, {asked.heads}" + ("" if causal else f", False{rows}")
+        value = self.masks.get(code) or self._made_mask(
+            code, asked, "target_" if decodes else "memory_" if rows else ""
+        )
+        reads[value.name] = value
+        return ast.Name(value.name, ast.Load()), LATER if causal else PADDING
+
+    def _made_mask(self, code: str, asked: Asked, whose: str) -> Value:
+        plain = f"{whose}hidden" if asked.padded else f"{whose}later"
+        name = plain if plain not in self._used else f"{plain}_{asked.heads}"
+        while name in self._used:
+            name += "_"
+        self._used.add(name)
+        node = ast.parse(f"{name} = {HELPER}({code})").body[0]
+        reads = {n: v for n, v in self.entry.items() if n in names_of(node)[0]}
+        self.masks[code] = self.add(node, reads, [], "what each position must not see", kind="aux", prelude=True)
+        return self.masks[code]
 
     def dangling(self) -> list[Value]:
         """Results that nothing has read yet, of those that carry the sequence."""
@@ -393,12 +464,15 @@ class Deriver:
                 )
             )
         self.findings += self.maker.residuals.finding()
-        if self._masks:
+        if self.shifted:
+            why = "padded on both sides, it sees tokens ahead: its input is moved by as many"
             self.findings.append(
-                Finding(
-                    "causal mask",
-                    "note",
-                    "added",
-                    reason="its attention has none: each position would see the tokens after it",
-                )
+                Finding("causal padding", "note", f"{', '.join(self.shifted)}: on the left", reason=why)
+            )
+        if self.masks:
+            whose = "its attention has" if self.target is None else "its decoder's attention has"
+            why = f"{whose} none: each position would see the tokens after it"
+            measured = "added" if self.causal else "none added"
+            self.findings.append(
+                Finding("causal mask", "note", measured, reason=why if self.causal else self.both_sides)
             )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.models.graphs.derive import Derived
-from anyformer.models.graphs.mask import HELPER, SDPA, hidden_keys
-from anyformer.models.graphs.order import IDS, MASK
+from anyformer.models.graphs.mask import HELPER, SDPA, hidden_keys, tokens_ahead
+from anyformer.models.graphs.order import IDS, MASK, TARGET_IDS, TARGET_MASK
 from anyformer.models.graphs.read import ForwardSource, dotted, node_comments, self_attribute
 from anyformer.models.graphs.values import Statement
 
@@ -81,7 +81,7 @@ def with_forward(text: str, derived: Derived) -> str:
         head.append(Edit(offsets.line(owner), offsets.line(owner), function_text(hidden_keys, HELPER)))
     if derived.head is not None:
         head.append(_head_edit(derived, offsets))
-    if masked and "torch" not in _imported(text):
+    if "torch." in "".join(e.text for e in head) and "torch" not in _imported(text):
         head.append(Edit(_after_docstring(text, offsets), _after_docstring(text, offsets), "import torch\n"))
     assert first <= forward.lineno
     return applied(text, head)
@@ -110,10 +110,12 @@ def _forward_text(derived: Derived) -> str:
         else indent + "    "
     )
     annotated = any(a.annotation is not None for a in source.forward.args.args)
-    arguments = f"self, {IDS}, {MASK}=None"
+    needed, optional = ([IDS, TARGET_IDS], [MASK, TARGET_MASK]) if derived.target else ([IDS], [MASK])
+    arguments = ", ".join(["self", *needed, *(f"{name}=None" for name in optional)])
     returns = ""
     if annotated:
-        arguments = f"self, {IDS}: torch.Tensor, {MASK}: torch.Tensor | None = None"
+        masks = [f"{name}: torch.Tensor | None = None" for name in optional]
+        arguments = ", ".join(["self", *(f"{name}: torch.Tensor" for name in needed), *masks])
         returns = f" -> {ast.unparse(source.forward.returns)}" if source.forward.returns is not None else ""
     lines = [f"{indent}def forward({arguments}){returns}:\n"]
     body = source.forward.body
@@ -282,6 +284,25 @@ def softmax_edits(text: str, module: nn.Module) -> CallEdits:
     return CallEdits(edits, changes)
 
 
+def convolution_edits(text: str, module: nn.Module) -> CallEdits:
+    """A convolution over time that is padded alike on both sides, padded on the left alone; its weights stay."""
+    offsets, edits, changes = Offsets(text), list[Edit](), list[str]()
+    for owner, instance in classes_of(text, module):
+        loops = _loops(owner, instance)
+        for call in (n for n in ast.walk(owner) if isinstance(n, ast.Call) and len(n.args) == 1 and not n.keywords):
+            name = self_attribute(call.func) or (call.func.id if isinstance(call.func, ast.Name) else "")
+            target = getattr(instance, name, None) if self_attribute(call.func) else loops.get(name)
+            ahead = tokens_ahead(target) if isinstance(target, nn.Module) else 0
+            if not ahead:
+                continue
+            given = call.args[0]
+            edits.append(Edit(offsets.start(given), offsets.start(given), "torch.nn.functional.pad("))
+            edits.append(Edit(offsets.end(given), offsets.end(given), f", ({ahead}, 0))"))
+            edits.append(Edit(offsets.end(call), offsets.end(call), f"[..., :-{ahead}]"))
+            changes.append(f"line {call.lineno}: {dotted(call.func)} is padded on the left alone: it saw {ahead} ahead")
+    return CallEdits(edits, changes)
+
+
 def batch_first_edits(text: str, module: nn.Module) -> CallEdits:
     """batch_first=True where an attention or a layer of torch's is built without it."""
     offsets, edits, changes = Offsets(text), list[Edit](), list[str]()
@@ -310,9 +331,9 @@ def with_edits(text: str, edits: list[Edit]) -> str:
         owner = next(n for n in tree.body if isinstance(n, ast.ClassDef))
         line = min([owner.lineno, *(d.lineno for d in owner.decorator_list)])
         edits = [*edits, Edit(offsets.line(line), offsets.line(line), function_text(later_positions, CAUSAL_HELPER))]
-        if "torch" not in _imported(text):
-            at = _after_docstring(text, offsets)
-            edits.append(Edit(at, at, "import torch\n"))
+    if any(CAUSAL_HELPER in e.text or "torch." in e.text for e in edits) and "torch" not in _imported(text):
+        at = _after_docstring(text, Offsets(text))
+        edits = [*edits, Edit(at, at, "import torch\n")]
     return applied(text, edits)
 
 

@@ -1,6 +1,6 @@
 """Attention calls in a forward's text: given the mask that a decoder needs, query, key and value, and the right axes.
 
-B batch, T time, H heads, D width.
+B batch, T time (source), S time (target), H heads, D width.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,26 +23,46 @@ def hidden_keys(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     num_heads: int = 0,
+    causal: bool = True,
+    rows: int = 0,
 ) -> Tensor:
     """True where a query (row) must not look at a key (column): later tokens, and padding where a mask is given.
 
-    input_ids: (B, T). attention_mask: (B, T), 1 = keep. Returns (T, T), or (B * num_heads, T, T) with a mask, as
-    nn.MultiheadAttention takes them; with num_heads 0 (1, 1, T, T) or (B, 1, T, T).
+    input_ids: (B, T). attention_mask: (B, T), 1 = keep. causal: False hides padding alone. rows: queries, where they
+    are not T. Returns (T, T), or (B * num_heads, T, T) with a mask, as nn.MultiheadAttention takes them; with
+    num_heads 0 (1, 1, T, T) or (B, 1, T, T).
     """
     T = input_ids.shape[1]
-    hidden = torch.ones(T, T, dtype=torch.bool, device=input_ids.device).triu(1)
+    hidden = torch.ones(rows or T, T, dtype=torch.bool, device=input_ids.device).triu(1 if causal else T)
     if attention_mask is None:
         return hidden if num_heads else hidden[None, None]
     hidden = hidden | (attention_mask == 0)[:, None, :]
     # a row that sees nothing would give NaN: such a position looks at itself
-    alone = hidden.all(-1, keepdim=True) & torch.eye(T, dtype=torch.bool, device=input_ids.device)
+    alone = hidden.all(-1, keepdim=True) & torch.eye(rows or T, T, dtype=torch.bool, device=input_ids.device)
     hidden = hidden & ~alone
     return hidden.repeat_interleave(num_heads, dim=0) if num_heads else hidden[:, None]
 
 
 HELPER = f"_{hidden_keys.__name__}"
-Refer = Callable[[int, bool], ast.expr]
-"""(number of heads, with the padding) → the expression that names the mask."""
+LATER = "without it each position sees the tokens after it"
+PADDING = "it hides padding; both sides are seen"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The mask that an attention call needs."""
+
+    heads: int
+    """0 for one mask that all heads share, with an axis for them."""
+    padded: bool
+    """Whether it must hide padding, too: False where the call has a mask of its own for that."""
+    query: ast.expr | None
+    key: ast.expr | None
+    """What the queries and the keys are made of."""
+
+
+Refer = Callable[[Asked], tuple[ast.expr, str] | None]
+"""The expression that names the mask and what it is for; None where the call needs none."""
 Known = Callable[[ast.expr], bool]
 """Whether a name has a value at this point; a mask that has none is replaced."""
 
@@ -62,7 +83,9 @@ def is_torch_block(module: object) -> bool:
 class MaskedCalls(ast.NodeTransformer):
     """Completes the attention calls of one statement; what it changed is in ``notes``."""
 
-    def __init__(self, module: nn.Module, refer: Refer, known: Known, *, transposes: bool, unpacked: bool) -> None:
+    def __init__(
+        self, module: nn.Module, refer: Refer, known: Known, *, transposes: bool, unpacked: bool, shifts: bool = False
+    ) -> None:
         self._module = module
         self._refer = refer
         self._known = known
@@ -70,12 +93,19 @@ class MaskedCalls(ast.NodeTransformer):
         """Whether calls that are not batch-first need their axes swapped; False where forward swaps them itself."""
         self._unpacked = unpacked
         """Whether the statement takes the tuple that nn.MultiheadAttention gives apart itself."""
+        self._shifts = shifts
+        """Whether convolutions that see tokens ahead are to see as many more behind."""
+        self.shifted: list[str] = []
+        """Those that were changed."""
         self.notes: list[str] = []
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         call = node.value
         if isinstance(call, ast.Call) and isinstance(self._of(call), nn.MultiheadAttention):
             return self._attention(call, index=node)
+        if isinstance(call, ast.Call) and isinstance(self._of(call), nn.RNNBase):
+            self.generic_visit(call)
+            return node
         return self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
@@ -83,6 +113,11 @@ class MaskedCalls(ast.NodeTransformer):
         if isinstance(target, nn.MultiheadAttention):
             return self._attention(node, index=None)
         self.generic_visit(node)
+        if isinstance(target, nn.Conv1d) and self._shifts:
+            return self._convolution(node, target)
+        if isinstance(target, nn.RNNBase) and not self._unpacked:
+            self._note("its output is the first of the two things that it returns")
+            return ast.Subscript(value=node, slice=ast.Constant(0), ctx=ast.Load())
         if is_torch_block(target):
             return self._block(node, target)
         if dotted(node.func).endswith(SDPA):
@@ -109,7 +144,7 @@ class MaskedCalls(ast.NodeTransformer):
             self._note("query, key and value are its input")
         call.args = [self.visit(a) for a in call.args]
         if len(call.args) < 6:
-            self._masked(call, "attn_mask", "key_padding_mask", module.num_heads, positional=3)
+            self._masked(call, "attn_mask", "key_padding_mask", module.num_heads, ("query", "key"), positional=3)
         swap = self._transposes and not module.batch_first
         if swap:
             self._swap_inputs(call, ("query", "key", "value"))
@@ -124,6 +159,17 @@ class MaskedCalls(ast.NodeTransformer):
             self._note("its output is the first of the two things that it returns")
         return _swapped(output) if swap else output
 
+    def _convolution(self, call: ast.Call, module: nn.Conv1d) -> ast.AST:
+        """One that is padded alike on both sides sees ``ahead`` tokens ahead: its input is moved by so many."""
+        ahead = tokens_ahead(module)
+        if not ahead or len(call.args) != 1 or call.keywords:
+            return call
+        given = ast.unparse(call.args[0])
+        text = f"{ast.unparse(call.func)}(torch.nn.functional.pad({given}, ({ahead}, 0)))[..., :-{ahead}]"
+        self.shifted.append(self_attribute(call.func) or "")
+        self._note(f"padded on the left alone: without it each position sees the {ahead} after it")
+        return ast.parse(text, mode="eval").body
+
     def _block(self, call: ast.Call, module: object) -> ast.AST:
         if isinstance(module, nn.TransformerEncoder):
             layer, name = module.layers[0], "mask"
@@ -132,13 +178,15 @@ class MaskedCalls(ast.NodeTransformer):
         attention = getattr(layer, "self_attn", None)
         if not isinstance(attention, nn.MultiheadAttention):
             return call
-        self._masked(call, name, "src_key_padding_mask", attention.num_heads, positional=1)
+        self._masked(call, name, "src_key_padding_mask", attention.num_heads, ("src",), positional=1)
         if self._transposes and not attention.batch_first:
             self._swap_inputs(call, ("src",))
             return _swapped(call)
         return call
 
-    def _masked(self, call: ast.Call, name: str, padding: str, heads: int, *, positional: int) -> None:
+    def _masked(
+        self, call: ast.Call, name: str, padding: str, heads: int, inputs: tuple[str, ...], *, positional: int
+    ) -> None:
         """Add the mask; where the call has its own padding mask, ours hides later tokens only."""
         if len(call.args) > positional and name in ("mask", "src_mask"):
             if self._known(call.args[positional]) and not _is_none(call.args[positional]):
@@ -154,8 +202,11 @@ class MaskedCalls(ast.NodeTransformer):
                 own_padding = own_padding or known
             if keyword.arg not in (name, padding, "is_causal") or (keyword.arg == padding and known):
                 kept.append(keyword)
-        call.keywords = [*kept, ast.keyword(name, self._refer(heads, not own_padding))]
-        self._note(f"{name} added: without it each position sees the tokens after it")
+        call.keywords = kept
+        mask = self._refer(Asked(heads, not own_padding, *_query_and_key(call, inputs)))
+        if mask is not None:
+            call.keywords.append(ast.keyword(name, mask[0]))
+            self._note(f"{name} added: {mask[1]}")
 
     def _sdpa(self, call: ast.Call) -> ast.AST:
         named = {k.arg: k.value for k in call.keywords}
@@ -165,11 +216,13 @@ class MaskedCalls(ast.NodeTransformer):
         mask = call.args[3] if len(call.args) > 3 else named.get("attn_mask")
         if mask is not None and not _is_none(mask) and self._known(mask):
             return call
+        hidden = self._refer(Asked(0, True, *_query_and_key(call, ("query", "key"))))
+        if hidden is None:
+            return call
         del call.args[3:]
         call.keywords = [k for k in call.keywords if k.arg not in ("attn_mask", "is_causal")]
-        keep = ast.UnaryOp(op=ast.Invert(), operand=self._refer(0, True))
-        call.keywords.append(ast.keyword("attn_mask", keep))
-        self._note("attn_mask added: without it each position sees the tokens after it")
+        call.keywords.append(ast.keyword("attn_mask", ast.UnaryOp(op=ast.Invert(), operand=hidden[0])))
+        self._note(f"attn_mask added: {hidden[1]}")
         return call
 
     def _custom(self, call: ast.Call, module: nn.Module) -> ast.AST:
@@ -179,9 +232,12 @@ class MaskedCalls(ast.NodeTransformer):
         if style is None or any(k.arg == style[0] and self._known(k.value) for k in call.keywords):
             return call
         name, form = style
-        hidden = self._refer(0, True)
-        call.keywords = [*(k for k in call.keywords if k.arg != name), ast.keyword(name, mask_expression(hidden, form))]
-        self._note(f"{name} added ({form}): without it each position sees the tokens after it")
+        hidden = self._refer(Asked(0, True, *_query_and_key(call, ())))
+        if hidden is None:
+            return call
+        mask = mask_expression(hidden[0], form)
+        call.keywords = [*(k for k in call.keywords if k.arg != name), ast.keyword(name, mask)]
+        self._note(f"{name} added ({form}): {hidden[1]}")
         return call
 
     def _swap_inputs(self, call: ast.Call, names: tuple[str, ...]) -> None:
@@ -190,6 +246,22 @@ class MaskedCalls(ast.NodeTransformer):
             if keyword.arg in names:
                 keyword.value = _swapped(keyword.value)
         self._note("it takes (T, B, D): the first two axes are swapped before and after")
+
+
+def tokens_ahead(module: nn.Module) -> int:
+    """How many tokens ahead a convolution over time sees that is padded alike on both sides; 0 where it is not."""
+    if not isinstance(module, nn.Conv1d) or module.stride != (1,) or module.padding_mode != "zeros":
+        return 0
+    reach = (module.kernel_size[0] - 1) * module.dilation[0]
+    padding = reach // 2 if module.padding == "same" else module.padding[0]
+    return int(padding) if isinstance(padding, int) and 2 * padding == reach else 0
+
+
+def _query_and_key(call: ast.Call, names: tuple[str, ...]) -> tuple[ast.expr | None, ast.expr | None]:
+    """The first two arguments, by place or by these names; one alone is both."""
+    given = {k.arg: k.value for k in call.keywords}
+    found = [call.args[i] if i < len(call.args) else given.get(n) for i, n in enumerate([*names, "", ""][:2])]
+    return found[0], found[1] if found[1] is not None else found[0]
 
 
 def _swapped(value: ast.expr) -> ast.expr:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from anyformer.core.findings import Finding
-from anyformer.models.graphs.mask import MaskedCalls
+from anyformer.models.graphs.mask import Asked
 from anyformer.models.graphs.read import node_and_part, self_attribute
 from anyformer.models.graphs.residual import Residuals
 from anyformer.models.graphs.values import (
@@ -85,7 +85,7 @@ class NodeMaker:
                 f"write {name} = … on a line of its own",
             )
         if kind.startswith("input"):
-            return self._d.tokens
+            return self._only([v for v in (self._d.tokens, self._d.target) if v is not None], node, line)
         if self._members(node) and kind not in RESIDUAL_NODES:
             return self._called(node, line, name)
         if kind in RESIDUAL_NODES:
@@ -104,6 +104,8 @@ class NodeMaker:
         if kind in OUTPUT_NODES:
             return self.output(name)
         candidates = ", ".join(label(v) for v in self._d.dangling()) or "none"
+        if "pool" in kind:
+            candidates += f"\nwrite {name} = x.mean(dim=1) in forward, or x[:, 0], or x.amax(dim=1), x: what it pools"
         raise self._d.error(
             f"how {node} is computed cannot be told: it has no module",
             line,
@@ -128,12 +130,18 @@ class NodeMaker:
                     raise self._d.error(f"how self.{part} and self.{node} combine is written nowhere", line)
                 value = self._call(part, name, value)
             return value
-        width = given.width
+        gated = self._gated(node, members, name, given)
+        if gated is not None:
+            return gated
+        width, before = given.width, None
         for part in members:
             module = self._member(part)
             fits = isinstance(module, SIMPLE) and (
                 not isinstance(module, nn.Linear) or width in (None, module.in_features)
             )
+            if isinstance(module, nn.Linear) and isinstance(before, nn.Linear):
+                fits = False  # an activation stands between them, and which one is written nowhere
+            before = before if isinstance(module, nn.Dropout | nn.Identity) else module
             if not fits:
                 raise self._d.error(
                     f"how the parts of {node} combine is written nowhere", line, f"its parts: {', '.join(members)}"
@@ -144,6 +152,26 @@ class NodeMaker:
             value = self._call(part, name, value)
         return value
 
+    def _gated(self, node: str, members: list[str], name: str, given: Value) -> Value | None:
+        """``down(silu(gate(x)) * up(x))`` of a swiglu or geglu node with those parts; None for another."""
+        function = {"swiglu": "silu", "geglu": "gelu"}.get(type_of(node))
+        parts = {(node_and_part(m) or ("", ""))[1].removesuffix("_proj"): m for m in members}
+        linear = all(isinstance(self._member(m), nn.Linear | nn.Dropout) for m in members)
+        if function is None or not linear or {k for k in parts if k != "dropout"} != {"gate", "up", "down"}:
+            return None
+        product = f"torch.nn.functional.{function}(self.{parts['gate']}({{0}})) * self.{parts['up']}({{0}})"
+        width = output_width(self._member(parts["down"]))
+        value = self._emit(
+            name,
+            f"self.{parts['down']}({product})",
+            [given],
+            f"{node}: {function} of the gate, times the other half",
+            kind="call",
+            width=width,
+            module=parts["down"],
+        )
+        return self._call(parts["dropout"], name, value) if "dropout" in parts else value
+
     def _call(self, attribute: str, name: str, given: Value) -> Value:
         """``name = self.attribute(given)``, completed as the user's own calls are."""
         d = self._d
@@ -151,17 +179,25 @@ class NodeMaker:
         module = self._member(attribute)
         attention = isinstance(module, nn.MultiheadAttention)
         if attention:
+            if "cross" in attribute.lower():
+                raise d.error(f"what {attribute} reads cannot be told: two sequences", None, "forward never calls it")
             node = ast.parse(f"{name} = self.{attribute}(_0_, _0_, _0_, need_weights=False)[0]").body[0]
+        if isinstance(module, nn.Conv1d):
+            node = ast.parse(f"{name} = self.{attribute}(_0_.transpose(1, 2)).transpose(1, 2)").body[0]
+        if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveMaxPool1d) and module.output_size in (1, (1,)):
+            node = ast.parse(f"{name} = self.{attribute}(_0_.transpose(1, 2)).squeeze(-1)").body[0]
+        if isinstance(module, nn.RNNBase):
+            inner = "_0_" if module.batch_first or d.text.swaps else "_0_.transpose(0, 1)"
+            outer = "" if inner == "_0_" else ".transpose(0, 1)"
+            node = ast.parse(f"{name} = self.{attribute}({inner})[0]{outer}").body[0]
         reads = {"_0_": given}
 
-        def refer(heads: int, padded: bool) -> ast.expr:
-            value = d.mask(heads, padded)
-            reads[value.name] = value
-            return ast.Name(value.name, ast.Load())
+        def refer(asked: Asked) -> tuple[ast.expr, str] | None:
+            return d.mask(asked, lambda _: [given], reads)
 
-        node = MaskedCalls(d.module, refer, lambda value: False, transposes=not d.text.swaps, unpacked=False).visit(
-            node
-        )
+        editor = d.editor(refer, lambda value: False, unpacked=False)
+        node = editor.visit(node)
+        d.shifted += editor.shifted
         assert isinstance(node, ast.Assign)
         made = d.classify.make(node.value, {"_0_": given})
         return d.add(
@@ -177,6 +213,8 @@ class NodeMaker:
     def _embedding(self, node: str, members: list[str], name: str) -> Value:
         """Token embedding + position embedding, then its norm and dropout."""
         d = self._d
+        if d.target is not None:
+            raise d.error(f"which of the two inputs {node} reads cannot be told", None, "forward never calls it")
         terms, after = [], []
         reads = [d.tokens]
         for member in members:
@@ -210,6 +248,8 @@ class NodeMaker:
 
     def positions(self, name: str) -> Value:
         """0 … T-1."""
+        if self._d.target is not None:
+            raise self._d.error(f"of which of the two inputs {name} are the positions cannot be told", None)
         if self._positions is None:
             text = "torch.arange({0}.shape[1], device={0}.device)"
             self._positions = self._emit(name, text, [self._d.tokens], "each token's position", kind="aux")
@@ -355,7 +395,8 @@ class NodeMaker:
             for n, m in self._d.module.named_children()
             if isinstance(m, nn.Embedding) and not is_position_part(n)
         ]
-        return (found[0][1].num_embeddings, found[0][1].embedding_dim) if found else (None, None)
+        table = found[0 if self._d.target is None else -1][1] if found else None
+        return (table.num_embeddings, table.embedding_dim) if table is not None else (None, None)
 
     def _return_line(self) -> int | None:
         lines = [s.lineno for s in self._d.body if isinstance(s, ast.Return)]

@@ -11,6 +11,7 @@ from anyformer.models.graphs.read import ForwardSource, names_of, node_and_part,
 from anyformer.models.graphs.values import Classifier, Statement, Value, is_position_part
 
 IDS, MASK = "input_ids", "attention_mask"
+TARGET_IDS, TARGET_MASK = "target_ids", "target_mask"
 TOKEN_NAMES = (IDS, "idx", "tokens", "token_ids", "ids", "input", "inputs", "x", "src")
 
 
@@ -24,8 +25,11 @@ class Body:
         """Attributes of self that each uses."""
         nodes = [node for statement in statements for node in ast.walk(statement)]
         methods = [n.func.attr for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+        called = [n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
         self.swaps = any(name in ("transpose", "permute", "swapaxes", "movedim", "t") for name in methods)
         """Whether it moves axes itself, so that none of its values may be taken for batch-first."""
+        self.moves = bool({*methods, *called} & {"pad", "roll", "ZeroPad1d", "ConstantPad1d"})
+        """Whether it pads or moves tokens itself, so that its convolutions are left alone."""
         indexed = [n.value for n in nodes if isinstance(n, ast.Subscript)]
         unpacked = [n.value for n in nodes if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Tuple)]
         self.taken_apart = {v.id for v in [*indexed, *unpacked] if isinstance(v, ast.Name)}
@@ -40,11 +44,11 @@ def token_parameter(
     body: list[ast.stmt], parameters: list[str], required: list[str], classify: Classifier, owner: str
 ) -> str:
     """The parameter that takes the ids: what an embedding reads, else by name, else the first."""
-    inputs = [p for p in required if (parts := node_and_part(p)) and parts[0].startswith("input")]
-    if len(inputs) > 1:
+    inputs = input_parameters(required)
+    if len(inputs) > 2:
         raise CallError(
-            f"{owner}.forward takes several inputs: {', '.join(inputs)}",
-            "a model with one sequence of token ids is expected",
+            f"{owner}.forward takes {len(inputs)} inputs: {', '.join(inputs)}",
+            "a model reads one sequence of token ids, or two: an encoder-decoder's source and target",
         )
     read = []
     for call in (n for s in body for n in ast.walk(s) if isinstance(n, ast.Call) and n.args):
@@ -58,6 +62,11 @@ def token_parameter(
         if names:
             return names[0]
     return TOKEN_NAMES[0]
+
+
+def input_parameters(required: list[str]) -> list[str]:
+    """Parameters that are named after input nodes: input_0_tokens."""
+    return [p for p in required if (parts := node_and_part(p)) and parts[0].startswith("input")]
 
 
 def assign(name: str, value: ast.expr) -> ast.Assign:

@@ -20,6 +20,7 @@ from anyformer.models.graphs.values import (
     STREAM,
     Value,
     comes_from,
+    is_norm,
     label,
     type_of,
 )
@@ -39,6 +40,8 @@ class Residuals:
         """pre or post, once it is known."""
         self.done: list[str] = []
         """What was added to what, for the record."""
+        self.guessed: list[str] = []
+        """What could be read in two ways."""
 
     def branch(self, node: str, line: int | None) -> Value:
         """What a residual adds: the result just before it that nothing has read yet."""
@@ -83,11 +86,26 @@ class Residuals:
                 f"candidates: {', '.join(label(v) for v in left) or 'none'}",
             )
         start = left[0]
-        if start.kind != "norm":
+        if not self._is_norm(start):
             self._style = self._style or "post"
             return start
-        self._style = self._style or self._told_style() or "pre"
-        return start.inputs[0] if self._style == "pre" else start
+        style = self._style or self._told_style()
+        if not style and start.kind != "norm":  # the norm of a sublayer that nothing was added to, or of the next one
+            self.guessed.append(f"{node} adds {label(start.inputs[0])}; it could be {label(start)}")
+        self._style = style or "pre"
+        if self._style == "post":
+            return start
+        if len(start.inputs) > 1:
+            raise self._d.error(
+                f"what {node} adds to has no name",
+                line,
+                f"the sum inside of {label(start)}: write it on a line of its own",
+            )
+        return start.inputs[0]
+
+    def _is_norm(self, value: Value) -> bool:
+        """A norm, of the stream or of a sublayer's result."""
+        return value.kind == "norm" or (value.kind == "call" and is_norm(self._d.classify.member(value.module)))
 
     def _walk(self, branch: Value) -> tuple[list[Value], list[Value]]:
         """Where a branch left the stream, and the sublayers on it (attentions, and stacks of linear layers)."""
@@ -102,9 +120,12 @@ class Residuals:
             if value.kind in (*STREAM, "norm") and value is not branch:
                 ends.append(value)
                 continue
+            if sublayers and self._is_norm(value):  # of a sublayer before this one, which nothing was added to
+                ends.append(value)
+                continue
             module = self._d.classify.member(value.module)
             whole = (
-                bool(value.module)
+                bool(value.module) and not isinstance(module, nn.Dropout | nn.Identity)
                 if value.kind == "attention"
                 else isinstance(module, nn.Module) and value.kind == "call" and not isinstance(module, SIMPLE)
             )
@@ -124,12 +145,18 @@ class Residuals:
         why = f"{self._style}-norm: " if self._style else ""
         what = "the stream before a sublayer's norm" if self._style == "pre" else "what the sublayer read"
         measured = f"{len(self.done)} computed: {'; '.join(self.done)}"
-        return [Finding("residuals", "note", measured, reason=f"{why}{what}, plus what it made of it")]
+        findings = [Finding("residuals", "note", measured, reason=f"{why}{what}, plus what it made of it")]
+        if self.guessed:
+            way_out = "nothing in forward tells; write the sum into forward to settle it"
+            findings.append(Finding("residual", "warn", "; ".join(self.guessed), reason=way_out))
+        return findings
 
     def _told_style(self) -> str:
         """pre or post, where the user's own text adds a residual after a norm."""
         for statement in self._d.order:
             for value in statement.writes:
+                if statement.own and value.kind == "norm" and self._sums(value):
+                    return "post"
                 if value.kind != "residual" or len(value.inputs) < 2 or not statement.own:
                     continue
                 for branch in value.inputs:
@@ -142,3 +169,11 @@ class Residuals:
                         if left[0].inputs[0] in value.inputs:
                             return "pre"
         return ""
+
+    def _sums(self, value: Value) -> bool:
+        """Whether a norm is given the sum of a stream and of a branch that left there."""
+        for branch in value.inputs if len(value.inputs) > 1 else []:
+            left, _ = self._walk(branch) if branch.kind in BRANCH else ([], [])
+            if len(left) == 1 and left[0] in value.inputs:
+                return True
+        return False

@@ -88,6 +88,12 @@ def output_width(module: object) -> int | None:
         return int(module.embed_dim)
     if isinstance(module, nn.LayerNorm):
         return int(module.normalized_shape[-1])
+    if isinstance(module, nn.Conv1d):
+        return module.out_channels
+    if isinstance(module, nn.RNNBase):
+        return module.hidden_size * (1 + module.bidirectional)
+    if isinstance(module, nn.RMSNorm):
+        return int(module.normalized_shape[-1])
     if isinstance(module, nn.Sequential):
         return next((w for w in map(output_width, reversed(list(module))) if w is not None), None)
     return None

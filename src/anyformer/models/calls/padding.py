@@ -1,0 +1,110 @@
+"""Whether lengths (B,) hide padding: a row alone must give what it gives behind padding, in a batch of longer rows.
+
+B batch, T time (source), S time (target), V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.findings import Finding
+from anyformer.models.calling import Inputs
+from anyformer.models.calls.lengths import settle_order
+from anyformer.models.calls.masks import with_argument
+from anyformer.models.calls.names import hint, parameters_of
+from anyformer.models.calls.overrides import Stated
+from anyformer.models.calls.probing import Prober, difference, tolerance
+from anyformer.models.plan import Argument, CallPlan
+
+
+def settle_padding(prober: Prober, plan: CallPlan, said: Stated) -> tuple[CallPlan, list[Finding]]:
+    """Give lengths that may be left out where they hide padding and no mask does; prove those that are given.
+
+    Rows are sorted for a module that refuses them otherwise. Lengths that leave padding visible are a warning.
+    """
+    if plan.packed or plan.methods or plan.graph is not None:
+        return plan, []
+    findings = []
+    if not _lengths(plan):
+        more = _optional(prober, plan, said)
+        if more is None:
+            return plan, []
+        plan, why = more, "optional; with them a row alone = the row behind padding, without them it is not"
+        findings = [Finding("lengths", "ok", _lengths(plan)[0].text(), reason=why)]
+    plan, about_order = settle_order(prober, plan)
+    return plan, [*findings, *about_order, *_proof(prober, plan)]
+
+
+def _proof(prober: Prober, plan: CallPlan) -> list[Finding]:
+    moved = _moved(prober, plan)
+    if moved is None:
+        return []
+    names = ", ".join(a.name for a in _lengths(plan))
+    if moved <= 1:
+        return [Finding("padding", "ok", f"hidden by {names}: a row alone = the row behind padding")]
+    measured = f"a row behind padding differs from the row alone by {moved:.2g} tolerances"
+    why = f"{names} do not hide all of it: what a text gives depends on the longest one beside it"
+    return [Finding("padding", "warn", measured, "the same", why)]
+
+
+def _lengths(plan: CallPlan) -> list[Argument]:
+    return [a for a in plan.extras if a.role in ("lengths", "target_lengths")]
+
+
+def _optional(prober: Prober, plan: CallPlan, said: Stated) -> CallPlan | None:
+    """The plan with optional lengths that hide padding which is seen without them, and that change nothing else."""
+    if plan.mask_arg is not None or plan.family == "encoder_decoder" or said.mask == "none":
+        return None
+    given = {a.name for a in plan.extras} | {plan.token_arg.lstrip("*"), plan.targets_arg, *said.arguments}
+    free = [p for p in parameters_of(prober.module) if p.default is None and p.name not in given]
+    for parameter in [p for p in free if hint(p.name) == "lengths"]:
+        inputs = prober.inputs(plan, 3, max(5, prober.length), 1)
+        candidate = with_argument(plan, Argument(parameter.name, "lengths", "B"))
+        without, given_full = (prober.try_logits(p, inputs) for p in (plan, candidate))
+        if without is None or given_full is None or float(difference(without, given_full).max()) > tolerance(without):
+            continue
+        bare, hidden = _moved(prober, plan), _moved(prober, candidate)
+        if bare is not None and hidden is not None and hidden <= 1 < bare:
+            return candidate
+    return None
+
+
+def _moved(prober: Prober, plan: CallPlan) -> float | None:
+    """How far rows of unequal lengths differ from the same rows alone, in tolerances; None where they do not run."""
+    if prober.fixed is not None:
+        return None
+    T = max(5, prober.length)
+    lengths = (T, T - 1, T - 2)
+    inputs, alone = _batch(prober, plan, T, lengths)
+    together = prober.try_logits(plan, inputs)
+    each = [prober.try_logits(plan, row) for row in alone]
+    if together is None or any(e is None for e in each):
+        return None
+    limit = tolerance(together, 1e-4)
+    apart = [difference(together[i : i + 1, : e.shape[1]], e) for i, e in enumerate(each) if e is not None]
+    return max(float(a.nan_to_num(nan=1e30).max()) for a in apart) / limit
+
+
+def _batch(prober: Prober, plan: CallPlan, T: int, lengths: tuple[int, ...]) -> tuple[Inputs, list[Inputs]]:
+    """Rows of these lengths behind padding, and each of them alone."""
+    inputs = prober.inputs(plan, len(lengths), T, 27, T)
+    ends = torch.tensor(lengths, device=inputs.input_ids.device)
+    keep = torch.arange(T, device=ends.device) < ends[:, None]
+    ids = _padded(prober, inputs.input_ids, keep)
+    target = inputs.target_ids
+    cut = target is not None and any(a.role == "target_lengths" for a in plan.extras)
+    read = _padded(prober, target, keep) if cut and target is not None else target
+    batch = Inputs(ids, keep.long(), read, keep.long() if cut else None)
+    alone = [
+        Inputs(ids[i : i + 1, :n], target_ids=None if read is None else read[i : i + 1, : n if cut else None])
+        for i, n in enumerate(lengths)
+    ]
+    return batch, alone
+
+
+def _padded(prober: Prober, ids: Tensor, keep: Tensor) -> Tensor:
+    """The id that an embedding keeps for padding, where there is one: a model may hide it by itself."""
+    tables = [m.padding_idx for m in prober.module.modules() if isinstance(m, nn.Embedding)]
+    pad = next((p for p in tables if p is not None), None)
+    return ids if pad is None else ids.masked_fill(~keep, pad)

@@ -1,0 +1,59 @@
+"""Weights that the constructor leaves to its caller to draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anyformer.models.source import load_model
+
+NET = """
+from torch import nn
+
+class Net({base}):
+    def __init__(self):
+        super().__init__({sizes})
+        self.e = nn.Embedding(30, 4)
+        {then}
+
+    {decorator}
+    def {name}({parameters}):
+        for p in self.parameters():
+            nn.init.constant_(p, 0.5)
+"""
+
+
+def drawn(folder: Path, **parts: str) -> tuple[bool, str]:
+    usual = {"base": "nn.Module", "sizes": "", "then": "pass", "decorator": "", "parameters": "self"}
+    (folder / "model.py").write_text(NET.format(**{**usual, **parts}))
+    loaded = load_model(folder / "model.py")
+    told = " ".join(f.measured for f in loaded.findings if f.name == "initialisation")
+    return bool((loaded.module.e.weight == 0.5).all()), told
+
+
+@pytest.mark.parametrize("name", ["init_weights", "initialize_weights", "reset_parameters", "init_parameters"])
+def test_a_public_method_is_called(tmp_path: Path, name: str) -> None:
+    assert drawn(tmp_path, name=name) == (True, f"{name}() called")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"name": "init_weights", "decorator": "@staticmethod", "parameters": "m"},
+        {"name": "reset_parameters", "parameters": "self, std"},
+        {"name": "reset_parameters", "then": "self.apply(lambda m: None)"},
+        {"name": "reset_everything"},
+    ],
+)
+def test_what_is_no_such_method_is_not(tmp_path: Path, parts: dict[str, str]) -> None:
+    assert drawn(tmp_path, **parts) == (False, "")
+
+
+@pytest.mark.parametrize("name", ["init_weights", "reset_parameters"])
+def test_the_constructors_own_call_is_the_only_one(tmp_path: Path, name: str) -> None:
+    assert drawn(tmp_path, name=name, then=f"self.{name}()") == (True, "")
+
+
+def test_a_base_of_torchs_calls_its_own(tmp_path: Path) -> None:
+    assert drawn(tmp_path, name="reset_parameters", base="nn.Linear", sizes="3, 2") == (False, "")

@@ -1,0 +1,114 @@
+"""What lets the future through is named, with the ways on that fit it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.errors import CallError
+from anyformer.models.callplan import infer_call_plan
+from anyformer.training.objective import require_trainable
+
+V, D = 40, 12
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tok, self.head = nn.Embedding(V, D), nn.Linear(D, V)
+
+
+class BothWays(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(D, D // 2, batch_first=True, bidirectional=True)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.lstm(self.tok(ids))[0])  # type: ignore[no-any-return]
+
+
+class Centred(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(D, D, 3, padding=1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.conv(self.tok(ids).transpose(1, 2)).transpose(1, 2))  # type: ignore[no-any-return]
+
+
+class Normed(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, D)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.norm(self.tok(ids).transpose(1, 2)).transpose(1, 2))  # type: ignore[no-any-return]
+
+
+class Switched(Base):
+    def __init__(self, causal: bool = False) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(D, 2, batch_first=True)
+        self.causal = causal
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x, T = self.tok(ids), ids.shape[1]
+        mask = torch.ones(T, T, dtype=torch.bool).triu(1) if self.causal else None
+        return self.head(x + self.attn(x, x, x, attn_mask=mask)[0])  # type: ignore[no-any-return]
+
+
+class TextAutoEncoder(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc, self.dec = nn.GRU(D, D, batch_first=True), nn.GRU(D, D, batch_first=True)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tok(ids)
+        return self.head(self.dec(x, self.enc(x)[1])[0])  # type: ignore[no-any-return]
+
+
+class Little(Base):
+    """Numbers as large as those of other tokens leak less than they rule."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tok(ids)
+        return self.head(x + x.cumsum(1) + 1e-4 * x.flip(1))  # type: ignore[no-any-return]
+
+
+MASKED, CAUSAL, REPAIR = "--objective masked", "--objective causal", "anyformer repair"
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "ways", "not_ways"),
+    [
+        (BothWays, "lstm (LSTM) reads from the end, too: bidirectional=False", (MASKED, CAUSAL), REPAIR),
+        (Centred, "conv (Conv1d) sees tokens ahead of its own: pad 2 on the left alone", (MASKED, CAUSAL), REPAIR),
+        (Normed, "norm (GroupNorm) takes its mean over all of time: nn.LayerNorm", (MASKED, CAUSAL), REPAIR),
+        (Switched, 'switch: {"causal": true} in config.json', (MASKED, CAUSAL, REPAIR), "none"),
+        (TextAutoEncoder, "into dec (GRU) goes what was computed from the whole text", (CAUSAL,), MASKED),
+    ],
+)
+def test_what_leaks_is_named(model: type[Base], words: str, ways: tuple[str, ...], not_ways: str) -> None:
+    plan = infer_call_plan(model())
+    assert plan.family == "decoder"
+    with pytest.raises(CallError, match="sees the future") as caught:
+        require_trainable(plan)
+    assert words in caught.value.detail
+    assert all(way in caught.value.fix for way in ways)
+    assert not_ways not in caught.value.fix
+    insisted = infer_call_plan(model(), objective="causal")
+    assert require_trainable(insisted, "causal")[0] == "causal"
+
+
+def test_the_switch_that_is_named_makes_it_causal() -> None:
+    assert infer_call_plan(Switched(causal=True)).causal
+
+
+def test_a_little_of_the_future_is_no_copy() -> None:
+    with pytest.raises(CallError) as caught:
+        require_trainable(infer_call_plan(Little()))
+    assert "a little" in str(caught.value)
+    assert "copy" not in str(caught.value)
+    assert "logits of about" in caught.value.detail

@@ -1,0 +1,94 @@
+"""Lengths that hide padding. B batch, T time, C classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from anyformer.core.findings import Finding
+from anyformer.models.callplan import CallPlan, call_logits, infer_call_plan
+
+V, C = 29, 3
+
+
+class Core(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(V, 16)
+        self.lstm = nn.LSTM(16, 12, batch_first=True, bidirectional=True)
+        self.classifier = nn.Linear(24, C)
+
+    def packed(self, x: Tensor, lengths: Tensor) -> Tensor:
+        rows = pack_padded_sequence(self.embedding(x), lengths.cpu(), batch_first=True)
+        return torch.cat(self.lstm(rows)[1][0].unbind(0), -1)
+
+
+class Sorted(Core):
+    def forward(self, text: Tensor, text_lengths: Tensor) -> Tensor:
+        return self.classifier(self.packed(text, text_lengths))
+
+
+class Optional(Core):
+    """Without lengths the padding is read."""
+
+    def forward(self, text: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if lengths is None:
+            lengths = torch.full((len(text),), text.size(1))
+        return self.classifier(self.packed(text, lengths))
+
+
+class OfTheMean(Core):
+    """Reads the padding backwards, and divides by the lengths."""
+
+    def forward(self, text: Tensor, lengths: Tensor) -> Tensor:
+        return self.classifier(self.lstm(self.embedding(text))[0].sum(1) / lengths[:, None])
+
+
+def named(plan: CallPlan, name: str) -> Finding:
+    return next(f for f in plan.findings if f.name == name)
+
+
+def of_lengths(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    ids = torch.randint(1, V, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1))
+    keep = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return ids, keep.long()
+
+
+@pytest.mark.parametrize("model", [Sorted, Optional])
+def test_each_row_of_an_unsorted_batch_gives_what_it_gives_alone(model: Any) -> None:
+    module = model().eval()
+    plan = infer_call_plan(module)
+    ids, keep = of_lengths((4, 9, 6, 9, 1))
+    right = torch.cat([module(row[None, :n], torch.tensor([n])) for row, n in zip(ids, keep.sum(-1), strict=True)])
+    torch.testing.assert_close(call_logits(module, plan, ids, keep), right, rtol=0, atol=1e-6)
+    assert (plan.family, plan.longest_first) == ("classifier", True)
+    assert named(plan, "padding").verdict == "ok"
+    assert "row alone" in named(plan, "padding").measured
+
+
+def test_padding_that_lengths_do_not_hide_is_a_warning() -> None:
+    plan = infer_call_plan(OfTheMean())
+    assert not plan.longest_first
+    assert named(plan, "padding").verdict == "warn"
+    assert "lengths do not hide all of it" in named(plan, "padding").reason
+
+
+def test_lengths_that_hide_nothing_that_is_seen_are_left_out() -> None:
+    class Forwards(Core):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(12, V)
+            self.gru = nn.GRU(16, 12, batch_first=True)
+
+        def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+            states = self.gru(self.embedding(x))[0]
+            return self.head(states if lengths is None else states * 1.0)
+
+    plan = infer_call_plan(Forwards())
+    assert (plan.family, plan.extras) == ("decoder", ())
+    assert not [f for f in plan.findings if f.name in ("padding", "lengths")]

@@ -1,0 +1,53 @@
+"""Where the search for a call ends, and what only looks like logits. B batch, T time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.errors import CallError
+from anyformer.models.callplan import infer_call_plan
+from anyformer.models.calls.probing import Prober
+
+
+class Latents(nn.Module):
+    """65 rows of 64 numbers of any text: at T = 64 they have the shape (B, V, T)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.seq_len = 64
+        self.tokens, self.rows = nn.Embedding(64, 64), nn.Linear(64, 65 * 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows(self.tokens(x).mean(1)).view(-1, 65, 64)  # type: ignore[no-any-return]
+
+
+def test_a_shape_that_fits_at_one_length_by_chance_is_no_place_of_logits() -> None:
+    with pytest.raises(CallError, match="no way to call Latents"):
+        infer_call_plan(Latents())
+
+
+class Picky(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(9, 4)
+
+    def forward(self, ids: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        raise ValueError(f"not these: {self.tokens(ids).shape}")
+
+
+def test_a_search_that_takes_too_long_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(Prober, "seconds", lambda self: calls.append(self.calls) or (0.0 if self.calls < 10 else 99.0))
+    with pytest.raises(CallError, match=r"ended after 30 s: \d+ calls were tried"):
+        infer_call_plan(Picky())
+    assert max(calls) < 20
+
+
+def test_without_the_deadline_all_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Prober, "seconds", lambda self: 0.0)
+    with pytest.raises(CallError) as caught:
+        infer_call_plan(Picky())
+    assert "ended after" not in caught.value.detail

@@ -1,0 +1,136 @@
+"""Two sequences under any names, by what the module does with them. B batch, T time (source), S time (target)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anyformer.models.callplan import CallPlan, call_logits, infer_call_plan
+from anyformer.training.objective import require_trainable
+
+
+class Core(nn.Module):
+    """A causal GRU over the target that starts from a summary of the source."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.read, self.write = nn.Embedding(31, 24), nn.Embedding(29, 24)
+        self.reader, self.writer = nn.GRU(24, 24, batch_first=True), nn.GRU(24, 24, batch_first=True)
+        self.head = nn.Linear(24, 29)
+
+    def both(self, source: Tensor, target: Tensor) -> Tensor:
+        states, _ = self.reader(self.read(source))
+        logits: Tensor = self.head(self.writer(self.write(target), states.mean(1)[None])[0])
+        return logits
+
+
+class Tar(Core):
+    def forward(self, src_input: Tensor, tar_input: Tensor) -> Tensor:
+        return self.both(src_input, tar_input)
+
+
+class CamelCase(Core):
+    def forward(self, srcTokens: Tensor, trgTokens: Tensor) -> Tensor:
+        return self.both(srcTokens, trgTokens)
+
+
+class NoNames(Core):
+    def forward(self, article: Tensor, summary: Tensor) -> Tensor:
+        return self.both(article, summary)
+
+
+class TargetFirst(Core):
+    def forward(self, summary: Tensor, article: Tensor) -> Tensor:
+        return self.both(article, summary)
+
+
+class Optional(Core):
+    def forward(self, encoder_tokens: Tensor | None = None, decoder_tokens: Tensor | None = None) -> dict[str, Tensor]:
+        assert encoder_tokens is not None
+        states, _ = self.reader(self.read(encoder_tokens))
+        out = {"encoder_output": states}
+        if decoder_tokens is not None:
+            out["decoder_output"] = self.both(encoder_tokens, decoder_tokens)
+        return out
+
+
+def planned(model: nn.Module) -> CallPlan:
+    plan = infer_call_plan(model)
+    assert require_trainable(plan)[0] == "seq2seq"
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "target"),
+    [
+        (Tar, "src_input", "tar_input"),
+        (CamelCase, "srcTokens", "trgTokens"),
+        (NoNames, "article", "summary"),
+        (TargetFirst, "article", "summary"),
+        (Optional, "encoder_tokens", "decoder_tokens"),
+    ],
+)
+def test_source_and_target_are_found_whatever_their_names(model: type[Core], source: str, target: str) -> None:
+    module = model().eval()
+    plan = planned(module)
+    assert (plan.family, plan.token_arg, plan.target_arg) == ("encoder_decoder", source, target)
+    src, tgt = torch.randint(1, 31, (3, 6)), torch.randint(1, 29, (3, 4))
+    with torch.no_grad():
+        torch.testing.assert_close(call_logits(module, plan, src, target_ids=tgt), module.both(src, tgt))
+
+
+class Masks(Core):
+    """The masks of the TensorFlow tutorial: 1 = masked, one for each attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.place = nn.Parameter(torch.randn(64, 24))
+        del self.reader, self.writer
+
+    def attend(self, q: Tensor, kv: Tensor, mask: Tensor) -> Tensor:
+        scores = (q @ kv.mT)[:, None] / 5 + mask * -1e9
+        return q + (scores.softmax(-1) @ kv[:, None])[:, 0]
+
+    def forward(
+        self, inp: Tensor, tar: Tensor, enc_padding_mask: Tensor, look_ahead_mask: Tensor, dec_padding_mask: Tensor
+    ) -> Tensor:
+        x = self.read(inp) + self.place[: inp.size(1)]
+        x = self.attend(x, x, enc_padding_mask)
+        y = self.write(tar) + self.place[: tar.size(1)]
+        logits: Tensor = self.head(self.attend(self.attend(y, y, look_ahead_mask), x, dec_padding_mask))
+        return logits
+
+
+def test_the_decoders_padding_mask_may_be_of_the_source() -> None:
+    module = Masks().eval()
+    plan = planned(module)
+    assert plan.mask_arg == "enc_padding_mask"
+    assert {a.name: a.role for a in plan.extras} == {
+        "look_ahead_mask": "target_causal_mask",
+        "dec_padding_mask": "memory_mask",
+    }
+    src, tgt, keep = torch.randint(1, 31, (2, 6)), torch.randint(1, 29, (2, 4)), torch.ones(2, 6, dtype=torch.int64)
+    keep[0, 4:] = 0
+    hidden, future = (keep == 0)[:, None, None].float(), torch.ones(4, 4).triu(1)
+    with torch.no_grad():
+        got = call_logits(module, plan, src, keep, target_ids=tgt)
+        torch.testing.assert_close(got, module(src, tgt, hidden, future, hidden))
+
+
+class Swapped(Core):
+    """Lengths whose names say nothing of whose they are."""
+
+    def forward(self, article: Tensor, summary: Tensor, a_len: Tensor, b_len: Tensor) -> Tensor:
+        shown = (torch.arange(article.size(1)) < b_len[:, None])[:, :, None]
+        states = (self.reader(self.read(article))[0] * shown).sum(1) / b_len[:, None]
+        told = (torch.arange(summary.size(1)) < a_len[:, None])[:, :, None]
+        logits: Tensor = self.head(self.writer(self.write(summary) * told, states[None])[0])
+        return logits
+
+
+def test_whose_lengths_they_are_is_measured() -> None:
+    plan = planned(Swapped())
+    assert {a.name: a.role for a in plan.extras} == {"a_len": "target_lengths", "b_len": "lengths"}
