@@ -25,9 +25,20 @@ def choose(setting: str, size: int) -> tuple[TextTokenizer, dict[str, str]]:
 
 def test_auto() -> None:
     for size in (511, 512):
-        tokenizer, findings = choose("auto", size)
-        assert findings["tokenizer"].startswith("characters" if size < 512 else "byte-level BPE")
+        tokenizer, found = choose_tokenizer("auto", size, lambda: TEXTS * 5)
+        assert found[0].measured.startswith("characters" if size < 512 else "byte-level BPE")
         assert len(tokenizer) <= size
+
+
+@pytest.mark.parametrize(
+    ("many", "kind"),
+    [([ALPHABET] * 9, "characters"), ([ALPHABET] * 10, "byte-level BPE"), ([ALPHABET * 200], "byte-level BPE")],
+)
+def test_too_little_text_for_bpe(many: list[str], kind: str) -> None:
+    tokenizer, found = choose_tokenizer("auto", 600, lambda: many)
+    assert found[0].measured.startswith(kind)
+    assert ("too little text" in found[0].reason) == (kind == "characters")
+    assert tokenizer.decode(tokenizer.encode("世界 😀")) == "世界 😀"
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_bpe_size(bpe: TextTokenizer) -> None:
 
 
 def test_a_short_text_gives_a_smaller_tokenizer() -> None:
-    trainer = FastBPETrainer(BPETrainerConfig(vocab_size=8192))
+    trainer = FastBPETrainer(BPETrainerConfig(vocab_size=8192, exact=False))
     tokenizer = trainer.train_on_dataset(["a short text, a short text"])
     assert 260 < len(tokenizer) < 300
     assert trainer.findings[0].measured == f"asked 8,192, the text gave {len(tokenizer)}"
@@ -186,7 +186,7 @@ def test_a_short_text_gives_a_smaller_tokenizer() -> None:
 
 def test_min_frequency() -> None:
     def learnt(least: int) -> set[str]:
-        config = BPETrainerConfig(vocab_size=1000, min_frequency=least)
+        config = BPETrainerConfig(vocab_size=1000, min_frequency=least, exact=False)
         return set(FastBPETrainer(config).train_on_dataset(["qx qx qx zw zw"]).get_vocab())
 
     assert {"qx", "zw"} <= learnt(2)

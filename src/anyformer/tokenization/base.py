@@ -104,7 +104,7 @@ class TextTokenizer(PreTrainedTokenizerFast):
 
     def check_texts(self, texts: Any) -> None:
         """TokenizerError where a text has a character without an id (only without ``<unk>`` and bytes)."""
-        alphabet = self._closed_alphabet()
+        alphabet = self.closed_alphabet()
         if alphabet is None:
             return
         for text in texts:
@@ -116,7 +116,7 @@ class TextTokenizer(PreTrainedTokenizerFast):
                     fix="leave these characters out, or use a vocabulary with room for <unk>",
                 )
 
-    def _closed_alphabet(self) -> frozenset[str] | None:
+    def closed_alphabet(self) -> frozenset[str] | None:
         """The only characters that can be encoded; None where every character can."""
         if "_alphabet" not in self.__dict__:
             backend = self.backend_tokenizer

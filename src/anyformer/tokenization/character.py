@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models
 from anyformer.core.errors import TokenizerError
 from anyformer.core.findings import Finding
 from anyformer.tokenization.base import SPECIAL_TOKENS, TextTokenizer, check_special_tokens, init_fields, special_roles
+from anyformer.tokenization.texts import training_texts
 
 BYTES = 256
 _BYTE_TOKENS = [f"<0x{value:02X}>" for value in range(BYTES)]  # the spelling that tokenizers' ByteFallback reads
@@ -32,8 +33,9 @@ class CharacterLevelTokenizer(TextTokenizer):
         self,
         vocab_size: int,
         special_tokens: Sequence[str] = SPECIAL_TOKENS,
-        texts: Iterable[str] | None = None,
+        texts: Any = None,
     ) -> None:
+        """texts: strings, a Path or several (UTF-8 text), a Dataset or a dict with a text column; each read once."""
         specials = check_special_tokens(special_tokens)
         if vocab_size <= len(specials):
             raise TokenizerError(
@@ -43,8 +45,10 @@ class CharacterLevelTokenizer(TextTokenizer):
         with_bytes = vocab_size >= BYTES + len(specials)
         reserved = specials + (_BYTE_TOKENS if with_bytes else [])
         room = vocab_size - len(reserved)
-        known = list(islice(_code_points(), room)) if texts is None else count_characters(texts)
-        characters = known[:room]
+        # a special token of one character is an entry already
+        candidates = (c for c in (_code_points() if texts is None else count_characters(texts)) if c not in specials)
+        characters = list(islice(candidates, room))
+        left_out = 0 if texts is None else sum(1 for _ in candidates)
         vocab = {token: number for number, token in enumerate([*reserved, *characters])}
         roles = special_roles(specials)
         backend = Tokenizer(
@@ -54,7 +58,8 @@ class CharacterLevelTokenizer(TextTokenizer):
         if specials:
             backend.add_special_tokens(specials)
         super().__init__(tokenizer_object=backend, **init_fields(specials))  # type: ignore[no-untyped-call]
-        self.findings = _findings(vocab_size, len(vocab), with_bytes, len(known) - len(characters), roles)
+        source = "Unicode has" if texts is None else "the text gave"
+        self.findings = _findings(vocab_size, len(vocab), source, with_bytes, left_out, roles)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> TextTokenizer:
@@ -63,12 +68,18 @@ class CharacterLevelTokenizer(TextTokenizer):
         return loaded
 
 
-def count_characters(texts: Iterable[str]) -> list[str]:
-    """The distinct characters of the texts, most frequent first, ties by code point."""
-    if isinstance(texts, str):
-        raise TokenizerError("texts is one string", fix="give a list of strings: [text]")
+def count_characters(texts: Any) -> list[str]:
+    """The distinct characters of the texts, most frequent first, ties by code point; texts as the tokenizer takes them.
+
+    Raises TokenizerError where there is no text, an item is not a string, or the text is not valid Unicode.
+    """
     counts: Counter[str] = Counter()
-    for text in texts:
+    # an iterator is read once here and need not be kept
+    for number, text in enumerate(texts if isinstance(texts, Iterator) else training_texts(texts)()):
+        if not isinstance(text, str):
+            raise TokenizerError(
+                f"text {number:,} is {text!r:.60} ({type(text).__name__}); characters are taken from strings"
+            )
         counts.update(text)
     surrogates = [c for c in counts if "\ud800" <= c <= "\udfff"]
     if surrogates:
@@ -92,14 +103,13 @@ def _code_points() -> Iterator[str]:
     yield from (character for character in rest if character not in "\n\t\r")
 
 
-def _findings(asked: int, got: int, with_bytes: bool, left_out: int, roles: dict[str, str]) -> list[Finding]:
+def _findings(
+    asked: int, got: int, source: str, with_bytes: bool, left_out: int, roles: dict[str, str]
+) -> list[Finding]:
     found = []
     if got < asked:
-        found.append(
-            Finding(
-                "tokenizer size", "note", f"asked {asked:,}, the text gave {got:,}", f"{asked:,}", "all its characters"
-            )
-        )
+        measured = f"asked {asked:,}, {source} {got:,}"
+        found.append(Finding("tokenizer size", "note", measured, f"{asked:,}", "all its characters"))
     if with_bytes:
         found.append(Finding("unknown characters", "ok", "written as their UTF-8 bytes", "every string round-trips"))
     elif "unk_token" in roles:

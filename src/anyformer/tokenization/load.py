@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from anyformer.core.errors import TokenizerError
 from anyformer.tokenization.base import TextTokenizer, special_roles, wrap_backend
@@ -28,7 +28,30 @@ def load_tokenizer(path: str | os.PathLike[str]) -> TextTokenizer:
         return _from_file(place / "tokenizer.json")
     if {"vocab.json", "merges.txt"} <= {p.name for p in place.iterdir()} and not list(place.glob("tokenizer*.json")):
         return _from_ranks(place)
+    if (place / "vocab.txt").is_file() and not list(place.glob("*.json")):
+        return _from_wordpieces(place / "vocab.txt")
     return _from_folder(place)
+
+
+def _from_wordpieces(file: Path) -> TextTokenizer:
+    """BERT's own form, one piece a line; text is folded to lower case where no piece has a capital letter."""
+    pieces = file.read_text(encoding="utf-8").splitlines()
+    if "[UNK]" not in pieces or len(set(pieces)) != len(pieces):
+        raise TokenizerError(
+            f"{file} is no vocabulary of BERT's kind", f"{len(pieces):,} lines", "one piece a line, [UNK] among them"
+        )
+    specials = list(special_roles(pieces).values())
+    lower = not any(piece != piece.lower() for piece in pieces if not (piece[:1] == "[" and piece[-1:] == "]"))
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    if "[CLS]" in vocabulary and "[SEP]" in vocabulary:
+        ends = {token: (token, vocabulary[token]) for token in ("[SEP]", "[CLS]")}
+        backend.post_processor = processors.BertProcessing(ends["[SEP]"], ends["[CLS]"])
+    backend.add_special_tokens(specials)
+    return wrap_backend(backend, specials)
 
 
 def _from_ranks(folder: Path) -> TextTokenizer:
@@ -64,10 +87,13 @@ def _from_folder(folder: Path) -> TextTokenizer:
         loaded: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen kinds; all mean the same to the user
         names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        whole = folder / "tokenizer.json"
         raise TokenizerError(
             f"no tokenizer could be read from {folder}",
             detail=f"it holds {names}\n{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            fix="give a tokenizer.json, or a folder written by save_pretrained",
+            fix=f"its code is never run; the file alone may do: {whole}"
+            if whole.is_file()
+            else "give a tokenizer.json, or a folder written by save_pretrained",
         ) from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):

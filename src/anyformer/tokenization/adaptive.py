@@ -1,0 +1,137 @@
+"""A tokenizer for any vocabulary size: pretrained, BPE, characters or the user's own, whichever fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from anyformer.core.errors import TokenizerError
+from anyformer.core.places import default_cache_dir
+from anyformer.core.protocols import View
+from anyformer.core.view import PlainView
+from anyformer.tokenization import choose
+from anyformer.tokenization.base import TextTokenizer
+from anyformer.tokenization.choose import Strategy, Texts, choose_tokenizer
+from anyformer.tokenization.validator import TokenizerValidator
+
+_TEXT_COLUMNS = ("text", "content", "document", "textbook", "sentence")
+
+
+class AdaptiveTokenizer:
+    """Finds or makes the tokenizer for a model. The order: your own, a pretrained one, BPE, characters."""
+
+    @staticmethod
+    def detect_strategy(vocab_size: int, dataset_size: int | None = None, own: str | Path | None = None) -> Strategy:
+        """How ``load_or_create`` would get it: "user_upload", "pretrained", "train_bpe" or "character".
+
+        dataset_size: number of texts (a long text counts once per 1,000 characters). own: a tokenizer of your own.
+        Asks no network: a pretrained tokenizer that cannot be had then falls to one that is made.
+        """
+        return choose.detect_strategy(vocab_size, dataset_size, own)
+
+    @staticmethod
+    def load_or_create(
+        vocab_size: int,
+        dataset: Any = None,
+        cache_dir: str | Path | None = None,
+        *,
+        tokenizer: str | Path = "auto",
+        text_column: str | None = None,
+        special_tokens: Sequence[str] = (),
+        view: View | None = None,
+    ) -> TextTokenizer:
+        """A tokenizer with at most ``vocab_size`` ids, the rows of the model's embedding. Its ``findings`` say why.
+
+        dataset: texts to learn from: a list of strings, anything that gives strings each time it is iterated, a
+        Dataset or a dict of columns, or a function that gives the texts anew; an iterator is read into memory.
+        cache_dir: tokenizers are kept there by content; ``~/.cache/anyformer/tokenizers`` where not given.
+        tokenizer: "auto", "bpe", "char", "hf:OWNER/NAME", or a file or folder of your own.
+        text_column: the column that holds the text. special_tokens: further ones that a trained tokenizer has.
+        The choice and its reason are printed; ``view``: where to. Raises TokenizerError where nothing fits.
+        """
+        texts = texts_of(dataset, text_column)
+        place = Path(cache_dir) if cache_dir is not None else default_cache_dir() / "tokenizers"
+        made, found = choose_tokenizer(str(tokenizer), vocab_size, texts, tuple(special_tokens), cache_dir=place)
+        # lossless and special tokens are told by the findings of the choice; here it must fit and hold together
+        TokenizerValidator.validate(made, vocab_size, special_tokens=(), lossless=False, samples=0)
+        shown = view or PlainView()
+        for finding in found:
+            shown.finding(finding)
+        made.findings = found
+        return made
+
+
+def texts_of(dataset: Any, text_column: str | None = None) -> Texts | None:
+    """A function that gives the texts of a dataset anew at each call; None where there is no dataset.
+
+    Raises TokenizerError for a path, a column that is missing, or items that are no strings.
+    """
+    if dataset is None:
+        return None
+    if isinstance(dataset, str | Path):
+        raise TokenizerError(
+            f"dataset is {str(dataset)!r:.80}: a string, not texts",
+            fix="[text] for one text; for a file: anyformer.data.open_corpus(path)",
+        )
+    if isinstance(dataset, Mapping):
+        if dataset and all(_is_split(part) for part in dataset.values()):  # a DatasetDict: its training split
+            return texts_of(dataset["train"] if "train" in dataset else next(iter(dataset.values())), text_column)
+        column = _column({name: _first(values) for name, values in dataset.items()}, text_column)
+        return lambda: _strings(dataset[column])
+    if _is_split(dataset) and hasattr(dataset, "iter"):
+        column = _column(_first(dataset) or dict.fromkeys(dataset.column_names or ()), text_column)
+        return lambda: _strings(text for batch in dataset.iter(batch_size=1000) for text in batch[column])
+    if callable(dataset):
+        return lambda: _strings(_plain(dataset(), text_column))
+    if not isinstance(dataset, Iterable):
+        raise TokenizerError(f"dataset is {type(dataset).__name__}, not texts", fix="a list of strings, or a Dataset")
+    if isinstance(dataset, Iterator):
+        dataset = list(dataset)
+    return lambda: _strings(_plain(dataset, text_column))
+
+
+def _strings(texts: Iterable[Any]) -> Iterator[str]:
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TokenizerError(
+                f"text {number:,} is {text!r:.60} ({type(text).__name__}); a tokenizer learns from strings"
+            )
+        yield text
+
+
+def _is_split(dataset: Any) -> bool:
+    return hasattr(dataset, "column_names") and hasattr(dataset, "features")
+
+
+def _first(values: Iterable[Any]) -> Any:
+    return next(iter(values), None)
+
+
+def _plain(items: Iterable[Any], text_column: str | None) -> Iterator[str]:
+    """The items, or of rows the text column of each."""
+    iterator = iter(items)
+    first = next(iterator, None)
+    if first is None:
+        return iter(())
+    if isinstance(first, Mapping):
+        column = _column(first, text_column)
+        return (row[column] for row in chain([first], iterator))
+    return chain([first], iterator)
+
+
+def _column(row: Mapping[str, Any], named: str | None) -> str:
+    """The column that holds text: the one named, one of the usual names, or the only one with strings."""
+    have = ", ".join(map(str, row)) or "none"
+    if named is not None:
+        if named not in row:
+            raise TokenizerError(f"the dataset has no column {named!r}", f"it has {have}")
+        return named
+    strings = [name for name, value in row.items() if isinstance(value, str)]
+    usual = [name for name in _TEXT_COLUMNS if name in (strings or row)]
+    if usual or len(strings) == 1:
+        return (usual or strings)[0]
+    raise TokenizerError(
+        f"which of {len(row)} columns holds the text is not clear", f"it has {have}", "text_column='…' says it"
+    )
