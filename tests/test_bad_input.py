@@ -123,7 +123,7 @@ def test_weights_that_do_not_fit_name_the_tensors(said: Said) -> None:
 def test_a_tokenizer_with_ids_beyond_the_embedding(said: Said) -> None:
     from anyformer.tokenization import BPETrainerConfig, FastBPETrainer
 
-    tokenizer = FastBPETrainer(BPETrainerConfig(vocab_size=300)).train_on_dataset(["the cat sat " * 9] * 9)
+    tokenizer = FastBPETrainer(BPETrainerConfig(vocab_size=300, exact=False)).train_on_dataset(["the cat sat " * 9] * 9)
     tokenizer.save_pretrained("tok")
     message = said(*train("--tokenizer", "tok"))
     assert re.search(r"\d+ ids.*40", message)
@@ -246,13 +246,13 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ctrl_c_while_the_text_is_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from anyformer.data import cache
+    from anyformer.tokenization import encoding
 
     def interrupted(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         return np.empty(0)
 
-    monkeypatch.setattr(cache, "encode_texts", interrupted)
+    monkeypatch.setattr(encoding, "encode_texts", interrupted)
     assert cli.main(train()) == 130
     assert "anyformer: interrupted" in capsys.readouterr().err
     assert not Path("runs").exists()

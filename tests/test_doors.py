@@ -21,7 +21,10 @@ ROOT = Path(__file__).parent.parent
 
 NAMES = {
     "adapters": ["ComputationalGraphExecutor", "ModelSignatureInspector", "UniversalModelAdapter"],
-    "tokenization": ["AdaptiveTokenizerDataModule", "BPETrainerConfig", "CharacterLevelTokenizer", "FastBPETrainer"],
+    "tokenization": [
+        *("AdaptiveTokenizer", "AdaptiveTokenizerDataModule", "BPETrainerConfig", "CharacterLevelTokenizer"),
+        *("FastBPETrainer", "TokenizerValidator"),
+    ],
     "training": ["TrainingCoordinator", "UniversalModelAdapter", "train_model"],
 }
 

@@ -11,6 +11,7 @@ import pytest
 import anyformer
 
 PUBLIC = [
+    "AdaptiveTokenizer",
     "AdaptiveTokenizerDataModule",
     "AnyformerError",
     "BPETrainerConfig",
@@ -23,6 +24,7 @@ PUBLIC = [
     "CorruptCheckpoint",
     "DataError",
     "DataNotFound",
+    "DatasetLoader",
     "DemoSettings",
     "DependencyError",
     "EvaluateSettings",
@@ -37,6 +39,7 @@ PUBLIC = [
     "SettingsError",
     "SourceError",
     "TokenizerError",
+    "TokenizerValidator",
     "TrainSettings",
     "TrainingCoordinator",
     "TrainingError",

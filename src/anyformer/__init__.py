@@ -13,8 +13,10 @@ __version__ = "2.1.0"
 _HOMES = {
     "anyformer.api": ("evaluate", "generate", "load_model", "repair", "train"),
     "anyformer.training": ("TrainingCoordinator", "UniversalModelAdapter", "train_model"),
-    "anyformer.data": ("AdaptiveTokenizerDataModule",),
-    "anyformer.tokenization": ("BPETrainerConfig", "CharacterLevelTokenizer", "FastBPETrainer"),
+    "anyformer.data": ("AdaptiveTokenizerDataModule", "DatasetLoader"),
+    "anyformer.tokenization": (
+        *("AdaptiveTokenizer", "BPETrainerConfig", "CharacterLevelTokenizer", "FastBPETrainer", "TokenizerValidator"),
+    ),
     "anyformer.models.callplan": ("CallPlan", "infer_call_plan"),
     "anyformer.models.graph": ("ComputationalGraphExecutor",),
     "anyformer.models.signature": ("ModelSignatureInspector",),
@@ -30,6 +32,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AdaptiveTokenizer",
     "AdaptiveTokenizerDataModule",
     "AnyformerError",
     "BPETrainerConfig",
@@ -42,6 +45,7 @@ __all__ = [
     "CorruptCheckpoint",
     "DataError",
     "DataNotFound",
+    "DatasetLoader",
     "DemoSettings",
     "DependencyError",
     "EvaluateSettings",
@@ -56,6 +60,7 @@ __all__ = [
     "SettingsError",
     "SourceError",
     "TokenizerError",
+    "TokenizerValidator",
     "TrainSettings",
     "TrainingCoordinator",
     "TrainingError",
@@ -93,12 +98,18 @@ if TYPE_CHECKING:
     )
     from anyformer.core.findings import Finding
     from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, TrainSettings
-    from anyformer.data import AdaptiveTokenizerDataModule
+    from anyformer.data import AdaptiveTokenizerDataModule, DatasetLoader
     from anyformer.models.callplan import CallPlan, infer_call_plan
     from anyformer.models.graph import ComputationalGraphExecutor
     from anyformer.models.signature import ModelSignatureInspector
     from anyformer.models.source import LoadedModel
-    from anyformer.tokenization import BPETrainerConfig, CharacterLevelTokenizer, FastBPETrainer
+    from anyformer.tokenization import (
+        AdaptiveTokenizer,
+        BPETrainerConfig,
+        CharacterLevelTokenizer,
+        FastBPETrainer,
+        TokenizerValidator,
+    )
     from anyformer.training import TrainingCoordinator, UniversalModelAdapter, train_model
 
 

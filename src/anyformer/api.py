@@ -101,7 +101,7 @@ def train(
     model: what ``anyformer train`` takes as MODEL, or an nn.Module; may be left out with ``resume``.
     data: a path, "python-stdlib" (the default), a list of texts or a Dataset; for classification and seq2seq a table,
     a list of dicts or of pairs, or a Dataset.
-    tokenizer: "auto", "bpe", "char", a path, or a tokenizer object. config: values for the model's constructor.
+    tokenizer: "auto", "bpe", "char", "hf:OWNER/NAME", a path, or an object. config: values for the constructor.
     overrides: parts of the call that you state, as ``call:`` of an anyformer.yaml beside the file; then proven.
     trust, approve: as in ``load_model``, for a gist; no settings, so that no file can turn them on.
     settings: all settings at once (with ``resume``, those of the run where not given); every other keyword is a field

@@ -18,8 +18,8 @@ import anyformer.data.cache as cache_module
 from anyformer.core.errors import DataError, TrainingError
 from anyformer.core.protocols import Progress
 from anyformer.core.view import QuietView
-from anyformer.data import build_token_cache, open_corpus
-from anyformer.tokenization import BPETrainerConfig, CharacterLevelTokenizer, FastBPETrainer, TextTokenizer
+from anyformer.data import build_token_cache, filling, open_corpus
+from anyformer.tokenization import BPETrainerConfig, CharacterLevelTokenizer, FastBPETrainer, TextTokenizer, encoding
 
 DOCUMENTS = [f"The {n}th document says é, 世界 and {n * n}.\n" for n in range(200)]
 
@@ -64,7 +64,7 @@ def test_a_single_text_has_no_marks_inside(tmp_path: Path, bpe: TextTokenizer) -
 
 
 def test_a_document_longer_than_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(filling, "BATCH_CHARACTERS", 100)
     documents = ["x" * 1234 + "\n" + "é\n" * 333, "y" * 100, "z" * 101]
     tokenizer = CharacterLevelTokenizer(400, texts=documents)
     cache = build_token_cache(open_corpus(documents), tokenizer, val_split=0.0, cache_dir=tmp_path)
@@ -79,7 +79,7 @@ def test_found_again_only_for_the_same_input(
     first = build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
     bpe("a b c d", truncation=True, max_length=2, padding="max_length")  # must not change the key, nor later ids
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "_encode", lambda *_: pytest.fail("encoded again"))
+        patch.setattr(cache_module, "fill", lambda *_: pytest.fail("encoded again"))
         again = build_token_cache(open_corpus(list(DOCUMENTS)), bpe, cache_dir=tmp_path)
         assert again.path == first.path
     other = FastBPETrainer(BPETrainerConfig(vocab_size=399)).train_on_dataset(DOCUMENTS)
@@ -102,14 +102,14 @@ def test_text_that_changes_while_it_is_read(
     files["train"].write_text("".join(DOCUMENTS))
     files["val"].write_text("".join(DOCUMENTS[:50]))
     corpora = {side: open_corpus(file) for side, file in files.items()}
-    encode = cache_module._encode
+    encode = cache_module.fill
 
     def edited(*arguments: Any) -> Any:
         files[changed].write_text(files[changed].read_text().replace("The 1", "THE 1"))
         return encode(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "_encode", edited)
+        patch.setattr(cache_module, "fill", edited)
         with pytest.raises(DataError, match=rf"{changed}\.txt changed while it was read") as caught:
             build_token_cache(corpora["train"], bpe, val_corpus=corpora["val"], cache_dir=tmp_path / "cache")
     assert "run again" in str(caught.value)
@@ -203,7 +203,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, bpe: TextTokenizer, damage
 def test_nothing_half_written_stays(
     tmp_path: Path, bpe: TextTokenizer, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
-    encode, calls = cache_module.encode_texts, []
+    encode, calls = encoding.encode_texts, []
 
     def fails(*arguments: Any) -> Any:
         calls.append(1)
@@ -211,8 +211,8 @@ def test_nothing_half_written_stays(
             raise failure
         return encode(*arguments)
 
-    monkeypatch.setattr(cache_module, "encode_texts", fails)
-    monkeypatch.setattr(cache_module, "_BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(encoding, "encode_texts", fails)
+    monkeypatch.setattr(filling, "BATCH_CHARACTERS", 1000)
     expected = TrainingError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
@@ -274,15 +274,16 @@ for split in (0.1, 0.2, 0.3, 0.4, 0.5):
 
 
 def test_race_lost(tmp_path: Path, bpe: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process finishes while this one encodes: its files are used, ours are removed."""
-    encode = cache_module._encode
+    """Without locks another process may finish while this one encodes: its files are used, ours are removed."""
+    monkeypatch.setattr(filling, "fcntl", None)
+    encode = cache_module.fill
 
     def slow(*arguments: Any) -> Any:
-        monkeypatch.setattr(cache_module, "_encode", encode)
+        monkeypatch.setattr(cache_module, "fill", encode)
         build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
         return encode(*arguments)
 
-    monkeypatch.setattr(cache_module, "_encode", slow)
+    monkeypatch.setattr(cache_module, "fill", slow)
     cache = build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
     assert cache.meta["train"]["tokens"] == len(cache.train)
     assert len(list(tmp_path.iterdir())) == 1
@@ -295,7 +296,7 @@ def test_progress_in_bytes(tmp_path: Path, bpe: TextTokenizer, monkeypatch: pyte
         def progress(self, progress: Progress) -> None:
             seen.append(progress)
 
-    monkeypatch.setattr(cache_module, "_BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(filling, "BATCH_CHARACTERS", 1000)
     build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path, view=Watcher())
     total = sum(len(d.encode()) for d in DOCUMENTS)
     assert [p.done for p in seen] == sorted(p.done for p in seen)

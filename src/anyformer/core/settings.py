@@ -57,11 +57,12 @@ class TrainSettings:
     """Settings of one training run."""
 
     data: str = "python-stdlib"
-    """Text to train on: a file (.txt, .md, .py, .jsonl, .csv, .tsv, .parquet), a folder, or python-stdlib."""
+    """Text to train on: a file (.txt, .md, .py, .jsonl, .json, .csv, .tsv, .parquet, .arrow; also .gz, .zst), a folder,
+    a pattern ("data/*.txt"), hf:NAME:CONFIG:SPLIT of the Hugging Face hub, or python-stdlib."""
     val_data: str | None = None
     """Held-out text from a file or folder of its own, instead of a part of data."""
     text_column: str | None = None
-    """Column that holds the text in .jsonl, .csv, .tsv and .parquet; found by name where not given."""
+    """Column that holds the text in a table; found by name where not given."""
     objective: ObjectiveSetting = "auto"
     """causal, masked (fill in hidden tokens), seq2seq, classification; auto takes what the model was measured to be."""
     label_column: str | None = None
@@ -75,7 +76,7 @@ class TrainSettings:
     val_split: float = 0.1
     """Share of the documents held out for validation."""
     tokenizer: str = "auto"
-    """auto, bpe (byte-level, trained on the data), char, or a folder or tokenizer.json of your own."""
+    """auto (a known one of the model's size, else trained), bpe, char, hf:OWNER/NAME, or a folder or tokenizer.json."""
     vocab_size: int | None = None
     """Size of the tokenizer to train; as many entries as the model has where not given."""
     max_length: int | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from anyformer.data.blocks import PackedBlocks, collate_blocks
 from anyformer.data.cache import TokenCache, build_token_cache, default_cache_dir
 from anyformer.data.corpus import PYTHON_STDLIB, Corpus, open_corpus
+from anyformer.data.dataset_loader import DatasetLoader
 from anyformer.data.order import EpochOrder
 from anyformer.data.split import split_finding, train_texts
 
@@ -20,6 +21,7 @@ __all__ = [
     "PYTHON_STDLIB",
     "AdaptiveTokenizerDataModule",
     "Corpus",
+    "DatasetLoader",
     "EpochOrder",
     "PackedBlocks",
     "TokenCache",

@@ -8,12 +8,9 @@ import json
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +18,13 @@ from numpy.typing import NDArray
 from anyformer.core.errors import DataError, TrainingError
 from anyformer.core.findings import Finding
 from anyformer.core.places import default_cache_dir as default_cache_dir
-from anyformer.core.protocols import Progress, View
+from anyformer.core.protocols import View
 from anyformer.data.corpus import Corpus
-from anyformer.data.split import Piece, split_finding, split_pieces
-from anyformer.tokenization.base import encode_texts, id_count
+from anyformer.data.filling import SIDES, fill, part_folder
+from anyformer.data.split import split_finding, split_pieces
 
 _FORMAT = 2  # of the files; 2: their sha256 in meta.json
 _TOKENS = 1  # of the fingerprint, which runs record: raised only where the same text would give other tokens
-_BATCH_CHARACTERS = 1 << 20  # text encoded at a time; bounds the memory
-_STALE_SECONDS = 24 * 3600  # a temporary folder this old belongs to a process that was killed
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
 
@@ -54,13 +49,16 @@ def build_token_cache(
     val_corpus: Corpus | None = None,
     cache_dir: str | Path | None = None,
     view: View | None = None,
+    processes: int | None = None,
 ) -> TokenCache:
     """The tokens of a corpus, from the cache where they are there, else encoded into it.
 
     Documents of a corpus with many end with the tokenizer's end-of-text id where it has one; pieces of a single text
     follow each other unmarked. One pass hashes the content (its fingerprint names the folder), a second encodes.
-    val_split 0 puts all into ``train``, 1 into ``val``. Raises DataError for text that cannot be used, that changed
-    between the passes, or that is held out and trained on at once; TrainingError where the cache cannot be written.
+    val_split 0 puts all into ``train``, 1 into ``val``. processes: that encode beside this one; as many as cores where
+    the text is large. A process that is killed loses seconds: the next one goes on where it stopped. Raises DataError
+    for text that cannot be used, that changed between the passes, or that is held out and trained on at once;
+    TrainingError where the cache cannot be written.
     """
     if view is not None:
         view.status(f"reading {corpus.name}")
@@ -78,14 +76,19 @@ def build_token_cache(
     if found is not None:
         return found
     total = corpus.scan.size + (val_corpus.scan.size if val_corpus is not None else 0)
-    with _temporary_folder(base, final.name) as folder:
-        meta = _encode(split_pieces(corpus, val_split, val_corpus), tokenizer, folder, total, view)
+    with part_folder(base, final.name, view) as folder:
+        found = _open(final, fingerprint, findings)  # another process may have filled it while this one waited
+        if found is not None:
+            return found
+        filled = fill(
+            folder, fingerprint, lambda: split_pieces(corpus, val_split, val_corpus), tokenizer, total, view, processes
+        )
         for read in (corpus, val_corpus):
             if read is not None:
                 _require_unchanged(read)
-        meta = {"format": _FORMAT, "fingerprint": fingerprint, **meta}
+        meta = {"format": _FORMAT, "fingerprint": fingerprint, **filled.meta}
         _write_meta(folder / "meta.json", meta)
-        return _publish(folder, final, fingerprint, findings)
+        return _publish(folder, final, fingerprint, (*findings, *filled.findings))
 
 
 def _require_unchanged(corpus: Corpus) -> None:
@@ -124,14 +127,14 @@ def _open(folder: Path, fingerprint: str, findings: tuple[Finding, ...]) -> Toke
         if meta["format"] != _FORMAT or meta["fingerprint"] != fingerprint:
             return None
         dtype = np.dtype(meta["dtype"])
-        for side in ("train", "val"):
+        for side in SIDES:
             file = folder / f"{side}.bin"
             # the size first: it costs nothing
             if file.stat().st_size != meta[side]["tokens"] * dtype.itemsize or _sha256(file) != meta["sha256"][side]:
                 return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    arrays = {side: _map(folder / f"{side}.bin", dtype, meta[side]["tokens"]) for side in ("train", "val")}
+    arrays = {side: _map(folder / f"{side}.bin", dtype, meta[side]["tokens"]) for side in SIDES}
     return TokenCache(folder, arrays["train"], arrays["val"], {**meta, "path": str(folder)}, findings)
 
 
@@ -144,36 +147,6 @@ def _map(path: Path, dtype: np.dtype[Any], size: int) -> Any:
     if size == 0:
         return np.empty(0, dtype)  # an empty file cannot be mapped
     return np.memmap(path, dtype=dtype, mode="r", shape=(size,))
-
-
-@contextmanager
-def _temporary_folder(base: Path, name: str) -> Iterator[Path]:
-    """A folder beside the final one, gone afterwards whatever happens; TrainingError where the disk refuses."""
-    folder: Path | None = None
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        for old in base.glob(f"{name}.tmp-*"):
-            if time.time() - old.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=base))
-        yield folder
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise TrainingError(
-                f"the disk is full: the token cache in {base} could not be written",
-                detail=str(error),
-                fix="free some space, or set ANYFORMER_CACHE to a folder on another disk",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise TrainingError(
-                f"the token cache cannot be written to {base}",
-                detail=str(error),
-                fix="set ANYFORMER_CACHE to a folder of your own",
-            ) from error
-        raise
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(folder: Path, final: Path, fingerprint: str, findings: tuple[Finding, ...]) -> TokenCache:
@@ -202,64 +175,3 @@ def _write_meta(path: Path, meta: dict[str, Any]) -> None:
         json.dump(meta, stream, indent=2)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _encode(pieces: Iterator[Piece], tokenizer: Any, folder: Path, total: int, view: View | None) -> dict[str, Any]:
-    """Write train.bin and val.bin, a million characters at a time; return what they hold."""
-    size = id_count(tokenizer)
-    dtype = np.dtype(np.uint16 if size <= 2**16 else np.uint32)
-    eos: int | None = tokenizer.eos_token_id
-    counts = {side: {"documents": 0, "bytes": 0, "tokens": 0} for side in ("train", "val")}
-    hashes = {side: hashlib.sha256() for side in ("train", "val")}
-    start = time.monotonic()
-    done = 0
-    with (folder / "train.bin").open("wb") as train, (folder / "val.bin").open("wb") as val:
-        files: dict[str, BinaryIO] = {"train": train, "val": val}
-        for batch in _batches(pieces):
-            encoded = encode_texts(tokenizer, [piece.text for piece in batch])
-            for piece, ids in zip(batch, encoded, strict=True):
-                count = counts[piece.side]
-                array = np.asarray([*ids, eos] if piece.marked and eos is not None else ids, dtype=dtype)
-                data = array.tobytes()
-                files[piece.side].write(data)
-                hashes[piece.side].update(data)
-                count["tokens"] += len(array)
-                text_bytes = len(piece.text.encode("utf-8"))
-                count["bytes"] += text_bytes
-                count["documents"] += piece.ends
-                done += text_bytes
-            if view is not None:
-                rate = done / max(1e-9, time.monotonic() - start)
-                view.progress(
-                    Progress(done, total, rate=rate, seconds_left=(total - done) / rate, unit="bytes", label="byte")
-                )
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
-    sums = {side: digest.hexdigest() for side, digest in hashes.items()}
-    return {"dtype": dtype.name, "vocab_size": size, "eos": eos, **counts, "sha256": sums}
-
-
-def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
-    """Pieces in lists of about a million characters; a longer document is cut after a line, only for encoding."""
-    batch: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        for part in _parts(piece):
-            batch.append(part)
-            size += len(part.text)
-            if size >= _BATCH_CHARACTERS:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _parts(piece: Piece) -> Iterator[Piece]:
-    text, start = piece.text, 0
-    while len(text) - start > _BATCH_CHARACTERS:
-        line_end = text.rfind("\n", start + _BATCH_CHARACTERS // 2, start + _BATCH_CHARACTERS)
-        end = line_end + 1 if line_end >= 0 else start + _BATCH_CHARACTERS
-        yield Piece(piece.side, text[start:end], False, False)
-        start = end
-    yield Piece(piece.side, text[start:], piece.ends, piece.marked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
 import os
 import sysconfig
@@ -14,8 +15,11 @@ from typing import Any
 
 from anyformer.core.errors import DataError, DataNotFound
 from anyformer.core.findings import Finding
+from anyformer.data.compressed import kind_of
+from anyformer.data.hub import hub_dataset, is_hub_name, parse_reference
+from anyformer.data.quality import Quality, QualityCounter
 from anyformer.data.reading import SingleText, human_bytes, is_text_file, read_text_file
-from anyformer.data.tables import TABLE_SUFFIXES, choose_column, dataset_table, open_table, table_texts
+from anyformer.data.tables import choose_column, dataset_table, is_table, open_table, table_texts
 
 PYTHON_STDLIB = "python-stdlib"
 # Not the library itself, or not on every machine: third-party packages, test suites, the editor, the 2-to-3 tool.
@@ -34,11 +38,14 @@ class Scan:
     lowest: bytes
     """The smallest sha256 of a document; empty for a single text."""
     highest: bytes
+    quality: Quality | None
+    """Faults of the documents; None for a single text, which has none but its pieces."""
 
 
 class Corpus:
     """Documents, read anew and one by one at every iteration.
 
+    Empty documents, which only the scan counts, are left out.
     name: short name ("corpus.txt"). description: what it holds ("1,604 files, 23 MB").
     single_text: whether it is one continuous text; its documents are then consecutive pieces of 64 KB.
     findings: choices made in opening it.
@@ -69,7 +76,7 @@ class Corpus:
         if self.text is not None:
             return self.text.pieces()
         assert self._documents is not None
-        return self._documents()
+        return filter(None, self._documents())
 
     @cached_property
     def scan(self) -> Scan:
@@ -80,8 +87,12 @@ class Corpus:
         total = hashlib.sha256()
         count = size = 0
         lowest = highest = b""
-        for document in self:
+        counter = QualityCounter()
+        for document in self if self._documents is None else self._documents():
             data = encode_utf8(document, self.name)
+            if not data:
+                counter.add(document, data, b"")
+                continue
             count += 1
             size += len(data)
             if self.single_text:
@@ -89,12 +100,14 @@ class Corpus:
                 continue
             digest = hashlib.sha256(data).digest()
             total.update(len(data).to_bytes(8, "big") + digest)
+            counter.add(document, data, digest)
             lowest = digest if not lowest else min(lowest, digest)
             highest = max(highest, digest)
         if size == 0:
             raise DataError(f"{self.name} is empty: there is no text in it", fix="give a file or folder with text")
         kind = "text" if self.single_text else "documents"
-        return Scan(count, size, f"{kind}-{total.hexdigest()}", lowest, highest)
+        quality = None if self.single_text else counter.result()
+        return Scan(count, size, f"{kind}-{total.hexdigest()}", lowest, highest, quality)
 
     def rescan(self) -> Scan:
         """A fresh pass, remembered in place of the last one; its fingerprint differs where the text has changed."""
@@ -114,7 +127,8 @@ def encode_utf8(document: str, name: str) -> bytes:
 
 
 def open_corpus(data: Any, text_column: str | None = None) -> Corpus:
-    """The corpus at a path (file, folder, "python-stdlib"), or in a list of strings, a dict of lists or a dataset.
+    """The corpus at a path (file, folder, glob, "python-stdlib", "hf:NAME:CONFIG:SPLIT" on the hub), or in a list of
+    strings, a dict of lists or a dataset.
 
     text_column: the column with the text, for tables and datasets; found by name, then by type, where not given.
     Raises DataNotFound where there is nothing, DataError where it is not text.
@@ -138,6 +152,12 @@ def open_corpus(data: Any, text_column: str | None = None) -> Corpus:
 def _from_path(data: str, text_column: str | None) -> Corpus:
     if data == PYTHON_STDLIB:
         return _python_stdlib(_no_columns(text_column, PYTHON_STDLIB))
+    reference = parse_reference(data)
+    if reference is not None:
+        dataset, notes = hub_dataset(reference)
+        return _from_dataset(dataset, text_column, reference.name, notes)
+    if is_glob(data):
+        return _from_glob(data, text_column)
     path = require_path(data)
     if path.is_dir():
         return _from_folder(path, text_column)
@@ -145,11 +165,27 @@ def _from_path(data: str, text_column: str | None) -> Corpus:
         raise DataError(f"{path} is neither a file nor a folder")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty", fix="give a file with text in it")
-    if path.suffix.lower() in TABLE_SUFFIXES:
+    if is_table(path):
         return _from_tables([path], path.name, text_column)
     text = SingleText(path=path)
     next(text.pieces(), None)  # binary and wrong encodings show here, before anything else is done
     return Corpus(path.name, human_bytes(text.size), text=text, findings=_no_columns(text_column, path.name))
+
+
+def is_glob(data: str) -> bool:
+    """Whether a path is a pattern for several files; a file of just that name is meant itself."""
+    return any(sign in data for sign in "*?[") and "\n" not in data and not _exists(Path(data).expanduser())
+
+
+def _from_glob(pattern: str, text_column: str | None) -> Corpus:
+    found = sorted(Path(name) for name in glob.glob(os.path.expanduser(pattern), recursive=True))
+    paths = [path for path in found if path.is_file()]
+    if not paths:
+        folders = f"; {len(found):,} folders do" if found else ""
+        raise DataNotFound(
+            f"no file matches {pattern}", f"looked in {Path.cwd()}{folders}", "** stands for folders, * for names"
+        )
+    return _from_many(paths, pattern, f"the files {pattern}", text_column)
 
 
 def require_path(data: str) -> Path:
@@ -180,7 +216,10 @@ def _not_found(data: str, path: Path) -> DataNotFound:
     if not folder.is_dir():
         detail = f"there is no folder {folder} either"
     return DataNotFound(
-        f"no data at {data}", detail, "give a text file, a folder, .jsonl, .csv, .parquet or python-stdlib"
+        f"no data at {data}",
+        detail,
+        "give a text file, a folder, a glob, .jsonl, .json, .csv, .tsv, .parquet, .arrow or python-stdlib"
+        + (f"\nfor the dataset of that name on the hub: hf:{data}" if is_hub_name(data) else ""),
     )
 
 
@@ -200,20 +239,20 @@ def _from_list(texts: list[str] | tuple[str, ...], notes: list[Finding]) -> Corp
         return Corpus("text", human_bytes(text.size), text=text, findings=notes)
     if not texts:
         raise DataError("the list of texts is empty")
-    return Corpus("texts", f"{len(texts):,} documents", documents=lambda: (t for t in texts if t), findings=notes)
+    return Corpus("texts", f"{len(texts):,} documents", documents=lambda: iter(texts), findings=notes)
 
 
-def _from_dataset(data: Any, text_column: str | None) -> Corpus:
-    name, notes = "dataset", []
+def _from_dataset(data: Any, text_column: str | None, name: str = "dataset", found: Iterable[Finding] = ()) -> Corpus:
+    notes = list(found)
     if isinstance(data, Mapping) and "train" in data and hasattr(data["train"], "column_names"):  # a DatasetDict
         others = ", ".join(key for key in data if key != "train") or "none"
         notes.append(Finding("dataset part", "note", "train", "", f"other parts, unused: {others}"))
         data = data["train"]
     table = dataset_table(data, name)
-    column, found = choose_column(table, text_column)
+    column, chosen = choose_column(table, text_column)
     rows = len(data[column]) if isinstance(data, Mapping) else len(data) if hasattr(data, "__len__") else None
     description = f"{rows:,} rows" if rows is not None else "rows"
-    return Corpus(name, description, documents=lambda: table_texts(table, column), findings=[*notes, found])
+    return Corpus(name, description, documents=lambda: table_texts(table, column), findings=[*notes, chosen])
 
 
 def _from_tables(paths: list[Path], name: str, text_column: str | None) -> Corpus:
@@ -232,33 +271,39 @@ def _from_tables(paths: list[Path], name: str, text_column: str | None) -> Corpu
 
 
 def _from_folder(folder: Path, text_column: str | None) -> Corpus:
+    return _from_many(_walk(folder), folder.name or str(folder), f"the folder {folder}", text_column)
+
+
+def _from_many(paths: Iterable[Path], name: str, where: str, text_column: str | None) -> Corpus:
+    """Text files, each a document; or, where there are none, the parts of one table."""
     texts: list[Path] = []
     tables: list[Path] = []
     binary = empty = 0
-    for path in _walk(folder):
+    for path in paths:
         if path.stat().st_size == 0:
             empty += 1
-        elif path.suffix.lower() in TABLE_SUFFIXES:
+        elif is_table(path):
             tables.append(path)
         elif is_text_file(path):
             texts.append(path)
         else:
             binary += 1
-    kinds = sorted({path.suffix.lower() for path in tables})
+    kinds = sorted({kind_of(path) for path in tables})
     if not texts and len(kinds) == 1:
-        return _from_tables(tables, folder.name, text_column)
+        return _from_tables(tables, name, text_column)
     if not texts:
         held = f"{binary} binary, {empty} empty files" + (
             f", tables of several kinds: {', '.join(kinds)}" if kinds else ""
         )
-        raise DataError(f"there is no text in the folder {folder}", f"it holds {held}", "give a folder with text files")
-    notes = _no_columns(text_column, f"the folder {folder.name}")
+        fix = f"name one kind: '*{kinds[0]}'" if kinds else "give a folder with text files"
+        raise DataError(f"there is no text in {where}", f"it holds {held}", fix)
+    notes = _no_columns(text_column, where)
     skipped = [
         f"{count:,} {kind}" for count, kind in ((binary, "binary"), (empty, "empty"), (len(tables), "table")) if count
     ]
     if skipped:
         notes.append(Finding("files skipped", "note", ", ".join(skipped), "", "only UTF-8 text is read"))
-    return _from_files(texts, folder.name or str(folder), notes)
+    return _from_files(texts, name, notes)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

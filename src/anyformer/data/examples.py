@@ -12,8 +12,10 @@ from typing import Any, Literal
 from anyformer.core.errors import DataError, DataNotFound
 from anyformer.core.findings import Finding
 from anyformer.data.corpus import encode_utf8, require_path
+from anyformer.data.hub import hub_dataset, parse_reference
 from anyformer.data.reading import human_bytes, read_text_file
-from anyformer.data.tables import TABLE_SUFFIXES, Table, choose_column, dataset_table, open_table
+from anyformer.data.table import Table
+from anyformer.data.tables import choose_column, dataset_table, is_table, open_table
 
 Kind = Literal["classification", "seq2seq"]
 # Names under which datasets keep these, likeliest first.
@@ -66,9 +68,14 @@ def open_examples(data: Any, kind: Kind, columns: Columns) -> Examples:
 
     Raises DataNotFound where there is nothing, DataError where no two parts can be told apart, or nothing is left.
     """
-    if isinstance(data, str | os.PathLike):
+    reference = parse_reference(os.fspath(data)) if isinstance(data, str | os.PathLike) else None
+    found: list[Finding] = []
+    if reference is not None:
+        dataset, found = hub_dataset(reference)
+        table, description = dataset_table(dataset, reference.name), ""
+    elif isinstance(data, str | os.PathLike):
         path = require_path(os.fspath(data))
-        if path.suffix.lower() not in TABLE_SUFFIXES:
+        if not is_table(path):
             return _usable(_two_files(path, columns.target_data, kind))
         table, description = open_table(path), human_bytes(path.stat().st_size)
     else:
@@ -82,7 +89,7 @@ def open_examples(data: Any, kind: Kind, columns: Columns) -> Examples:
     texts = tuple(_text(where, value) for where, value in _located(table, first))
     others = tuple(read(where, value) for where, value in _located(table, second))
     named = description or f"{len(texts):,} rows"
-    return _usable(Examples(kind, table.name, named, texts, others, (*table.notes, *notes)))
+    return _usable(Examples(kind, table.name, named, texts, others, (*found, *table.notes, *notes)))
 
 
 def split_examples(

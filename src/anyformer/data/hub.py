@@ -1,26 +1,302 @@
-"""Datasets from the Hugging Face hub, by name and configuration."""
+"""Datasets from the Hugging Face hub, by name, configuration and split; refusals in plain words, none waited out."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from anyformer.core.errors import DataNotFound
+from anyformer.core.errors import DataError, DataNotFound
+from anyformer.core.findings import Finding
 from anyformer.core.optional import require
+from anyformer.data.compressed import PACKED_SUFFIXES
+
+PREFIX = "hf:"
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_FILE_SUFFIXES = (
+    *(".txt", ".text", ".md", ".rst", ".py", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".html"),
+    *(".xml", ".zip", ".yaml", ".yml", *PACKED_SUFFIXES),
+)
+# Short names → (where it lies on the hub, the configuration taken where none is given; None where there is one only).
+# Old names without an owner are redirected by the hub, yet the libraries of 2026 refuse them (HfUri), so they are
+# spelled out. The configurations are those of each dataset's card.
+_KNOWN: dict[str, tuple[str, str | None]] = {
+    "wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "wikitext-2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
+    "tiny-textbooks": ("nampdn-ai/tiny-textbooks", None),
+    "tinystories": ("roneneldan/TinyStories", None),
+    "openwebtext": ("Skylion007/openwebtext", None),
+    "cnn_dailymail": ("abisee/cnn_dailymail", "3.0.0"),
+    "code_search_net": ("code-search-net/code_search_net", "python"),
+    "imdb": ("stanfordnlp/imdb", None),
+    "ag_news": ("fancyzhx/ag_news", None),
+    "glue": ("nyu-mll/glue", "sst2"),
+    "sst2": ("stanfordnlp/sst2", None),
+    "wikipedia": ("wikimedia/wikipedia", "20231101.simple"),
+    "c4": ("allenai/c4", "en"),
+    "fineweb": ("HuggingFaceFW/fineweb", "sample-10BT"),
+    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
+}
+_PATIENCE = 5  # seconds that the hub may ask us to wait
+_REFUSALS = 3  # busy answers in one call before we give up; the library's own waits between them are 1 and 2 s
+_BUSY = (429, 500, 502, 503, 504)
 
 
-def load_hub_dataset(name: str, config_name: str | None = None, split: str = "train") -> Any:
-    """The split of a dataset on the hub (or of its local cache), as a ``datasets.Dataset``.
+@dataclass(frozen=True)
+class HubReference:
+    """A dataset on the hub; as text "hf:NAME", "hf:NAME:CONFIG" or "hf:NAME:CONFIG:SPLIT"."""
 
-    Raises DataNotFound where there is no such dataset, configuration or split, or the hub cannot be reached.
+    name: str
+    config: str | None = None
+    split: str = "train"
+
+    def __str__(self) -> str:
+        parts = [self.name, self.config or "", self.split if self.split != "train" else ""]
+        return (PREFIX + ":".join(parts)).rstrip(":")
+
+
+def parse_reference(data: str) -> HubReference | None:
+    """The dataset that "hf:…" means; None for any other text. DataError for a name that no dataset can have."""
+    if not data.startswith(PREFIX):
+        return None
+    name, config, split = [*data.removeprefix(PREFIX).split(":", 2), "", ""][:3]
+    if not _NAME.fullmatch(name):
+        raise DataError(f"{name!r} is no name of a dataset on the hub", fix="hf:OWNER/NAME or hf:OWNER/NAME:CONFIG")
+    return HubReference(name, config or None, split or "train")
+
+
+def is_hub_name(data: str) -> bool:
+    """Whether a text that is no path here may be a dataset's name: OWNER/NAME or NAME, without a file's ending."""
+    if not _NAME.fullmatch(data) or Path(data).suffix.lower() in _FILE_SUFFIXES:
+        return False
+    return "/" not in data or not Path(data).parent.is_dir()
+
+
+def hub_dataset(reference: HubReference) -> tuple[Any, list[Finding]]:
+    """(the ``datasets.Dataset``, what was chosen for it).
+
+    Raises DataNotFound where there is no such dataset, configuration or split, or the hub does not give it; DataError
+    where the split is empty or the dataset cannot be read. A busy hub is asked three times, within seconds; where it
+    cannot be reached, the copy in the cache is taken, which is said.
     """
     datasets = require("datasets", purpose="reading a dataset from the hub")
+    hub = require("huggingface_hub", purpose="reading a dataset from the hub")
+    name, config, notes = _resolved(reference)
+    transport = hub.errors.HfHubHTTPError.__bases__[0]  # HTTPError of httpx, under whatever name the library has it
+    errors = (OSError, ValueError, RuntimeError, EOFError, _Refused, datasets.exceptions.DatasetsError, transport)
+    reachable = _reachable(hub, name, transport)
     try:
-        return datasets.load_dataset(name, config_name, split=split)
-    except (OSError, ValueError) as error:  # the library's own errors are subclasses of these two
-        which = f"{name!r}" + (f", configuration {config_name!r}" if config_name else "")
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataNotFound(
-            f"the dataset {which} cannot be had",
-            reason,
-            "check the name on the hub and the network, or give a file: dataset_path='corpus.txt'",
-        ) from error
+        with _impatient(hub) if reachable else _offline(hub, datasets):
+            dataset = datasets.load_dataset(name, config, split=reference.split)
+    except errors as error:
+        if not reachable:
+            raise _away(reference, name, config) from error
+        raise _in_words(reference, name, config, error) from error
+    if not reachable:
+        why = f"{_endpoint()} cannot be reached; there may be a newer one"
+        notes.append(Finding("dataset", "warn", "the copy in the cache", "", why))
+    if not len(dataset):
+        raise _empty(reference, name)
+    return dataset, notes
+
+
+def _resolved(reference: HubReference) -> tuple[str, str | None, list[Finding]]:
+    """Name and configuration as the hub knows them; what was chosen is said."""
+    owners = dict(reversed(_KNOWN.values()))
+    full, default = _KNOWN.get(reference.name.lower(), (reference.name, owners.get(reference.name)))
+    notes = []
+    if full != reference.name:
+        notes.append(Finding("dataset", "note", full, "", f"{reference.name!r} is short for it"))
+    config = reference.config
+    if config is None and default is not None:
+        config = default
+        reason = f"{reference.name} has several; name another by config_name, or hf:{reference.name}:CONFIG"
+        notes.append(Finding("configuration", "note", config, "", reason))
+    return full, config, notes
+
+
+def _reachable(hub: Any, name: str, transport: type[Exception]) -> bool:
+    """Whether the hub answers at all: the library tries a dead address for half a minute, or more."""
+    if hub.constants.HF_HUB_OFFLINE:
+        return True  # the user's own wish; the library looks in its cache
+    try:
+        hub.utils.get_session().head(f"{hub.constants.ENDPOINT}/api/datasets/{name}", timeout=_PATIENCE)
+    except transport:
+        return False
+    return True
+
+
+@contextmanager
+def _offline(hub: Any, datasets: Any) -> Iterator[None]:
+    """As HF_HUB_OFFLINE=1 does, which both libraries read only when they are imported."""
+    before = hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+class _Refused(Exception):
+    """The hub does not answer now. status: of HTTP; wait: seconds it asks for, None where it does not say."""
+
+    def __init__(self, status: int, wait: int | None) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+        self.wait = wait
+
+
+@contextmanager
+def _impatient(hub: Any) -> Iterator[None]:
+    """Give up where the library would wait long: it sleeps through up to five busy answers, as long as each asks."""
+    busy = 0
+
+    def look(response: Any) -> None:
+        nonlocal busy
+        if response.status_code not in _BUSY:
+            return
+        busy += 1
+        wait = _seconds_to_wait(response.headers)
+        if busy >= _REFUSALS or (wait is not None and wait > _PATIENCE):
+            raise _Refused(response.status_code, wait)
+
+    client = hub.utils.get_session()
+    before = client.event_hooks
+    client.event_hooks = {**before, "response": [*before.get("response", []), look]}
+    try:
+        yield
+    finally:
+        client.event_hooks = before
+
+
+def _seconds_to_wait(headers: Any) -> int | None:
+    """Of Retry-After, or of the hub's own header: RateLimit: "api";r=0;t=57."""
+    match = re.search(r"\d+", headers.get("Retry-After", "")) or re.search(r"(?<=;t=)\d+", headers.get("RateLimit", ""))
+    return int(match[0]) if match else None
+
+
+# --- what went wrong, in words ------------------------------------------------------------------------------------
+
+
+def _named(name: str, config: str | None) -> str:
+    return f"{name!r}" + (f", configuration {config!r}," if config else "")
+
+
+def _away(reference: HubReference, name: str, config: str | None) -> DataError:
+    which = f"the dataset {_named(name, config)}".rstrip(",")
+    return DataNotFound(
+        f"{which} cannot be had: {_endpoint()} cannot be reached",
+        _not_here(reference.name) + "no copy is in the cache",
+        "check the network, or give a file: dataset_path='corpus.txt'",
+    )
+
+
+def _empty(reference: HubReference, name: str) -> DataError:
+    return DataError(f"the split {reference.split!r} of {name!r} is empty", "it has 0 rows", "take another split")
+
+
+def _in_words(reference: HubReference, name: str, config: str | None, error: BaseException) -> DataError:
+    chain = list(_chain(error))
+    refused = next((e for e in chain if isinstance(e, _Refused)), None)
+    statuses = [getattr(getattr(e, "response", None), "status_code", None) for e in chain]
+    status = refused.status if refused else next((s for s in statuses if s is not None), None)
+    kinds = {type(e).__name__ for e in chain}
+    said = "\n".join(str(e) for e in chain)
+    which = f"the dataset {_named(name, config)}"
+    what = f"{which.rstrip(',')} cannot be had"
+    page = f"{_endpoint()}/datasets/{name}"
+    if status == 429 or (refused is not None and status is not None):
+        when = f"it asks to wait {refused.wait} s" if refused and refused.wait else "it does not say for how long"
+        busy = "too many requests" if status == 429 else "the hub is in trouble"
+        fix = "wait, then run again; a token (HF_TOKEN) raises the limit" if status == 429 else "wait, then run again"
+        return DataNotFound(f"{what}: {busy} ({status})", when, fix)
+    if "GatedRepoError" in kinds or "is a gated dataset" in said:
+        return DataNotFound(
+            f"{what}: its owner lets in only those who were accepted",
+            f"ask for access at {page}",
+            "then: hf auth login, or set HF_TOKEN",
+        )
+    if (listed := re.search(r"(?:Available|available configs): (\[.*?\])", said, re.S)) is not None:
+        names = re.findall(r"'([^']+)'", listed[1])
+        which = f"no configuration {config!r}" if config else "several configurations, and none is named"
+        return DataNotFound(
+            f"the dataset {name!r} has {which}",
+            f"it has: {', '.join(names)}",
+            f"config_name={names[0]!r}, or hf:{reference.name}:{names[0]}" if names else "",
+        )
+    if "Unknown split" in said:
+        names = re.findall(r"'([^']+)'", said.partition("Should be one of")[2])
+        return DataNotFound(
+            f"the dataset {name!r} has no split {reference.split!r}",
+            f"it has: {', '.join(names)}",
+            f"split={names[0]!r}" if names else "",
+        )
+    if "scripts are no longer supported" in said:
+        return DataError(
+            f"{what}: it is a program that fetches the data, and programs from the hub are not run",
+            fix="look for a version in parquet on the hub, or fetch the data yourself and give the files",
+        )
+    if kinds & {"EmptyDatasetError", "DataFilesNotFoundError"}:
+        return DataError(f"the dataset {name!r} holds no data files", f"look at {page}")
+    if status in (401, 403, 404) or kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
+        return DataNotFound(
+            f"there is no dataset {name!r} on the hub, or it is private",
+            _not_here(reference.name) + f"looked at {page}",
+            f"check the name{' (most are OWNER/NAME)' if '/' not in name else ''}; for a private one: hf auth login",
+        )
+    return _broken(reference, what, kinds, said, error)
+
+
+def _broken(reference: HubReference, what: str, kinds: set[str], said: str, error: BaseException) -> DataError:
+    """The connection, the transfer or the data itself."""
+    local = "or give a file: dataset_path='corpus.txt'"
+    if "OfflineModeIsEnabled" in said or "offline mode" in said.lower():
+        return DataNotFound(
+            f"{what}: the hub is switched off here (HF_HUB_OFFLINE), and no copy is in the cache",
+            _not_here(reference.name).strip(),
+            f"unset HF_HUB_OFFLINE, {local}",
+        )
+    if "Consistency check failed" in said or kinds & {"RemoteProtocolError", "ReadError", "IncompleteRead"}:
+        return DataNotFound(
+            f"{what}: the transfer was cut off", _first_line(error), "run again: it goes on where it broke off"
+        )
+    if kinds & {"ReadTimeout", "ConnectTimeout", "TimeoutException", "PoolTimeout"}:
+        return DataNotFound(f"{what}: {_endpoint()} did not answer in time", _first_line(error), f"try again, {local}")
+    if kinds & {"ConnectError", "ConnectionError"} or "Couldn't reach" in said:
+        return DataNotFound(
+            f"{what}: {_endpoint()} cannot be reached", _first_line(error), f"check the network, {local}"
+        )
+    if "BatchSize must be greater than 0" in said:  # what the library makes of a parquet file without rows
+        return _empty(reference, what.split("'")[1])
+    if kinds & {"DatasetGenerationError", "ArrowInvalid", "ParquetError"}:
+        return DataError(
+            f"{what}: its files cannot be read", said.strip().splitlines()[-1], "it may be damaged at its source"
+        )
+    return DataNotFound(what, _first_line(error), f"check the name on the hub and the network, {local}")
+
+
+def _not_here(name: str) -> str:
+    return "" if "/" in name else f"there is no file or folder {name!r} here either\n"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it came from, each once."""
+    seen: set[int] = set()
+    here: BaseException | None = error
+    while here is not None and id(here) not in seen:
+        seen.add(id(here))
+        yield here
+        here = here.__cause__ or here.__context__

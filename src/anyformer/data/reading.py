@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 from anyformer.core.errors import DataError
+from anyformer.data.compressed import open_bytes, size_of, skip_bytes
 
 CHUNK_BYTES = 64 * 1024  # a document of a single text
+LONGEST_LINE = 256 * 10**6  # bytes; of a table, where a line is held as a whole
 _BOM = b"\xef\xbb\xbf"
 _SNIFF = 1 << 20  # bytes read to tell text from binary
 _CUT_WINDOW = 4096  # how far before the exact place a split may look for the end of a line
 
 
 class SingleText:
-    """One long text in a file or in memory, read piece by piece. Positions are bytes of its UTF-8 form."""
+    """One long text in a file or in memory, read piece by piece. Positions are bytes of its UTF-8 form, unpacked."""
 
     def __init__(self, path: Path | None = None, text: str | None = None) -> None:
         self.path = path
         self._bytes = text.encode("utf-8") if text is not None else b""
         self.name = path.name if path is not None else "text"
         with self._open() as stream:
-            head = stream.read(len(_BOM))
-            stream.seek(0, io.SEEK_END)
-            end = stream.tell()
-        self._offset = len(_BOM) if head == _BOM else 0
-        self.size = end - self._offset
+            self._offset = len(_BOM) if stream.read(len(_BOM)) == _BOM else 0
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of the text; of a compressed file counted in a pass over it, made once."""
+        return (size_of(self.path) if self.path is not None else len(self._bytes)) - self._offset
 
     def _open(self) -> BinaryIO:
-        return self.path.open("rb") if self.path is not None else io.BytesIO(self._bytes)
+        return open_bytes(self.path) if self.path is not None else io.BytesIO(self._bytes)
 
     def pieces(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
         """Consecutive pieces of at most 64 KB that together are bytes start … stop; lines stay whole where they fit.
@@ -39,7 +43,7 @@ class SingleText:
         """
         stop = self.size if stop is None else stop
         with self._open() as stream:
-            stream.seek(self._offset + start)
+            skip_bytes(stream, self._offset + start)
             position, rest = start, b""
             while position < stop:
                 block = rest + stream.read(min(CHUNK_BYTES - len(rest), stop - position - len(rest)))
@@ -56,7 +60,7 @@ class SingleText:
         exact = int(self.size * (1.0 - share))
         window = min(exact, _CUT_WINDOW, max(1, self.size // 100))
         with self._open() as stream:
-            stream.seek(self._offset + exact - window)
+            skip_bytes(stream, self._offset + exact - window)
             before = stream.read(window)
             after = stream.read(4)
         line_end = before.rfind(b"\n")
@@ -95,20 +99,41 @@ def decode_text(data: bytes, name: str, offset: int = 0) -> str:
         ) from error
 
 
+def read_lines(path: Path) -> Iterator[tuple[int, int, str]]:
+    """(number from 1, offset in bytes, text with its end) of each line; without a byte order mark.
+
+    Raises DataError as ``decode_text``, and for a line of more than 256 MB: it would fill the memory.
+    """
+    offset = number = 0
+    with open_bytes(path) as stream:
+        while raw := stream.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(raw) > LONGEST_LINE:
+                raise DataError(
+                    f"{path.name}, line {number:,} is longer than {human_bytes(LONGEST_LINE)}",
+                    f"it begins at byte {offset:,}",
+                    "put line ends between the rows; text of one piece is read from a .txt file",
+                )
+            skip = len(_BOM) if number == 1 and raw.startswith(_BOM) else 0
+            yield number, offset, decode_text(raw[skip:], f"{path.name}, line {number:,}", offset + skip)
+            offset += len(raw)
+
+
 def _looks_utf16(data: bytes) -> bool:
     return data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[1::2].count(0) > len(data) // 4
 
 
 def read_text_file(path: Path) -> str:
     """A whole text file, without a byte order mark. Raises DataError as ``decode_text``."""
-    data = path.read_bytes()
+    with open_bytes(path) as stream:
+        data = stream.read()
     skip = len(_BOM) if data.startswith(_BOM) else 0
     return decode_text(data[skip:], str(path), skip)
 
 
 def is_text_file(path: Path) -> bool:
     """Whether the first megabyte is UTF-8 without NUL bytes."""
-    with path.open("rb") as stream:
+    with open_bytes(path) as stream:
         head = stream.read(_SNIFF)
         whole = len(head) < _SNIFF
     if b"\0" in head:

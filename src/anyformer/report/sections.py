@@ -262,13 +262,13 @@ def _data(run: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _tokenizer(run: dict[str, Any]) -> list[tuple[str, str]]:
     tokenizer, train = _part(run, "tokenizer"), _part(_part(run, "data"), "train")
-    kinds = {"bpe": "byte-level BPE", "char": "characters", "file": "your own"}
+    kinds = {"bpe": "byte-level BPE", "char": "characters", "file": "your own", "pretrained": "pretrained"}
     rows = [("kind", kinds.get(str(tokenizer.get("kind")), tokenizer.get("kind")))]
     if number(tokenizer.get("size")) is not None:
         rows.append(("entries", count(tokenizer["size"])))
     if number(train.get("bytes")) and number(train.get("tokens")):
         rows.append(("bytes per token", decimal(train["bytes"] / train["tokens"])))
-    if number(tokenizer.get("seconds")):
+    if number(tokenizer.get("seconds")) and tokenizer.get("kind") in ("bpe", "char"):
         rows.append(("trained in", f"{decimal(tokenizer['seconds'], 1)} s"))
     return _known(rows) if tokenizer else []
 

@@ -13,6 +13,7 @@ _HOMES = {
     "UniversalModelAdapter": "anyformer.training.adapter",
     "TrainingCoordinator": "anyformer.training.reference",
     "TrainResult": "anyformer.training.coordinator",
+    "DatasetLoader": "anyformer.data.dataset_loader",
     "train_model": "anyformer.api",
 }
 

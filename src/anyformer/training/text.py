@@ -20,11 +20,12 @@ from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.core.view import count
 from anyformer.data.cache import Tokens
-from anyformer.data.corpus import PYTHON_STDLIB, open_corpus
+from anyformer.data.corpus import PYTHON_STDLIB, is_glob, open_corpus
 from anyformer.data.examples import Kind, class_ids, fingerprint
-from anyformer.data.hub import load_hub_dataset
+from anyformer.data.hub import HubReference, is_hub_name
 from anyformer.data.module import AdaptiveTokenizerDataModule, open_held_out
 from anyformer.data.pairs import PairDataModule, encode_examples
+from anyformer.data.quality import judge
 from anyformer.data.split import train_texts
 from anyformer.models.masking import Masking
 from anyformer.models.plan import CallPlan, Objective
@@ -33,7 +34,21 @@ from anyformer.tokenization.choose import check_fit, choose_tokenizer
 from anyformer.training.examples import reads_padding, sides_of
 from anyformer.training.objective import NEEDED_TOKENS, WORDS, choose_masking, require_labels, start_and_end
 
-_TOLD = ("text column", "files skipped", "label column", "columns", "classes", "long examples", "padding")
+_TOLD = (
+    *(
+        "dataset",
+        "configuration",
+        "layout",
+        "text column",
+        "files skipped",
+        "label column",
+        "columns",
+        "classes",
+        "long examples",
+        "padding",
+    ),
+    "data quality",
+)
 """Findings on the data that are shown when it is read."""
 _EXPECTED: dict[Objective, str] = {
     "causal": "expected: a dictionary with input_ids and labels (unshifted, −100 ignored), int64 (B, T)",
@@ -96,7 +111,8 @@ class Text:
 def resolve_dataset(dataset: Any, dataset_path: str | Path | None, config_name: str | None) -> tuple[str, Any]:
     """(the ``data`` setting, the object to read instead of it or None) for the reference's three dataset arguments.
 
-    Raises SettingsError where both a dataset and a path are given, DataNotFound where a hub dataset cannot be had.
+    A name that is no path here is taken for a dataset on the hub. Raises SettingsError where both a dataset and a path
+    are given.
     """
     if dataset is not None and dataset_path is not None:
         raise SettingsError("dataset and dataset_path are both given", fix="give one of them")
@@ -107,9 +123,10 @@ def resolve_dataset(dataset: Any, dataset_path: str | Path | None, config_name: 
     if isinstance(dataset, Path):
         return str(dataset), None
     if isinstance(dataset, str):
-        if config_name is None or dataset == PYTHON_STDLIB or Path(dataset).expanduser().exists():
+        here = dataset == PYTHON_STDLIB or is_glob(dataset) or Path(dataset).expanduser().exists()
+        if here or not (config_name or is_hub_name(dataset)):
             return dataset, None
-        return f"{dataset}/{config_name}", load_hub_dataset(dataset, config_name)
+        return str(HubReference(dataset, config_name)), None  # opened where all data is
     return f"<{type(dataset).__name__}>", dataset
 
 
@@ -155,6 +172,7 @@ def prepare_text(
         return _pairs(settings, plan, module, max_length, objective, dataset, tokenizer, view)
     corpus = open_corpus(dataset if dataset is not None else settings.data, settings.text_column)
     held_out = open_held_out(settings.val_data, settings.text_column) if settings.val_data is not None else None
+    quality = judge(corpus.scan.quality, corpus.name, view) if corpus.scan.quality is not None else []
     tokenizer, notes, seconds = _tokenizer(
         settings, tokenizer, limit, objective, lambda: train_texts(corpus, settings.val_split, held_out), view
     )
@@ -170,7 +188,7 @@ def prepare_text(
         view=view,
     )
     blocks.setup()
-    notes = [*unused_settings(settings, objective), *corpus.findings, *notes]
+    notes = [*unused_settings(settings, objective), *corpus.findings, *quality, *notes]
     text = _described(blocks, corpus.name, corpus.description, tokenizer, seconds, notes, objective)
     text = _with_masking(text, plan, settings.seed)
     _show(text, view)
@@ -372,7 +390,7 @@ def _show(text: Text, view: View) -> None:
     kind = "characters" if "Character" in type(text.tokenizer).__name__ else "tokenizer"
     choice = next((finding for finding in text.findings if finding.name == "tokenizer"), None)
     for finding in text.findings:
-        if finding.verdict == "warn" or finding.name in _TOLD:
+        if finding.verdict == "warn" or (finding.name in _TOLD and finding.verdict != "ok"):
             view.finding(finding)  # what is left out must not be found out later
     measured = choice.measured if choice else f"{len(text.tokenizer):,} entries, {kind} as given"
     view.stage("tokenizer", measured, f"ready in {text.tokenizer_seconds:.1f} s")
@@ -382,6 +400,8 @@ def text_facts(text: Text) -> dict[str, Any]:
     """ "data" and "tokenizer" as the manifest holds them."""
     choice = next((finding.measured for finding in text.findings if finding.name == "tokenizer"), "given")
     kind = "bpe" if "BPE" in choice else "char" if choice.startswith("characters") else "file"
+    if " from hf:" in choice:
+        kind = "pretrained"
     return {
         "data": {
             "name": text.name,

@@ -1,0 +1,163 @@
+"""Rows with one column cleaned, as a ``datasets.Dataset`` on disk: written batch by batch, named by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from anyformer.core.errors import DataError
+from anyformer.core.findings import Finding
+from anyformer.core.optional import require
+from anyformer.core.places import default_cache_dir
+from anyformer.data.cleaning import Cleaner
+from anyformer.data.corpus import encode_utf8
+from anyformer.data.table import Row, Table
+
+_BATCH_ROWS = 1000
+_PURPOSE = "a datasets.Dataset"
+
+
+def rewritten_dataset(dataset: Any, column: str, cleaner: Cleaner, name: str, cache_dir: str | Path | None) -> Any:
+    """The dataset with its column cleaned; the same object where nothing changes. Types and features stay."""
+    arrow = require("pyarrow", purpose=_PURPOSE)
+
+    def batches() -> Iterator[Any]:
+        done = 0
+        for part in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+            texts = part.column(column).to_pylist()
+            results = [_cleaned(cleaner, text, name, f"row {done + i:,}", column) for i, text in enumerate(texts, 1)]
+            done += len(texts)
+            place = part.schema.get_field_index(column)
+            values = arrow.array(results, type=part.schema.field(place).type)
+            kept = part.set_column(place, part.schema.field(place), values)
+            yield kept.filter(arrow.array([text is not None for text in results]))
+
+    schema = dataset.with_format("arrow")[:1].schema.with_metadata(dataset.data.schema.metadata)
+    return _written(batches(), schema, cleaner, name, cache_dir, unchanged=dataset)
+
+
+def rewritten_rows(
+    table: Table, column: str, cleaner: Cleaner, cache_dir: str | Path | None
+) -> tuple[Any, list[Finding]]:
+    """A table's rows as a dataset, and what is worth knowing of its columns.
+
+    Raises DataError, with the place, for a value that is not of its column's type, and where nothing is left.
+    """
+    arrow = require("pyarrow", purpose=_PURPOSE)
+    types: dict[str, Any] = {}
+    left_out: list[str] = []
+    for name, values in table.columns.items():
+        kind = arrow.string() if name == column else _type_of(arrow, values)
+        if kind is None:
+            left_out.append(name)
+        else:
+            types[name] = kind
+    late: set[str] = set()
+
+    def batches() -> Iterator[Any]:
+        rows = table.records()
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            kept: list[tuple[str, Row]] = []
+            for where, row in batch:
+                late.update(row.keys() - table.columns.keys())
+                text = _cleaned(cleaner, row.get(column), table.name, where, column)
+                if text is not None:
+                    kept.append((where, {**row, column: text}))
+            arrays = [_array(arrow, kept, name, kind, table.name) for name, kind in types.items()]
+            yield arrow.table(arrays, names=list(types))
+
+    result = _written(batches(), arrow.schema(list(types.items())), cleaner, table.name, cache_dir)
+    notes = []
+    if left_out or late:
+        names = ", ".join([*left_out, *sorted(late)])
+        why = "empty, of mixed types, or not in the first rows"
+        notes.append(Finding("columns left out", "note", names, reason=why))
+    return result, notes
+
+
+def _cleaned(cleaner: Cleaner, text: Any, name: str, where: str, column: str) -> str | None:
+    if text is not None and not isinstance(text, str):
+        raise DataError(f"{name}, {where}: column {column!r} holds {text!r:.60}, not text")
+    result = cleaner(text or "")
+    if result is not None:
+        encode_utf8(result, f"{name}, {where}")
+    return result
+
+
+def _type_of(arrow: Any, values: list[Any]) -> Any:
+    """The type of a column, from its first values; None where they have none, or several."""
+    try:
+        kind = arrow.array(values).type
+    except (arrow.ArrowException, OverflowError):
+        return None
+    return None if arrow.types.is_null(kind) else kind
+
+
+def _array(arrow: Any, rows: list[tuple[str, Row]], column: str, kind: Any, name: str) -> Any:
+    try:
+        return arrow.array([row.get(column) for _, row in rows], type=kind)
+    except (arrow.ArrowException, OverflowError, TypeError):
+        for where, row in rows:
+            try:
+                arrow.array([row.get(column)], type=kind)
+            except (arrow.ArrowException, OverflowError, TypeError) as error:
+                raise DataError(
+                    f"{name}, {where}: column {column!r} holds {row[column]!r:.60}",
+                    f"expected: {kind}, as in the first rows",
+                    "make the values of the column alike, or remove it",
+                ) from error
+        raise
+
+
+def _written(
+    batches: Iterable[Any],
+    schema: Any,
+    cleaner: Cleaner,
+    name: str,
+    cache_dir: str | Path | None,
+    unchanged: Any = None,
+) -> Any:
+    """The batches in a file named by the sha256 of its bytes; a file that is not whole never has such a name.
+
+    unchanged: given back, where there is one and every text stayed as it was; then no file stays either.
+    """
+    arrow = require("pyarrow", purpose=_PURPOSE)
+    datasets = require("datasets", purpose=_PURPOSE)
+    folder = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir() / "datasets"
+    temporary: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, made = tempfile.mkstemp(prefix=".writing-", suffix=".arrow", dir=folder)
+        os.close(handle)
+        temporary = Path(made)
+        with arrow.OSFile(made, "wb") as sink, arrow.ipc.new_stream(sink, schema) as writer:
+            for batch in batches:
+                writer.write_table(batch.cast(schema) if batch.schema != schema else batch)
+        if not cleaner.kept:
+            raise DataError(
+                f"nothing is left of {name}",
+                "\n".join(f"{f.name}: {f.measured} {f.reason}".rstrip() for f in cleaner.findings()),
+                "DatasetLoader(min_length=0) keeps short texts",
+            )
+        if unchanged is not None and cleaner.kept == cleaner.seen and not cleaner.changed:
+            return unchanged
+        with temporary.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        final = folder / f"{digest[:32]}.arrow"
+        os.replace(temporary, final)
+        temporary = None
+    except OSError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{name} could not be written to {folder}", str(error), "free some space, or set ANYFORMER_CACHE elsewhere"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return datasets.Dataset.from_file(str(final))

@@ -1,0 +1,93 @@
+"""Bad input: one message each, with the place and what to do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from anyformer.core.errors import DataError
+from anyformer.data import open_corpus
+
+LONG = b'{"text": "' + b"a" * 5000 + b'"}\n'
+ONE = '{"text": "a"}\n'
+
+# name, content, the parts of the message that tell the place, a part that tells what to do
+BAD: list[tuple[str, str | bytes, tuple[str, ...], str]] = [
+    ("latin.txt", "un café noir".encode("latin-1"), ("byte 0xe9 at offset 6",), "iconv -f WINDOWS-1252"),
+    ("late.txt", b"a" * 100_000 + b"\xff", ("byte 0xff at offset 100,000",), "iconv"),
+    ("bom.txt", b"\xef\xbb\xbf\xff", ("offset 3",), "iconv"),
+    ("utf16.txt", "hello".encode("utf-16"), ("NUL byte", "offset"), "iconv -f UTF-16"),
+    ("nul.txt", b"ab\0c", ("NUL byte at offset 2",), "give a text file"),
+    ("latin.txt.gz", gzip.compress(b"a" * 70_000 + b"\xe9"), ("byte 0xe9 at offset 70,000",), "iconv"),
+    ("latin.csv", b"text\ncaf\xe9\n", ("line 2", "offset 8"), "iconv"),
+    ("nul.jsonl", b'{"text": "a"}\n{"text": "\0"}\n', ("line 2", "NUL byte at offset 24"), "give a text file"),
+    ("ragged.csv", "id,text\n1,a\n2,b,c\n", ("line 3 has 3 cells", "the first line has 2"), "quote cells"),
+    ("ragged.tsv", "id\ttext\n1\ta\tb\n", ("line 2 has 3 cells",), ".jsonl"),
+    ("short.csv", 'id,text\n1,"a\nb"\n2\n', ("line 4 has 1 cells",), "quote cells"),
+    ("open.csv", 'text\na\n"b\nc\nd\n', ("line 3", "never closed"), 'write ""'),
+    ("inner.csv", 'text\n"he said "no" to me"\n', ("line 2", "not doubled"), 'write ""'),
+    ("mixed.jsonl", ONE * 150 + '{"text": 7}\n', ("line 151", "'text' holds 7, not text"), ""),
+    ("mixed.json", json.dumps([{"text": "a"}] * 120 + [{"text": ["b"]}]), ("item 121", "holds ['b'], not text"), ""),
+    ("early.jsonl", ONE * 3 + '{"text": 7}\n' + ONE, ("line 4", "holds 7"), ""),
+    ("kinds.json", '[{"text": "a"}, "b"]', ("item 2 is a str", "those before it are objects"), ""),
+    ("cut.jsonl", ONE + '{"text": "b', ("line 2", "the line is cut off", "character 10"), "mend or remove"),
+    ("cut.json", '[{"text": "a"}, {"text": "b', ("cut off", "it ends with", '"text": "b'), "fetch it again"),
+    ("comma.json", '[{"text": "a"} {"text": "b"}]', ("at character 16", "expected ,"), "mend"),
+    ("bare.json", '[{"text": abc}]', ("at character 11", "Expecting value"), "mend"),
+    ("rest.json", '["a", "b"] more', ("at character 12", "expected the end"), "mend"),
+    ("object.json", '{"text": "a", "n": 3}', ("one object, not a table", "'text' holds 'a'"), "expected: [{"),
+    ("lengths.json", '{"a": ["x"], "b": ["y", "z"]}', ("different lengths", "a 1, b 2"), ""),
+    ("number.json", "[1, 2]", ("item 1 is a int", "an object or a string"), ""),
+    ("missing.jsonl", ONE * 101 + '{"body": "b"}\n', ("line 102 has no 'text'", "it has body"), ""),
+    ("numeric.jsonl", '{"n": 1}\n', ("no column with text", "columns: n"), "--text_column"),
+    ("numeric.csv", "a,b\n1,2\n3,4\n", ("no column with text",), "--text_column"),
+    ("heads.csv", "text\n", ("no column with text",), "--text_column"),
+    ("blank.jsonl", "\n\n", ("no column with text",), ""),
+    ("blank.json", "  \n", ("is empty",), "with rows"),
+    ("none.json", "[]", ("no column with text",), ""),
+    ("nulls.json", '{"text": [null, ""]}', ("no column with text",), ""),
+    ("long.jsonl", LONG, ("line 1 is longer than", "byte 0"), "line ends between the rows"),
+    ("one.csv", b"text\n" + b"x" * 5000, ("line 2 is longer than", "byte 5"), "line ends between the rows"),
+    ("no.parquet", b"no table" * 9, ("not a parquet file",), "fetch or write it again"),
+    ("no.arrow", b"no table" * 9, ("not an arrow file",), "fetch or write it again"),
+    ("cut.arrow", b"ARROW1\0\0" + b"\1" * 99, ("not an arrow file",), "fetch or write it again"),
+    ("no.txt.gz", b"plain", ("cannot be unpacked after byte 0",), "fetch or pack the file again"),
+    ("cut.txt.gz", gzip.compress(bytes(range(32, 127)) * 999)[:-30], ("cannot be unpacked", "cut off"), "fetch"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "place", "fix"), BAD, ids=[row[0] for row in BAD])
+def test_bad_input_says_where_and_what_to_do(
+    tmp_path: Path, name: str, content: str | bytes, place: tuple[str, ...], fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyformer.data.reading.LONGEST_LINE", 4000)  # instead of 256 MB
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError) as caught:
+        _ = open_corpus(path).scan
+    message = str(caught.value)
+    assert name in message
+    for part in (*place, fix):
+        assert part in message
+    assert len(message) < 500  # whatever the file holds
+
+
+def test_a_column_that_is_missing_or_numeric(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 7, "body": "a text"}\n')
+    with pytest.raises(DataError, match="no column 'text'") as caught:
+        open_corpus(path, text_column="text")
+    assert "columns: id, body" in str(caught.value)
+    with pytest.raises(DataError, match=r"column 'id' of a\.jsonl holds no text, but 7") as caught:
+        open_corpus(path, text_column="id")
+    assert "--text_column body" in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name_or_text(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    for name, content in (("a.csv", b"text\nx\n"), ("a.json", b'[{"text": "x"}]'), ("a.jsonl", b'{"text": "x"}\n')):
+        (tmp_path / name).write_bytes(mark + content)
+        assert list(open_corpus(tmp_path / name)) == ["x"]
