@@ -23,6 +23,7 @@ from anyformer.models.calls.causal import Sight, causality_findings, measure, on
 from anyformer.models.calls.criteria import criteria_finding
 from anyformer.models.calls.culprit import leak_reason
 from anyformer.models.calls.evidence import Evidence, gather
+from anyformer.models.calls.failures import nothing_found, sameness
 from anyformer.models.calls.forcing import order_findings, settle_forcing
 from anyformer.models.calls.labels import tagger_finding
 from anyformer.models.calls.masks import Settled, settle_masks
@@ -41,9 +42,7 @@ from anyformer.models.calls.search import (
     blank,
     find_sequence,
     locate,
-    nothing_found,
     require_names,
-    sameness,
     seen_of,
 )
 from anyformer.models.calls.seq2seq import (

@@ -15,6 +15,7 @@ from anyformer.core.errors import CallError
 from anyformer.models.blame import blame
 from anyformer.models.calling import Inputs
 from anyformer.models.calls.deciding import decide, placed_at
+from anyformer.models.calls.failures import nothing_found, parameter_list, tried
 from anyformer.models.calls.names import hint, parameters_of, required, token_candidates
 from anyformer.models.calls.options import assignments, options, source_of
 from anyformer.models.calls.origins import Kind
@@ -93,7 +94,7 @@ def require_names(module: nn.Module, stated: Stated) -> None:
         if name not in (None, "none") and name.lstrip("*") not in names:
             raise CallError(
                 f"anyformer.yaml states {key}: {name}, but forward has no argument {name}",
-                f"it takes {_names(parameters_of(module))}",
+                f"it takes {parameter_list(parameters_of(module))}",
                 f"correct the line, or leave it out: call: {key}: one of {', '.join(sorted(names))}",
             )
 
@@ -228,7 +229,7 @@ def _stated_options(name: str, stated: Stated, source: str, parameters: list[ins
     role = role_stated(value)
     parameter = next((p for p in parameters if p.name == name), None)
     if parameter is None:
-        raise CallError(f"anyformer.yaml: forward has no argument {name}", f"it takes {_names(parameters)}")
+        raise CallError(f"anyformer.yaml: forward has no argument {name}", f"it takes {parameter_list(parameters)}")
     if role is None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         shapes = ("", "B", "B1", "BT") if number else ("",)
@@ -326,7 +327,7 @@ def locate(
             run, error = _run(prober, plan, B, T, S, number)
             if run is None:
                 assert error is not None
-                failure = failure or _failure(plan, f"ids ({B}, {T}):\n{blame(error)}")
+                failure = failure or tried(plan, f"ids ({B}, {T}):\n{blame(error)}")
                 break
             runs.append((run, B, S if plan.family == "encoder_decoder" else T))
         if len(runs) < 2:
@@ -336,10 +337,10 @@ def locate(
             shapes = f"ids {sizes[0][:2]} gave {describe(runs[0][0].output)}"
             if stated.logits:
                 shapes += f"; nothing like logits at {stated.logits}"
-            failure = failure or _failure(plan, shapes)
+            failure = failure or tried(plan, shapes)
             continue
         if any(bool(t.isnan().any()) for _, t in tensors_in(runs[0][0].output)) and plan.extras:
-            failure = failure or _failure(plan, "NaN")  # a mask that hides everything
+            failure = failure or tried(plan, "NaN")  # a mask that hides everything
             continue
         prober.sizes = sizes
         return _found(prober, plan, found), ""
@@ -378,52 +379,3 @@ def _inputs(prober: Prober, plan: CallPlan, B: int, T: int, S: int, seed: int, b
 def seen_of(prober: Prober, plan: CallPlan) -> Seen:
     """What a run of the plan uses."""
     return prober.watched(plan, prober.inputs(plan, *prober.sizes[0][:2], 0, prober.sizes[0][2]))
-
-
-def _failure(plan: CallPlan, text: str) -> str:
-    others = [a.text() for a in plan.extras]
-    others += [f"{plan.mask_arg} ({plan.mask_shape})"] if plan.mask_arg else []
-    others += [plan.targets_arg] if plan.needs_targets and plan.targets_arg else []
-    others += [plan.target_arg] if plan.target_arg else []
-    order_ = " as (T, B)" if plan.time_first else " one row at a time" if plan.packed else ""
-    given = f"{plan.token_arg}{order_}" + (f" with {' and '.join(others)}" if others else "")
-    return f"{given}: {text}".replace("\n", "\n  ")
-
-
-def _names(parameters: list[inspect.Parameter]) -> str:
-    return ", ".join(str(p) for p in parameters) or "nothing"
-
-
-def sameness(failure: str) -> str:
-    """What tells one failure from another: its error without the numbers in it."""
-    return re.sub(r"\d+", "0", failure.rsplit("\n", 1)[-1])
-
-
-def nothing_found(
-    prober: Prober, parameters: list[inspect.Parameter], failures: list[str], stated: Stated
-) -> CallError:
-    """What was tried, and the three lines that would settle it."""
-    # the same error of another attempt says nothing new
-    first: dict[str, str] = {}
-    for failure in failures:
-        first.setdefault(sameness(failure), failure)
-    shown = list(first.values())
-    if len(shown) > 6:
-        shown = [*shown[:5], f"… and {len(shown) - 5} more"]
-    detail = f"its forward takes: {_names(parameters)}\n" + "\n".join(shown or ["none of these could take token ids"])
-    if stated.lines():
-        detail += "\nanyformer.yaml states " + ", ".join(stated.lines())
-    known = [p.name for p in parameters]
-    likely = [n.lstrip("*") for n in token_candidates(parameters)]
-    tokens = next(iter([*([stated.tokens.lstrip("*")] if stated.tokens else []), *likely, *known]), "input_ids")
-    others = [p.name for p in required(parameters) if p.name != tokens and hint(p.name) != "targets"]
-    arguments = ", ".join(f"{n}: {stated.arguments.get(n, 0)}" for n in others)
-    return CallError(
-        f"no way to call {type(prober.module).__name__} gave logits for every position",
-        detail,
-        "forward should take ids (B, T) int64 and give logits (B, T, vocabulary), alone or named logits;"
-        " every other argument needs a default\n"
-        "or say how it is called in anyformer.yaml beside the model:\n"
-        f"call:\n  tokens: {tokens}\n  logits: {stated.logits or 'output[0]'}"
-        + (f"\n  arguments: {{{arguments}}}" if others else ""),
-    )

@@ -1,0 +1,65 @@
+"""What is said of calls that did not work: each attempt, and what would settle it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from anyformer.core.errors import CallError
+from anyformer.models.calls.names import hint, required, token_candidates
+from anyformer.models.calls.overrides import Stated
+from anyformer.models.calls.probing import Prober
+from anyformer.models.plan import CallPlan
+
+
+def tried(plan: CallPlan, text: str) -> str:
+    """An attempt in words: what was given, and what came of it."""
+    others = [a.text() for a in plan.extras]
+    others += [f"{plan.mask_arg} ({plan.mask_shape})"] if plan.mask_arg else []
+    others += [plan.targets_arg] if plan.needs_targets and plan.targets_arg else []
+    others += [plan.target_arg] if plan.target_arg else []
+    order_ = " as (T, B)" if plan.time_first else " one row at a time" if plan.packed else ""
+    given = f"{plan.token_arg}{order_}" + (f" with {' and '.join(others)}" if others else "")
+    return f"{given}: {text}".replace("\n", "\n  ")
+
+
+def parameter_list(parameters: list[inspect.Parameter]) -> str:
+    """The parameters as the signature has them."""
+    return ", ".join(str(p) for p in parameters) or "nothing"
+
+
+def sameness(failure: str) -> str:
+    """What tells one failure from another: its error without the numbers in it."""
+    return re.sub(r"\d+", "0", failure.rsplit("\n", 1)[-1])
+
+
+def nothing_found(
+    prober: Prober, parameters: list[inspect.Parameter], failures: list[str], stated: Stated
+) -> CallError:
+    """What was tried, and the three lines that would settle it."""
+    # the same error of another attempt says nothing new
+    first: dict[str, str] = {}
+    for failure in failures:
+        first.setdefault(sameness(failure), failure)
+    shown = list(first.values())
+    if len(shown) > 6:
+        shown = [*shown[:5], f"… and {len(shown) - 5} more"]
+    detail = f"its forward takes: {parameter_list(parameters)}\n" + "\n".join(
+        shown or ["none of these could take token ids"]
+    )
+    if stated.lines():
+        detail += "\nanyformer.yaml states " + ", ".join(stated.lines())
+    known = [p.name for p in parameters]
+    likely = [n.lstrip("*") for n in token_candidates(parameters)]
+    tokens = next(iter([*([stated.tokens.lstrip("*")] if stated.tokens else []), *likely, *known]), "input_ids")
+    others = [p.name for p in required(parameters) if p.name != tokens and hint(p.name) != "targets"]
+    arguments = ", ".join(f"{n}: {stated.arguments.get(n, 0)}" for n in others)
+    return CallError(
+        f"no way to call {type(prober.module).__name__} gave logits for every position",
+        detail,
+        "forward should take ids (B, T) int64 and give logits (B, T, vocabulary), alone or named logits;"
+        " every other argument needs a default\n"
+        "or say how it is called in anyformer.yaml beside the model:\n"
+        f"call:\n  tokens: {tokens}\n  logits: {stated.logits or 'output[0]'}"
+        + (f"\n  arguments: {{{arguments}}}" if others else ""),
+    )
