@@ -657,11 +657,11 @@ def test_a_large_model_is_counted_before_it_is_drawn(tmp_path, monkeypatch, conf
 
 
 def test_what_grows_without_an_estimate_is_stopped(tmp_path, monkeypatch):
-    """A constructor that cannot run on the meta device."""
+    """A constructor that cannot run on the meta device: two layers, since four times their 16 KB must fit."""
     monkeypatch.setattr(limits, "_UNCOUNTED", 20_000)
     monkeypatch.setattr(limits, "available_memory", lambda: 100_000)
     body = LAYERS.replace("self.layers =", "float(nn.Linear(1, 1).weight)\n            self.layers =")
-    with pytest.raises(ConstructError, match=r"does not fit: at least \d\d,\d{3} parameters"):
+    with pytest.raises(ConstructError, match=r"does not fit: at least 8,192 parameters"):
         load(tmp_path, body)
 
 
@@ -890,3 +890,87 @@ def test_a_class_method_that_makes_the_parts(tmp_path, name):
     assert loaded.module.inner.e.weight.shape == (40, 4)
     assert loaded.provenance.config == {"embed_dim": 4, "vocab_size": 40, "factory": name}
     assert load(tmp_path, body, loaded.provenance.config).module.inner.e.weight.shape == (40, 4)
+
+
+LEARNED = """
+    class GPT(nn.Module):
+        def __init__(self, vocab_size, n_embed, block_size=None, num_classes=None):
+            super().__init__()
+            self.e = nn.Embedding(vocab_size, n_embed)
+            self.p = nn.Embedding(block_size{more}, n_embed)
+            self.head = nn.Linear(n_embed, num_classes or vocab_size)
+"""
+
+
+def test_a_size_that_is_none_by_default_is_filled_where_the_constructor_fails_with_it(tmp_path):
+    loaded = load(tmp_path, LEARNED.format(more=""), {"vocab_size": 40, "n_embed": 8})
+    assert loaded.module.p.num_embeddings == 256
+    assert loaded.module.head.out_features == 40  # None is a value that the class knows
+    assert verdicts(loaded)["sizes"] == "block_size=256"
+    told = next(f.reason for f in loaded.findings if f.name == "construction")
+    assert "after 1 other ways failed" in told
+    assert "nn.Embedding(block_size, n_embed)" in told
+    again = load(tmp_path, LEARNED.format(more=""), loaded.provenance.config)
+    assert again.module.p.num_embeddings == 256
+
+
+def test_none_stays_where_the_constructor_takes_it(tmp_path):
+    loaded = load(tmp_path, LEARNED.format(more=" or 7"), {"vocab_size": 40, "n_embed": 8})
+    assert loaded.module.p.num_embeddings == 7
+    assert "sizes" not in verdicts(loaded)
+
+
+POOLED = """
+    import torch.nn.functional as F
+    class {name}(nn.Module):
+        def __init__(self, vocab_size, embedding_dim, output_dim):
+            super().__init__()
+            self.e = nn.Embedding(vocab_size, embedding_dim)
+            self.{layer} = nn.Linear(embedding_dim, output_dim)
+        def forward(self, x):
+            h = self.e(x)
+            return self.{layer}({pooled})
+"""
+
+
+@pytest.mark.parametrize("layer", ["fc", "out"])
+@pytest.mark.parametrize(
+    "pooled", ["h.mean(dim=1)", "h[:, -1]", "h[:, 0, :]", "F.max_pool1d(h.transpose(1, 2), h.shape[1]).squeeze(2)"]
+)
+def test_the_output_of_pooled_positions_is_a_number_of_classes(tmp_path, layer, pooled):
+    loaded = load(tmp_path, POOLED.format(name="TextNet", layer=layer, pooled=pooled))
+    assert getattr(loaded.module, layer).out_features == 2
+    given = load(tmp_path, POOLED.format(name="TextNet", layer=layer, pooled=pooled), {"num_classes": 5})
+    assert getattr(given.module, layer).out_features == 5
+
+
+@pytest.mark.parametrize(("name", "pooled"), [("TextEncoder", "h.mean(dim=1)"), ("TextNet", "h[:, :-1]")])
+def test_the_output_of_an_encoder_or_of_every_position_is_none(tmp_path, name, pooled):
+    assert load(tmp_path, POOLED.format(name=name, layer="fc", pooled=pooled)).module.fc.out_features == 128
+
+
+TOOL = """
+    class GPT(nn.Module):
+        def __init__(self, vocab_size, tokenizer):
+            super().__init__()
+            self.enc = tokenizer
+            self.e = nn.Embedding({rows}, 8)
+        def forward(self, x):
+            return self.e({ids})
+        def generate(self, text):
+            return self.enc.decode(self(self.enc.encode(text)))
+"""
+
+
+def test_a_tokenizer_that_is_only_kept_is_none(tmp_path):
+    loaded = load(tmp_path, TOOL.format(rows="vocab_size", ids="x"), {"vocab_size": 40})
+    assert loaded.module.enc is None
+    assert verdicts(loaded)["parts"] == "tokenizer=None"
+
+
+@pytest.mark.parametrize(
+    ("rows", "ids"), [("len(tokenizer)", "x"), ("len(self.enc)", "x"), ("vocab_size", "self.enc.encode(x)")]
+)
+def test_a_tokenizer_that_is_used_is_missing(tmp_path, rows, ids):
+    with pytest.raises(ConstructError, match="GPT needs tokenizer"):
+        load(tmp_path, TOOL.format(rows=rows, ids=ids), {"vocab_size": 40})

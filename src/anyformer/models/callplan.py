@@ -122,7 +122,7 @@ def _infer(prober: Prober, said: Stated, objective: Objective | None) -> CallPla
         *own.findings,
         *answers_findings(prober, plan),
         *places_finding(prober, plan),
-        *classes_finding(prober, plan),
+        *classes_finding(prober, plan, said),
         *tagger_finding(prober, plan, said, own, evidence),
         *criteria_finding(prober, plan, said, own, objective),
         *altered_findings(prober, plan),

@@ -56,6 +56,8 @@ class _Try:
     everything: bool
     tuples: bool
     """With tuples for the lists of the configuration: JSON has no tuples."""
+    fill_parameters: bool = False
+    """With sizes for the constructor's own defaults of None."""
 
 
 def construct(
@@ -130,6 +132,7 @@ class _Builder:
             given = {k: configs.tupled(v) for k, v in self._given.items()} if attempt.tuples else self._given
             arguments = Arguments(given, self._fallback, self._written, self._scope)
             arguments.option, arguments.fill_none = attempt.option, attempt.fill_none
+            arguments.fill_parameters = attempt.fill_parameters
             built = self._attempt(attempt, arguments, state)
             if built is not None:
                 module, how = built
@@ -164,6 +167,9 @@ class _Builder:
                         yield attempt
                         seen = max(seen, self._options)
                     option += 1
+        for tuples, target in itertools.product((False, True) if lists else (False,), self._targets()):
+            for everything in self._keywords(target) if _leaves_sizes_open(target) else ():
+                yield _Try(target, 0, True, everything, tuples, fill_parameters=True)
 
     _options = 1
 
@@ -302,6 +308,9 @@ class _Builder:
             findings.append(
                 Finding("names", "note", said, reason="the constructor reads these names; the configuration has others")
             )
+        if ledger.kept:
+            said = ", ".join(f"{name}=None" for name in ledger.kept)
+            findings.append(Finding("parts", "note", said, reason="the model keeps it and its forward does not use it"))
         if ledger.moved:
             why = "this machine has no such device; the run moves the model where it trains"
             findings.append(Finding("device", "note", f"cpu instead of {', '.join(ledger.moved)}", reason=why))
@@ -361,6 +370,11 @@ def _lacking(error: BaseException) -> str | None:
     if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str) and error.args[0].isidentifier():
         return error.args[0]
     return None
+
+
+def _leaves_sizes_open(target: Any) -> bool:
+    parameters = inspect.signature(target).parameters.values()
+    return any(p.default is None and aliases.role(p.name) in aliases.SIZES for p in parameters)
 
 
 def _random_state() -> Callable[[], None]:

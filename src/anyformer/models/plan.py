@@ -169,6 +169,12 @@ class CallPlan:
         return self.alignment in ("short", "own")
 
     @property
+    def only_length(self) -> int | None:
+        """The one T that runs, where the module takes no other."""
+        only = any(f.name == "positions" and f.measured.startswith("exactly") for f in self.findings)
+        return self.max_positions if only else None
+
+    @property
     def causal_by_mask(self) -> bool:
         """Whether causality is ours to give, by a mask or a flag, and not the module's own."""
         flags = any(

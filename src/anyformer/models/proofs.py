@@ -63,7 +63,9 @@ def _proofs(prober: Prober, plan: CallPlan) -> tuple[Finding, ...]:
     logits = _runs(prober, plan)
     findings = [_finite(logits), _reacts(prober, plan), _kind(prober, plan), _head(prober, plan)]
     findings += [_place(prober, plan), repeat_finding(prober, plan), batch_finding(prober, plan)]
-    findings += [*places_finding(prober, plan), *classes_finding(prober, plan)]
+    asked = any(f.name == "classes" and f.measured.endswith("as asked") for f in plan.findings)
+    said = Stated(family="classifier" if asked else None)
+    findings += [*places_finding(prober, plan), *classes_finding(prober, plan, said)]
     findings += [*_order(prober, plan), *_masks(prober, plan), *_arguments(prober, plan)]
     return (*findings, *_limits(prober, plan))
 

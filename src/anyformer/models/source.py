@@ -260,7 +260,10 @@ def _from_file(
     with user.importable():
         _seed(seed)  # a module that the file builds itself draws its weights while the file runs
         namespace = user.execute(merged, fallback)
-        cls, findings = choose_class(namespace, user.text, path, name, merged)
+        try:
+            cls, findings = choose_class(namespace, user.text, path, name, merged)
+        except ConstructError as error:
+            raise user.explain(error) from error
         user.require_complete(cls)
         user.fill_globals(cls, merged, fallback)
         _seed(seed)

@@ -58,7 +58,16 @@ def choose_device(use_gpu: bool) -> torch.device:
 
 def choose_max_length(setting: int | None, plan: CallPlan) -> tuple[int, list[Finding]]:
     """Tokens per training sequence. Raises SettingsError for more than the model has positions."""
-    limit = plan.max_positions
+    limit, only = plan.max_positions, plan.only_length
+    if only is not None:
+        if setting not in (None, only):
+            raise SettingsError(
+                f"max_length is {setting:,}, but the model runs at T = {only:,} alone",
+                fix=f"--max_length {only}, or leave it out",
+            )
+        return only, [
+            Finding("max_length", "note", f"{only:,} tokens", reason="the only length that the model runs at")
+        ]
     if setting is not None:
         if limit is not None and setting > limit:
             raise SettingsError(

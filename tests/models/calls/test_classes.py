@@ -11,6 +11,7 @@ from anyformer.core.findings import Finding
 from anyformer.models.callplan import infer_call_plan
 from anyformer.models.calls.probing import Prober
 from anyformer.models.calls.properties import squashed
+from anyformer.models.proofs import prove_plan
 from anyformer.training.objective import require_trainable
 from tests.models.fingerprints import fingerprint
 
@@ -147,3 +148,40 @@ def test_the_weights_that_grew_are_put_back() -> None:
     before = fingerprint(module)
     assert squashed(prober, plan, prober.inputs(plan, 4, 5, 1)) == "sigmoid"
     assert {k: v for k, v in fingerprint(module).items() if v != before[k]}.keys() <= {"random states"}
+
+
+class Pooler(Base):
+    """What BERT gives beside its hidden states: the first, through a Linear and a tanh."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.rnn, self.classifier
+        self.pooler = nn.Linear(D, D)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.pooler(self.encoder(self.emb(ids))[:, 0]).tanh()  # type: ignore[no-any-return]
+
+
+class Linear2(Base):
+    """A Linear as wide as the embedding, by a name that says nothing; the blocks' own are called linear2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.rnn, self.classifier
+        self.last = nn.Linear(D, D)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.last(self.encoder(self.emb(ids)).mean(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("model", "words"), [(Pooler, "by a tanh"), (Linear2, "a head is missing")])
+def test_one_row_as_wide_as_the_embedding_lacks_a_head_until_the_user_says_otherwise(
+    model: type[Base], words: str
+) -> None:
+    (finding,) = named(model(), "classes")
+    assert (finding.verdict, words in finding.reason) == ("fail", True)
+    with pytest.raises(CallError, match="a head is missing"):
+        require_trainable(infer_call_plan(model()))
+    plan = infer_call_plan(model(), overrides={"family": "classifier"})
+    require_trainable(plan)
+    assert all(f.verdict != "fail" for f in prove_plan(model(), plan))

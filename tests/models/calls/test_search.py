@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anyformer.core.errors import CallError
+from anyformer.core.errors import CallError, SettingsError
 from anyformer.models.callplan import infer_call_plan
 from anyformer.models.calls.probing import Prober
+from anyformer.training.effective import choose_max_length
+from anyformer.training.objective import require_trainable
 
 
 class Latents(nn.Module):
@@ -51,3 +53,35 @@ def test_without_the_deadline_all_is_tried(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(CallError) as caught:
         infer_call_plan(Picky())
     assert "ended after" not in caught.value.detail
+
+
+class Whole(nn.Module):
+    """Adds the positions of its whole length to every batch, as models do that are written for one length."""
+
+    def __init__(self, outputs: int, *, pool: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block_size, self.pool = 20, pool
+        self.tokens, self.places = nn.Embedding(50, 16), nn.Embedding(20, 16)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 24, 0.0, batch_first=True)
+        self.classifier = nn.Linear(16, outputs)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.encoder(self.tokens(ids) + self.places(torch.arange(20)))
+        return self.classifier(x[:, 0] if self.pool else x)  # type: ignore[no-any-return]
+
+
+def test_a_model_of_one_length_is_planned_and_trained_at_it() -> None:
+    plan = infer_call_plan(Whole(50, pool=False), objective="masked")
+    assert (plan.family, plan.max_positions, plan.only_length) == ("encoder", 20, 20)
+    require_trainable(plan)
+    assert choose_max_length(None, plan)[0] == choose_max_length(20, plan)[0] == 20
+    with pytest.raises(SettingsError, match="runs at T = 20 alone"):
+        choose_max_length(10, plan)
+
+
+def test_a_classifier_of_one_length_is_found_and_refused_with_the_length() -> None:
+    plan = infer_call_plan(Whole(3, pool=True))
+    assert (plan.family, plan.vocab_size, plan.only_length) == ("classifier", 3, 20)
+    with pytest.raises(CallError, match="runs at T = 20 alone"):
+        require_trainable(plan)

@@ -134,3 +134,27 @@ class Swapped(Core):
 def test_whose_lengths_they_are_is_measured() -> None:
     plan = planned(Swapped())
     assert {a.name: a.role for a in plan.extras} == {"a_len": "target_lengths", "b_len": "lengths"}
+
+
+class HidesZero(nn.Module):
+    """Padding is id 0, hidden by forward itself: a target that begins with it sees nothing, which gives NaN."""
+
+    def __init__(self, *, leaks: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.leaks, self.emb, self.fc = leaks, nn.Embedding(21, 16), nn.Linear(16, 21)
+        self.core = nn.Transformer(16, 2, 1, 1, 24, 0.0, batch_first=True)
+
+    def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
+        future = torch.triu(torch.ones(tgt.shape[1], tgt.shape[1], dtype=torch.bool), 1 + self.leaks)
+        hidden = {"src_key_padding_mask": src == 0, "tgt_key_padding_mask": tgt == 0}
+        out = self.core(self.emb(src), self.emb(tgt), tgt_mask=future, memory_key_padding_mask=src == 0, **hidden)
+        return self.fc(out)  # type: ignore[no-any-return]
+
+
+def test_rows_that_hide_themselves_do_not_stop_the_measurement() -> None:
+    plan = infer_call_plan(HidesZero())
+    verdicts = {f.name: f.verdict for f in plan.findings}
+    assert (plan.causal, verdicts["causality"], verdicts["id 0"]) == (True, "ok", "warn")
+    leaking = {f.name: f for f in infer_call_plan(HidesZero(leaks=True)).findings}
+    assert "earlier positions" in leaking["causality"].measured

@@ -149,6 +149,20 @@ def test_nothing_above_the_repository_is_looked_at(tmp_path):
         load_model(tmp_path / "repo" / "net.py")
 
 
+@pytest.mark.parametrize("main", ["setup.py", "model.py"])
+def test_a_setup_file_that_installs_nothing_is_the_models_own(tmp_path, main):
+    write(tmp_path, {"src/parts.py": LAYER, "src/models/setup.py": "x = 1\n"})
+    write(tmp_path, {f"src/models/{main}": net("from src.parts import Layer")})
+    assert load_model(tmp_path / "src" / "models" / main).module.e.num_embeddings == 9
+
+
+def test_a_setup_file_that_installs_is_the_end_of_the_repository(tmp_path):
+    files = {"src/parts.py": LAYER, "src/models/setup.py": "from setuptools import setup\nsetup()\n"}
+    write(tmp_path, {**files, "src/models/model.py": net("from src.parts import Layer")})
+    with pytest.raises(DependencyError, match="imports src, which is not installed"):
+        load_model(tmp_path / "src" / "models" / "model.py")
+
+
 def test_a_module_that_the_package_lacks_is_named(tmp_path):
     write(tmp_path, {"pkg/net.py": net("from pkg.missing import Layer"), "pkg/layer.py": LAYER})
     with pytest.raises(SourceError, match=r"imports pkg\.missing, which is not there(.|\n)*put pkg/missing\.py into"):
@@ -174,6 +188,15 @@ def test_a_model_that_needs_what_is_not_installed_in_a_sibling(tmp_path):
     write(tmp_path, {"layer.py": text, "net.py": net("from layer import Layer")})
     with pytest.raises(DependencyError, match=r"nobody.*not installed(.|\n)*pip install nobody"):
         load_model(tmp_path / "net.py")
+
+
+@pytest.mark.parametrize("call", ["fused(x)", "fused.norm(x)"])
+def test_a_forward_that_calls_what_is_not_installed_in_a_sibling_names_the_package(tmp_path, call):
+    text = f"from nobody.has import fused\n{LAYER}    def forward(self, x):\n        return {call}\n"
+    write(tmp_path, {"layer.py": text, "net.py": net("from layer import Layer")})
+    module = load_model(tmp_path / "net.py").module
+    with pytest.raises(ImportError, match="fused comes from nobody, which is not installed: pip install nobody"):
+        module.layer(torch.ones(1))
 
 
 def test_config_json_beside_a_file_of_a_package_stays_beside_it(tmp_path):

@@ -161,6 +161,40 @@ def test_a_package_that_the_model_needs(tmp_path, use):
         load(tmp_path, helper + NET + "    " + use + "\n")
 
 
+BUILDER = """
+    import logging
+    from info_of_another_kind import summary
+    from layers import Table
+    def build_model(vocab_size=30):
+        {first}
+        return Table(vocab_size)
+    def show(model):
+        summary(model)
+"""
+
+
+def test_a_package_that_only_a_function_beside_the_models_builder_uses(tmp_path):
+    (tmp_path / "layers.py").write_text(NET.replace("Net", "Table"), encoding="utf-8")
+    loaded = load(tmp_path, BUILDER.format(first="pass"))
+    assert "info_of_another_kind" in said(loaded, "import")
+    assert loaded.module.e.num_embeddings == 30
+    with pytest.raises(DependencyError, match=r"info_of_another_kind, which is not installed(?s:.*)pip install info"):
+        load(tmp_path, BUILDER.format(first="summary(Table)"), config={"factory": "build_model"})
+
+
+def test_a_package_whose_class_is_the_base_of_the_only_model(tmp_path):
+    text = "from base_of_another_kind import Base\nimport torch\nclass Net(Base):\n    pass\n"
+    with pytest.raises(DependencyError, match=r"base_of_another_kind, which is not installed"):
+        load(tmp_path, text)
+
+
+def test_a_script_whose_model_is_of_a_package_that_is_missing(tmp_path):
+    text = "from x_of_another_kind import Wrapper\nimport torch\nmodel = Wrapper(9)\nmodel.cuda()\n"
+    work = "loss = model(1)\nloss.backward()\n"
+    with pytest.raises(DependencyError, match=r"needs x_of_another_kind, not installed(?s:.*)pip install x_of_another"):
+        load(tmp_path, text + work)
+
+
 def test_an_import_inside_try_is_no_finding(tmp_path):
     guarded = "try:\n    from flash_of_another_kind import f\nexcept ImportError:\n    f = None\n"
     assert not said(load(tmp_path, guarded + NET + "    def forward(self, x): return f(x)"), "import")

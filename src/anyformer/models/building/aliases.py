@@ -90,6 +90,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "num_classes": (
         *("num_classes", "n_classes", "num_labels", "n_class", "num_class", "n_labels", "classes", "class_num"),
         *("n_label", "num_label", "label_num", "nclass", "nclasses", "label_size", "tagset_size", "num_tags", "n_tags"),
+        *("num_categories", "n_categories", "num_cls", "n_cls", "output_classes", "num_output_classes"),
     ),
     "n_segments": ("n_segments", "num_segments", "type_vocab_size", "segment_size", "n_seg", "num_token_types"),
     "ff_mult": ("forward_expansion", "mlp_ratio", "ff_mult", "expansion_factor", "widening_factor", "ffn_mult"),
@@ -141,6 +142,8 @@ PARENTS = {
 }
 """A meaning that a wider one also answers: vocab_size in config.json serves src_vocab_size and tgt_vocab_size."""
 VOCABULARIES = frozenset({"vocab_size", "src_vocab_size", "tgt_vocab_size"})
+SIZES = VOCABULARIES | {"d_model", "n_heads", "head_dim", "n_layers", "d_ff", "max_len", "src_max_len", "tgt_max_len"}
+"""Those that a model has to have: None for one of them is filled where the constructor fails with it."""
 _TRUE_FLAGS = frozenset({"bias", "causal", "is_causal", "batch_first", "is_decoder", "norm_first", "qkv_bias"})
 _FLAG = re.compile(r"(use|is|has|with|tie|tied|share|shared|enable|learned|learnable)_\w+|flash\w*|return_\w+|\w+_bias")
 _HEAD_COUNTS = (4, 8, 6, 2, 3, 5, 7, 1)

@@ -16,6 +16,7 @@ from anyformer.models.building import aliases, configs
 from anyformer.models.building.configs import MISSING, VARIADIC
 from anyformer.models.building.reads import Reads, reads_of
 from anyformer.models.building.sizes import CLASS_KEYS, Sizes, is_absent, is_trial
+from anyformer.models.building.unsaid import class_counts, is_stored_only
 from anyformer.models.building.written import CallSite, Unknown
 
 _MAX_DEPTH = 8
@@ -41,6 +42,7 @@ class Arguments(Sizes):
         open_names = [n for v in variadic for n in reads.under((v,))]
         names = [p.name for p in parameters] + [n for n in open_names if n not in {p.name for p in parameters}]
         meanings = self._meanings(names, reads)
+        meanings |= class_counts(target, names, meanings)
         found = self._matched(names, meanings, [p.name for p in parameters if p.default is not MISSING])
         required = [p for p in parameters if p.default is MISSING and p.name not in found]
         shown = self._from_site(target, site, depth) if required and site is not None else {}
@@ -125,6 +127,8 @@ class Arguments(Sizes):
                 return self.size(p.name, meaning, known)
             if p.default is None and meaning in ("src_pad_id", "tgt_pad_id"):
                 return self.size(p.name, meaning, known)  # texts of two lengths are always padded
+            if p.default is None and self.fill_parameters and aliases.role(p.name) in aliases.SIZES:
+                return self.size(p.name, meaning, known)
             return p.default if meaning == "device" and is_absent(p.default) else MISSING
         part = self._part(p)
         if part is not None and part is not target:
@@ -135,6 +139,9 @@ class Arguments(Sizes):
             meaning = "flag"
         if configs.is_tuple(annotation):
             return MISSING  # one value for each part: none of ours fits
+        if is_stored_only(target, p.name):
+            self.ledger.kept.append(p.name)
+            return None
         return self.size(p.name, meaning, known)
 
     def _scope(self, target: Any) -> Mapping[str, Any]:

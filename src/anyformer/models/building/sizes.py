@@ -42,6 +42,8 @@ class Ledger:
     """Defaults of the flags of a program beside the file; the file alone does not give them again."""
     made: dict[str, str] = field(default_factory=dict)
     """Parameter → how its configuration object was made."""
+    kept: list[str] = field(default_factory=list)
+    """Parameters that are None because the class only keeps them."""
     moved: list[str] = field(default_factory=list)
     """Arguments that named a device which is not there."""
 
@@ -87,6 +89,8 @@ class Sizes:
         """Names that a configuration object lacked when the constructor ran."""
         self.fill_none = False
         """Whether sizes that a configuration object holds as None are filled, too."""
+        self.fill_parameters = False
+        """Whether sizes that the constructor itself leaves at None are filled."""
         self.option = 0
         """Which of the configuration objects that are possible is taken."""
         self.options: list[str] = []

@@ -73,7 +73,8 @@ def _replaced(prober: Prober, plan: CallPlan) -> float:
     shortest = prober.fixed or max(2, prober.length)
     lengths = [shortest] if prober.fixed else [shortest * max(1, _LENGTH // shortest), shortest]
     for T in dict.fromkeys(lengths):
-        inputs = prober.inputs(plan, 1 if plan.packed else max(3, 3 * _LENGTH // T), T, 1)
+        rows = max(2 if T >= 3 * _LENGTH else 3, 3 * _LENGTH // T)
+        inputs = prober.inputs(plan, 1 if plan.packed else rows, T, 1)
         ids = oriented(plan, inputs.input_ids).flatten()
         drawn = [_looked_up(prober, plan, inputs, ids, seed) for seed in range(_DRAWS)]
         first = drawn[0]

@@ -21,6 +21,8 @@ from anyformer.models.plan import CallPlan
 # one length or with one id only
 _SECONDS = 1.2
 _NUMBERS = 3_000_000  # logits of one forward: 12 MB of float32
+_ALONE = 64  # tokens changed one after the other: a forward each, for so long at most
+_SECONDS_ALONE = 3.0
 # (T, seed, lowest id, id that tokens are changed to: None is another one); a leak may need a block of 16 or 32 tokens
 _BATCHES = (
     (12, 1, 1, None),
@@ -67,6 +69,8 @@ class Sight:
     """Tokens that were changed."""
     nan: bool = False
     longest: int = 0
+    hidden: int = 0
+    """Rows left out because the model gives NaN for them and they hold id 0, which it hides as padding."""
     first: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Of the tokens but the first and the last two of each row: how many move logits from their own place on, from one
     place later on, from two or more later on, and none."""
@@ -102,6 +106,7 @@ class Sight:
             self.checked + other.checked,
             self.nan or other.nan,
             max(self.longest, other.longest),
+            self.hidden + other.hidden,
             tuple(a + b for a, b in zip(self.first, other.first, strict=True)),  # type: ignore[arg-type]
         )
 
@@ -137,7 +142,7 @@ def _measure(prober: Prober, plan: CallPlan, target: bool) -> Sight:
         seen = _look(prober, plan, T, seed, low, to, target)
         if seen is not None and seen.leak is not None:
             # what another row's token changed is no look at the future: rows that mix are told of by themselves
-            alone = _look(prober, plan, T, seed, low, to, target, alone=True)
+            alone = _look(prober, plan, T, seed, low, to, target, alone=True, sure=seen.leak.changed)
             seen = alone if alone is not None and alone.checked and not alone.nan else seen
         if seen is not None:
             total = total.and_then(seen)
@@ -164,7 +169,7 @@ def _fine_leak(prober: Prober, plan: CallPlan, target: bool) -> Leak | None:
         with float64() as numbers:
             seen = _look(fine, plan, T, 1, 1, None, target, most=most, share=SHARE)
             if seen is not None and seen.leak is not None:
-                seen = _look(fine, plan, T, 1, 1, None, target, alone=True, share=SHARE)
+                seen = _look(fine, plan, T, 1, 1, None, target, alone=True, sure=seen.leak.changed, share=SHARE)
         if seen is not None and seen.leak is not None and not numbers.short:
             return seen.leak
     return None
@@ -180,11 +185,14 @@ def _look(
     target: bool,
     *,
     alone: bool = False,
+    sure: int = 0,
     most: int = _NUMBERS,
     share: float = 1e-5,
     draw: int = 0,
 ) -> Sight | None:
-    """alone: a batch of one row, one changed token after the other. most: tokens of a batch. share: see tolerance.
+    """alone: a batch of one row, one changed token after the other, of many tokens some, ``sure`` among them.
+
+    most: tokens of a batch. share: see tolerance.
 
     draw: the random state in which the module runs.
     """
@@ -198,17 +206,30 @@ def _look(
     base = prober.try_logits(plan, inputs, seed=draw)
     if base is None or base.dim() != 3:
         return None
-    if bool(base.isnan().any()):
+    good = ~base.isnan().any(-1).any(-1)
+    read = inputs.target_ids if target and inputs.target_ids is not None else inputs.input_ids
+    if not bool((good | (read == 0).any(1)).all()):
         return Sight(None, 0, False, 0, nan=True)
-    limit, found = tolerance(base, share), NOTHING
+    limit, found = tolerance(base[good], share), replace(NOTHING, hidden=int((~good).sum()))
     first = T - 1 if rows < T else 0
     some = {0, first - rows + 1, (T - rows) // 2} if rows < T else {0}
-    for start in range(T) if alone else sorted(some):
+    starts = [sure, *_spread(T)] if alone else sorted(some)
+    begin = time.process_time()
+    for start in dict.fromkeys(starts):
+        if alone and time.process_time() - begin > _SECONDS_ALONE:
+            break
         at = torch.arange(max(0, start), max(0, start) + rows, device=base.device) % T
         other = prober.try_logits(plan, _changed_rows(prober, plan, inputs, at, to, target), seed=draw)
-        if other is not None and not bool(other.isnan().any()):
-            found = found.and_then(_judge(difference(base, other), at, limit, T))
+        if other is not None:
+            both = good if to != 0 else good & ~other.isnan().any(-1).any(-1)  # id 0 may hide the whole row
+            if bool(both.any()) and not bool(other[both].isnan().any()):
+                found = found.and_then(_judge(difference(base, other)[both], at[both], limit, T))
     return found
+
+
+def _spread(T: int) -> list[int]:
+    """Some places of a long row, all of a short one."""
+    return sorted({n * (T - 1) // (_ALONE - 1) for n in range(_ALONE)})
 
 
 def _changed_rows(prober: Prober, plan: CallPlan, inputs: Inputs, at: Tensor, to: int | None, target: bool) -> Inputs:
@@ -290,6 +311,9 @@ def causality_findings(sight: Sight) -> list[Finding]:
     where = "" if sight.longest >= 9 else f"measured up to T = {sight.longest} only"
     measured = f"no logit before a changed token moves ({sight.checked} tokens changed)"
     findings = [Finding("causality", "ok", measured, reason=where)]
+    if sight.hidden:
+        why = "it hides id 0 as padding, and a row that begins with it then sees nothing: let no text begin with id 0"
+        findings.append(Finding("id 0", "warn", f"NaN for {sight.hidden} rows that hold it", "finite logits", why))
     if not sight.after:
         why = "each position sees only its own token: nothing but token pairs can be learned"
         findings.append(Finding("past", "warn", "no logit after a changed token moves", "later logits react", why))

@@ -32,9 +32,11 @@ _CLASSES = re.compile(
     r"|predict|linear|final|decoder",
     re.IGNORECASE,
 )
+_OF_A_BLOCK = re.compile(r"\.\d+\..*[^\d.]")  # "layers.0.linear2", not "head.2"
 _PLAIN = re.compile(r"class|(^|_)cls|label", re.IGNORECASE)
 _COUNTS = re.compile(r"(num|n)_?(class(es)?|labels?|cls|categories|intents|topics|tags)|nclass(es)?", re.IGNORECASE)
 _MANY = 64  # classes; data sets of text with more are rare, embeddings with fewer numbers are too
+_PLACES = 12  # of a text whose tokens are changed one by one: a forward each
 _UNIT = 1e-4  # of a row's length from 1
 
 
@@ -238,19 +240,23 @@ def places_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
     if plan.family != "encoder":
         return []
     still = []
-    for t in range(T):
+    tried = sorted({n * (T - 1) // (_PLACES - 1) for n in range(_PLACES)})
+    for t in tried:
         other = prober.try_logits(plan, changed_inputs(prober, plan, inputs, t))
         if other is not None and not float(difference(logits, other)[:, t].max()) > limit:
             still.append(t)
-    if len(still) * 2 > T:
-        measured = f"changing token t does not change logits[t] at {len(still)} of {T} positions"
+    if len(still) * 2 > len(tried):
+        measured = f"changing token t does not change logits[t] at {len(still)} of {len(tried)} positions"
         why = "they are not for the token of their place, which masked language modelling predicts"
         return [Finding("places", "fail", measured, "each position's logits depend on its token", why)]
     return []
 
 
-def classes_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
-    """Whether one row of numbers per text is a row of classes, or what a text is compared by."""
+def classes_finding(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding]:
+    """Whether one row of numbers per text is a row of classes, or what a text is compared by.
+
+    That a head is missing is told by names and widths; where the user states family: classifier, it is a warning.
+    """
     if plan.family != "classifier":
         return []
     inputs = prober.inputs(plan, 4, max(2, prober.length), 19)
@@ -273,19 +279,32 @@ def classes_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
     if (states := _states(prober, plan, inputs)) and not any(_PLAIN.search(n) for n in _heads(prober.module, C)):
         why = f"{states}; no matrix of weights makes classes of them: an embedding of the text, perhaps"
         return [Finding("classes", "fail", f"{C} numbers per text: hidden states", "one number per class", why)]
+    widths = {m.embedding_dim for m in prober.module.modules() if isinstance(m, nn.Embedding)}
+    if C in widths and not named:
+        return [_headless(prober.module, C, bounded, said)]
     if bounded == "tanh":
         why = (
             "whatever its weights are: the bits of a code (tanh), or cosines, which cross-entropy can hardly tell apart"
         )
         return [Finding("classes", "warn", f"{C} numbers between -1 and 1", "logits", why)]
-    widths = {m.embedding_dim for m in prober.module.modules() if isinstance(m, nn.Embedding)}
-    if C in widths and not named:
-        why = f"{C} is the width of its embedding, and nothing in it is named after classes"
-        return [Finding("classes", "fail", f"{C} numbers per text: hidden states", "one number per class", why)]
     if C >= _MANY and not named:
         why = "nothing in it is named after classes; were it an embedding of the text, this objective would be wrong"
         return [Finding("classes", "warn", f"{C} classes?", "fewer, or a name that says so", why)]
     return []
+
+
+def _headless(module: nn.Module, C: int, bounded: str, said: Stated) -> Finding:
+    """One row as wide as the embedding, which nothing calls classes: what a head would read."""
+    if said.family == "classifier":
+        why = "they are as wide as its embedding, and nothing in it is named after classes"
+        return Finding("classes", "warn", f"{C} classes, as asked", "nothing against it", why)
+    within = ", within -1 … 1 by a tanh, as a pooler's output is" if bounded == "tanh" else ""
+    why = (
+        f"{C} is the width of its embedding{within}, and nothing in it is named after classes: a head is missing."
+        f" Add one: self.classifier = nn.Linear({C}, number of classes); if they are classes all the same,"
+        " anyformer.yaml settles it: call: family: classifier"
+    )
+    return Finding("classes", "fail", f"{C} numbers per text: hidden states", "one number per class", why)
 
 
 def _states(prober: Prober, plan: CallPlan, inputs: Inputs) -> str:
@@ -316,7 +335,8 @@ def _says_classes(module: nn.Module, C: int) -> bool:
     """A Linear of that many outputs by the name of a head, or a number of classes that the module keeps."""
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear) and part.out_features == C:
-            wide = part.in_features == C  # a layer inside is as wide, too: only plain words count
+            # a layer inside is as wide, too, or the second of a block's two: only plain words count
+            wide = part.in_features == C or bool(_OF_A_BLOCK.search(name))
             words = _PLAIN if wide else _CLASSES
             if any(words.search(step) for step in name.split(".")):
                 return True

@@ -111,6 +111,12 @@ def _shapes(tensor: Tensor, source: str, path: LogitsPath, B: int, T: int) -> li
     return [p for p in found if p.V > 1]
 
 
+def rows_alone(run: Run, B: int) -> bool:
+    """Whether it gave no more than numbers per text (B, …) or one for all: no axis could be that of time."""
+    given = [t for _, t in tensors_in([run.output, list(run.attributes.values())])]
+    return bool(given) and not run.tapped and all(t.dim() < 3 and t.shape[:1] <= (B,) for t in given)
+
+
 def order(found: list[Place], rows: int | None, ranks: Mapping[Place, int] | None = None) -> list[Place]:
     """Likeliest first: named logits, as wide as the embedding has rows, returned rather than seen on the way.
 

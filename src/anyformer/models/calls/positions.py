@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +22,9 @@ _CONFIGS = ("config", "cfg", "args", "hparams", "params", "conf")
 _TRIED = 8  # named lengths at most
 _TRIED_UP_TO = 1024  # tokens, where nothing names a limit
 _SLOW = 1.0  # seconds; a longer forward ends the search
-_SLOW_PROOF = 6.0  # seconds that the proof of a named limit may take
+_SLOW_PROOF = 5.0  # seconds that the proof of a named limit may take, as shorter ones let expect
+_SLOW_PROOFS = 8.0  # seconds that all of them may take
+_MEASURED = 0.003  # seconds; of shorter ones the clock says little
 _BYTES = 2 * 2**30  # of logits, likewise
 
 
@@ -34,11 +37,14 @@ def longest_sequence(
     T doubles up to 1024 while a forward takes below a second, and the place where it starts to raise is bisected.
     """
     seconds = {"last": 0.0}
+    took: dict[int, float] = {}
 
     def ok(T: int) -> bool:
         start = time.process_time()  # of the processor: on a busy machine the answer is the same
         result = runs(prober.ids(1, T, 5, high))
         seconds["last"] = (time.process_time() - start) / torch.get_num_threads()
+        if result:
+            took[T] = seconds["last"]
         return result
 
     ran = {T: ok(T) for T in (2, 3, 7, 16, 64)}
@@ -50,14 +56,14 @@ def longest_sequence(
         about = f", multiples of {unit} only" if unit > 1 else f", from {least} on"
         good = max(least, unit, *[T for T in ran if ran[T]])
         short = []
-    per_token = seconds["last"] / good
     bad = short[0] if short else 0
     skipped: list[int] = []
     found: tuple[int, str] | None = None
     for L in dict.fromkeys(n - n % unit for n in candidates(prober.module, position_rows)) if not bad else []:
         if good >= L + unit:
             continue
-        if per_token * L > _SLOW_PROOF or 4 * L * plan.vocab_size > _BYTES:
+        lasts = 2 * _expected(took, L)  # at it, and one beyond
+        if lasts > _SLOW_PROOF or sum(took.values()) + lasts > _SLOW_PROOFS or 4 * L * plan.vocab_size > _BYTES:
             if L in position_rows and not ok(L + 1):  # raising is cheap
                 found = L, f"rows of a position table; {L + 1:,} raise"
                 break
@@ -87,6 +93,16 @@ def longest_sequence(
     if about:
         return most, Finding("positions", "warn", f"up to {most:,}{about}", "shorter ones run", why)
     return most, Finding("positions", "ok", f"up to {most:,}", reason=why)
+
+
+def _expected(took: Mapping[int, float], T: int) -> float:
+    """Seconds of a forward at T, as those that were measured grow: with T, or with up to its third power."""
+    longest = max(took, default=0)
+    shorter = max((n for n in took if 2 * n <= longest and took[n] > _MEASURED), default=0)
+    if longest >= T or not longest:
+        return took.get(longest, 0.0)
+    power = math.log(took[longest] / took[shorter]) / math.log(longest / shorter) if shorter else 1.0
+    return float(took[longest] * (T / longest) ** min(3.0, max(1.0, power)))
 
 
 def _bisected(ok: Callable[[int], bool], good: int, bad: int, unit: int) -> tuple[int, int]:

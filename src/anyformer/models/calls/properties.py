@@ -298,10 +298,11 @@ def ids_limit(prober: Prober, plan: CallPlan) -> tuple[int | None, Finding]:
 def position_limit(prober: Prober, plan: CallPlan, position_rows: list[int]) -> tuple[int | None, Finding]:
     """The longest T (and S) that runs, where one more raises."""
     if prober.fixed is not None:
-        why = "its forward is written for this length alone: train with --max_length of it"
-        return prober.fixed, Finding(
-            "positions", "warn", f"exactly {prober.fixed:,}; others fail", "shorter ones run", why
-        )
+        T, packs = prober.fixed, plan.family in ("decoder", "encoder")
+        why = f"its forward runs at T = {T:,} alone"
+        why += f": blocks of {T:,} tokens" if packs else "; texts of any other length cannot be given to it"
+        verdict: Literal["warn", "fail"] = "warn" if packs else "fail"
+        return T, Finding("positions", verdict, f"exactly {T:,}; others fail", "shorter ones run", why)
     if plan.graph is not None and plan.graph.positions is not None:
         rows = plan.graph.positions
         return rows, Finding("positions", "ok", f"up to {rows:,}", reason="rows of its position embedding")

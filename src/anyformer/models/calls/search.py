@@ -19,7 +19,7 @@ from anyformer.models.calls.failures import nothing_found, parameter_list, tried
 from anyformer.models.calls.names import hint, parameters_of, required, token_candidates
 from anyformer.models.calls.options import assignments, options, source_of
 from anyformer.models.calls.origins import Kind
-from anyformer.models.calls.outputs import Place, places
+from anyformer.models.calls.outputs import Place, places, rows_alone
 from anyformer.models.calls.overrides import Stated, role_stated
 from anyformer.models.calls.positions import candidates, mixing_sizes
 from anyformer.models.calls.probing import Prober, Run, Seen, describe, tensors_in
@@ -113,7 +113,7 @@ def find_sequence(prober: Prober, stated: Stated) -> Found:
         if found is not None:
             return found
     if not fallback and not out_of_time(prober, failures):
-        fallback = _unusual(prober, parameters, stated)
+        fallback = _unusual(prober, parameters, stated, failures)
     if fallback:
         return min(fallback, key=lambda f: (f.place.use != "sequence", f.apart is None, f.apart or 0.0))
     raise nothing_found(prober, parameters, failures, stated)
@@ -161,9 +161,10 @@ def out_of_time(prober: Prober, failures: list[str]) -> bool:
     return True
 
 
-def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated) -> list[Found]:
+def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated, failures: list[str]) -> list[Found]:
     """One row at a time, as (T,) or (1, T); then a length that the module names and that alone runs."""
     names = [stated.tokens] if stated.tokens else token_candidates(parameters)
+    pooled: list[Found] = []
     for token_arg in names[:2]:
         targets = _targets(parameters, token_arg, stated)
         taken = (token_arg.lstrip("*"), targets, *stated.arguments)
@@ -172,11 +173,16 @@ def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated
             continue  # a tensor of one number can be added to anything: nothing would be known
         needed = targets is not None and any(p.name == targets for p in required(parameters))
         for given in _given(prober.module, parameters, others, stated)[:20]:
+            if out_of_time(prober, failures):
+                break
             plan = blank(token_arg, given)
             for packed in ("T", "1T"):
                 found = _with_targets(prober, replace(plan, packed=packed), targets, needed, stated, [])
                 if found is not None and found.place.use == "sequence":
                     return [found]
+            run, _ = _run(prober, plan, *SIZES[0][0], 0)
+            if run is not None and rows_alone(run, SIZES[0][0][0]):
+                continue  # at other lengths it would give no more
             for size in _MULTIPLES:
                 found = _with_targets(prober, plan, targets, needed, stated, [], (size,))
                 if found is not None and found.place.use == "sequence":
@@ -185,9 +191,20 @@ def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated
             named = [n for n in candidates(prober.module, []) if n not in mixing][:_LENGTHS_TRIED]
             for L in [n for n in [*mixing, *named] if n <= 1024]:
                 found = _with_targets(prober, plan, targets, needed, stated, [], (((2, L, L), (3, L, L)),))
-                if found is not None and found.place.use == "sequence" and not _by_chance(prober, found, L):
+                if found is None or _by_chance(prober, found, L):
+                    continue
+                if found.place.use == "sequence":
                     return [found]
+                pooled += [found] if _convincing(found) and _refuses_others(prober, found, L) else []
+            if pooled:
+                prober.sizes = pooled[0].sizes
+                return pooled[:1]
     return []
+
+
+def _refuses_others(prober: Prober, found: Found, L: int) -> bool:
+    """Whether no other length runs: a row of numbers per text has no axis that shows what was read as time."""
+    return all(_run(prober, found.plan, 2, T, T, 0)[0] is None for T in (5, L - 1, L + 1))
 
 
 def _by_chance(prober: Prober, found: Found, L: int) -> bool:

@@ -8,6 +8,7 @@ import re
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -61,6 +62,21 @@ def assigned_models(tree: ast.Module, module: types.ModuleType) -> list[Assigned
     whole = [a for a in whole if a.name not in parts]
     named = [a for a in whole if _MODEL.search(a.name)]
     return named if len(whole) > 1 and named else whole
+
+
+def holds_model(tree: ast.Module, module: types.ModuleType, is_own: Callable[[str], bool]) -> bool:
+    """Whether the file has a module class, one imported from its own folder included, or a variable with a model.
+
+    is_own: whether a module's name is that of one of the model's files.
+    """
+    folder = Path(module.__file__ or "").parent
+    for cls in list(vars(module).values()):
+        if not inspect.isclass(cls) or not issubclass(cls, nn.Module):
+            continue
+        beside = is_own(cls.__module__) and folder in Path(inspect.getfile(cls)).resolve().parents
+        if cls.__module__ == module.__name__ or beside:
+            return True
+    return bool(assigned_models(tree, module))
 
 
 def assigned_model(text: str, module: types.ModuleType, name: str | None = None) -> Assigned | None:

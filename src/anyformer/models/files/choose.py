@@ -19,6 +19,7 @@ from anyformer.models.building.sizes import CLASS_KEYS
 from anyformer.models.building.written import CallSite, Written
 from anyformer.models.construct import FACTORY
 from anyformer.models.files.assigned import assigned_model
+from anyformer.models.files.definitions import NO_MODEL
 from anyformer.models.files.syntax import mentions, reached
 
 _NO_MODEL = re.compile(r"loss|criterion|smoothing|trainer|optim|schedul|metric|dataset|tokeniz|callback|early", re.I)
@@ -127,7 +128,7 @@ def _without_class(module: types.ModuleType, source: str, path: Path) -> tuple[A
     if assigned is not None:
         return assigned
     raise ConstructError(
-        f"{path} defines no torch.nn.Module",
+        f"{path} {NO_MODEL}",
         _what_it_defines(source),
         "define the model as a class that inherits from torch.nn.Module",
     )

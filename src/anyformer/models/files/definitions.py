@@ -49,6 +49,7 @@ _PURE_BUILTINS = frozenset(
     )
 )
 _PURE_MODULES = ("math", "os.path", "posixpath", "collections", "functools", "itertools", "typing", "string", "logging")
+NO_MODEL = "defines no torch.nn.Module"
 _MAX_SHOWN = 8
 
 

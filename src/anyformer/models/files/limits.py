@@ -8,17 +8,23 @@ import io
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from torch.nn.parameter import is_lazy
+from torch.utils.weak import WeakIdKeyDictionary
 
-from anyformer.core.errors import ConstructError
+from anyformer.core.errors import AnyformerError, ConstructError
 from anyformer.models.probes import preserved_rng
 
 IMPORT_SECONDS = 120.0
@@ -26,6 +32,8 @@ IMPORT_SECONDS = 120.0
 BUILD_SECONDS = 600.0
 """Drawing the weights of a model of a few billion parameters takes minutes."""
 _META_SECONDS = 30.0
+_COUNT_ON_SECONDS = 5.0
+"""How long an estimate that exceeds its bound goes on, for the size of the whole model."""
 _LARGE_MATRIX = 30_000_000
 """Elements; below 50,257 × 768, the embedding of the smallest GPT-2. Smaller models are not estimated first."""
 
@@ -140,74 +148,156 @@ def build_within(
     free = available_memory()
     if free is None:
         return build()
-    if may_be_large(numbers):
-        refuse_huge(name, build, room)
-        again()
-    else:
-        try:
-            with _bounded(min(_UNCOUNTED, free)):
-                return build()
-        except _TooLarge:
-            refuse_huge(name, build, room)
-            again()
+    # what is raised here has no cause: its traceback would keep the unfinished model in memory
+    if not may_be_large(numbers):
+        with contextlib.suppress(_TooLarge), _Weights(min(_UNCOUNTED, free)):
+            return build()
+    refuse_huge(name, build, room)
+    again()
     try:
-        with _bounded(int(free / _ROOM)):
+        with _Weights(int(free / room)):
             return build()
     except _TooLarge as error:
-        raise _does_not_fit(name, f"at least {error.parameters:,} parameters", free, error.parameters) from error
+        failed = _does_not_fit(name, f"at least {error.parameters:,} parameters", free, error.parameters)
+        failed.detail = _untrained(room).strip()
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            refuse_huge(name, build, room)
-            raise _does_not_fit(name, str(error).splitlines()[0][:200], free) from error
-        raise
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        failed = _does_not_fit(name, str(error).splitlines()[0][:200], free)
+    if failed.parameters is None:
+        refuse_huge(name, build, room)
+    raise failed
 
 
 def _does_not_fit(name: str, size: str, free: int, parameters: int | None = None) -> DoesNotFit:
     return DoesNotFit(f"{name} does not fit: {size}; {free / 2**30:,.1f} GiB are free", "", parameters)
 
 
-@contextlib.contextmanager
-def _bounded(most: int) -> Iterator[None]:
-    """Raise _TooLarge in a constructor as soon as its parameters take more than ``most`` bytes."""
-    total = count = 0
+class _Weights:
+    """Counts the parameters and buffers that modules register inside it; raises _TooLarge above a bound.
 
-    def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal total, count
-        if parameter is not None and not is_lazy(parameter) and not parameter.is_meta:
-            total += parameter.numel() * parameter.element_size()
-            count += parameter.numel()
-        if total > most:
+    Copies (copy.deepcopy) register no parameters: they are found when their module gets a parent.
+    """
+
+    def __init__(self, most: int, *, estimate: bool = False, empty: bool = False) -> None:
+        """most: bytes. estimate: count tensors without memory, too, and somewhat beyond the bound.
+
+        empty: take the memory from each parameter as it is registered (a meta parameter in its place).
+        """
+        self._most, self._estimate, self._empty = most, estimate, empty
+        self._bytes = 0
+        self._exceeded: float | None = None
+        self._tensors: MutableMapping[torch.Tensor, int] = WeakIdKeyDictionary()
+        self._modules: MutableMapping[nn.Module, bool] = WeakIdKeyDictionary()
+        self._replaced: MutableMapping[torch.Tensor, nn.Parameter] = WeakIdKeyDictionary()
+
+    def __enter__(self) -> _Weights:
+        self._handles = [
+            register_module_parameter_registration_hook(self._parameter),
+            register_module_buffer_registration_hook(self._buffer),
+            register_module_module_registration_hook(self._module),
+        ]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def live(self) -> tuple[int, int]:
+        """Bytes, and the number of parameters, of what is still in use; what was replaced is gone."""
+        found = list(self._tensors.items())
+        return sum(size for _, size in found), sum(t.numel() for t, _ in found if isinstance(t, nn.Parameter))
+
+    # Any: torch's registration takes the answer for the parameter, its annotation says None
+    def _parameter(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+        if not self._empty or type(parameter) is not nn.Parameter or parameter.is_meta:
+            self._add(parameter)
+            return None
+        if parameter not in self._replaced:
+            without = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+            without.__dict__.update(parameter.__dict__)
+            self._replaced[parameter] = without
+        replacement = self._replaced[parameter]
+        self._add(replacement)
+        return replacement
+
+    def _buffer(self, module: nn.Module, name: str, buffer: torch.Tensor | None) -> None:
+        self._add(buffer)
+
+    def _module(self, module: nn.Module, name: str, child: nn.Module | None) -> None:
+        todo = [child]
+        while todo:
+            part = todo.pop()
+            if part is None or part in self._modules:
+                continue
+            self._modules[part] = True
+            # not parameters(): it fails for a class without a hash
+            for held in ("_parameters", "_buffers"):
+                for tensor in list(part.__dict__.get(held, {}).values()):
+                    self._add(tensor)
+            todo += part.__dict__.get("_modules", {}).values()
+
+    def _add(self, tensor: torch.Tensor | None) -> None:
+        if tensor is None or is_lazy(tensor) or tensor in self._tensors or (tensor.is_meta and not self._estimate):
+            return
+        size = tensor.numel() * tensor.element_size()
+        if tensor.layout is torch.strided:
+            size = min(size, tensor.untyped_storage().nbytes())  # an expanded tensor takes less
+        self._tensors[tensor] = size
+        self._bytes += size
+        if self._bytes <= self._most:
+            return
+        self._bytes, count = self.live()
+        if self._bytes <= self._most:
+            return
+        now = time.monotonic()
+        self._exceeded = self._exceeded or now
+        if not self._estimate or not tensor.is_meta or now >= self._exceeded + _COUNT_ON_SECONDS:
             raise _TooLarge(count)
-
-    handle = register_module_parameter_registration_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def refuse_huge(name: str, build: Callable[[], Any], room: float = _ROOM) -> None:
-    """Build without memory (torch's meta device) and count. Raises DoesNotFit if room × it exceeds the free memory.
+    """Build without memory and count. Raises DoesNotFit if room × it exceeds the free memory.
 
-    A constructor that cannot run so is left to the real build.
+    First with every tensor on torch's meta device; where that fails (the constructor reads a value), with the
+    parameters alone there. A constructor that fails is judged by what it had registered until then; one that cannot
+    run so and is still small is left to the real build.
     """
     free = available_memory()
     if free is None:
         return
+    if not _estimated(name, build, room, free, every_tensor=True):
+        _estimated(name, build, room, free, every_tensor=False)
+
+
+def _estimated(name: str, build: Callable[[], Any], room: float, free: int, *, every_tensor: bool) -> bool:
+    """Whether there is nothing more to learn without memory. Raises DoesNotFit."""
     quiet = io.StringIO()
+    weights = _Weights(int(free / room), estimate=True, empty=not every_tensor)
+    stopped: type[BaseException] | None = None
     try:
         with (
             preserved_rng(),
             contextlib.redirect_stdout(quiet),
             contextlib.redirect_stderr(quiet),
             time_limit(_META_SECONDS),
-            torch.device("meta"),
+            torch.device("meta") if every_tensor else contextlib.nullcontext(),
+            weights,
         ):
             module = build()
-    except (Exception, SystemExit, OutOfTime):  # noqa: BLE001  (whatever the stranger's code raises there)
-        return
+    except (Exception, SystemExit, OutOfTime, _TooLarge) as error:  # noqa: BLE001  (a stranger's code)
+        size, count = weights.live()  # the traceback still holds the unfinished module
+        stopped = type(error)
+    if stopped is not None:
+        if size * room <= free:
+            # a missing value, or time: not for lack of the tensors' values
+            return issubclass(stopped, AnyformerError | AttributeError | KeyError | OutOfTime)
+        refusal = _does_not_fit(name, f"at least {size / 2**30:,.1f} GiB ({count:,} parameters)", free, count)
+        where = "" if stopped is _TooLarge else f", until its constructor stopped there ({stopped.__name__})"
+        refusal.detail = f"it was counted without building it{where}{_untrained(room)}"
+        raise refusal
     if not isinstance(module, nn.Module):
-        return
+        return True
     require_hashable(module)
     tensors = list({id(t): t for t in (*module.parameters(), *module.buffers()) if not is_lazy(t)}.values())
     need = sum(t.numel() * t.element_size() for t in tensors)
@@ -216,9 +306,14 @@ def refuse_huge(name: str, build: Callable[[], Any], room: float = _ROOM) -> Non
         raise DoesNotFit(
             f"{name} would take {need / 2**30:,.1f} GiB ({count:,} parameters); {free / 2**30:,.1f} GiB are free",
             f"largest: {_largest(module)}\nit was counted without building it; training takes about four times as much"
-            + ("\nno sizes were given, and its defaults cannot be trained here" if room > _ROOM else ""),
+            + _untrained(room),
             count,
         )
+    return True
+
+
+def _untrained(room: float) -> str:
+    return "\nno sizes were given, and its defaults cannot be trained here" if room > _ROOM else ""
 
 
 def _largest(module: nn.Module) -> str:

@@ -121,7 +121,7 @@ def text_of(path: Path) -> str | None:
 def _above(folder: Path, levels: int) -> Iterator[Path]:
     """The folders above, as far as the repository goes."""
     for inner, outer in itertools.islice(itertools.pairwise((folder, *folder.parents)), levels):
-        top = any((inner / mark).exists() for mark in _MARKS)
+        top = any(_is_mark(inner / mark) for mark in _MARKS)
         # a run's copy of the model: what lies around the run is not the model's
         if (
             top
@@ -132,6 +132,13 @@ def _above(folder: Path, levels: int) -> Iterator[Path]:
         ):
             return
         yield outer
+
+
+def _is_mark(path: Path) -> bool:
+    """A setup.py that installs nothing is a file of the model's: it sets the model up."""
+    if path.name != "setup.py" or not path.is_file():
+        return path.exists()
+    return any(tool in (text_of(path) or "") for tool in ("setuptools", "distutils", "skbuild"))
 
 
 def _package_around(node: ast.Import | ast.ImportFrom, name: str, folders: Sequence[Path]) -> Path | None:

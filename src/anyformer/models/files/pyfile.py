@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from anyformer.core.errors import AnyformerError, ConstructError, DependencyError, SourceError
 from anyformer.core.findings import Finding
@@ -24,7 +23,7 @@ from anyformer.models.blame import blame
 from anyformer.models.building import aliases
 from anyformer.models.building.sizes import is_trial
 from anyformer.models.building.written import Written
-from anyformer.models.files.assigned import assigned_models
+from anyformer.models.files.assigned import holds_model
 from anyformer.models.files.definitions import Definitions, LeftOut, shown_lines, starts_work
 from anyformer.models.files.filetext import compiled, read_text, syntax_error
 from anyformer.models.files.leftbehind import LeftBehind, kept_places
@@ -164,8 +163,7 @@ class UserFile:
         vars(self.module).clear()
         vars(self.module).update(kept)
         self._run_definitions(tree, given, fallback)
-        own = [c for c in vars(self.module).values() if inspect.isclass(c) and issubclass(c, nn.Module)]
-        if not any(c.__module__ == self.module.__name__ for c in own) and not assigned_models(tree, self.module):
+        if not holds_model(tree, self.module, self._finder.is_own):
             raise failure
         self._refuse_broken_classes(tree, failure)
         self._failure = None if isinstance(failure, DependencyError) else failure
@@ -249,9 +247,9 @@ class UserFile:
     def explain(self, error: ConstructError) -> ConstructError:
         """The error of a construction, with the line that was not run where it comes of that.
 
-        Raises DependencyError instead where it comes of a package that a file beside it was run without.
+        Raises DependencyError instead where it comes of a package that it or a file beside it was run without.
         """
-        self._finder.require(str(error), self.path)
+        self._finder.require(str(error), self.path, self.left)
         for name, why in self.left.names.items():
             if re.search(rf"name '{re.escape(name)}' is not defined|\bneeds {re.escape(name)}\b", str(error)):
                 line = self.left.places[name]

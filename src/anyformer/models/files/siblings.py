@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.core.errors import DependencyError
-from anyformer.models.files.definitions import Definitions, LeftOut, starts_work
+from anyformer.models.files.definitions import NO_MODEL, Definitions, LeftOut, starts_work
 from anyformer.models.files.neighbours import text_of
 from anyformer.models.files.syntax import bound_names
 
@@ -82,6 +82,8 @@ class Siblings(importlib.abc.MetaPathFinder):
         self._places, self._names, self._package = places, names | places.keys(), package
         self._libraries = libraries
         self.left: list[LeftOut] = []
+        self.spaces: list[dict[str, Any]] = []
+        """The names of the modules of ``left``, in its order."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -119,10 +121,28 @@ class Siblings(importlib.abc.MetaPathFinder):
             yield
         finally:
             sys.meta_path.remove(self)
+            self._stand_in()
 
-    def require(self, message: str, path: Path) -> None:
-        """Raise DependencyError if an error speaks of a name that was left out with a package."""
-        for left in self.left:
+    def _stand_in(self) -> None:
+        """What a model calls of a package that is not there, in its forward, says so by the package's name."""
+        for left, space in zip(self.left, self.spaces, strict=True):
+            for name, error in left.failures.items():
+                if isinstance(error, ModuleNotFoundError):
+                    space.setdefault(name, _NotInstalled(name, str(error.name).partition(".")[0]))
+
+    def require(self, message: str, path: Path, own: LeftOut) -> None:
+        """Raise DependencyError if an error speaks of a name that was left out with a package, or of no model at all.
+
+        own: what was left out of the file itself.
+        """
+        if NO_MODEL in message and own.packages:
+            packages = list(dict.fromkeys(own.packages))
+            raise DependencyError(
+                f"{path} needs {', '.join(packages)}, not installed",
+                message.partition("\n  →")[0],
+                f"pip install {' '.join(packages)}",
+            )
+        for left in (*self.left, own):
             for name, error in left.failures.items():
                 if isinstance(error, ModuleNotFoundError) and f"name '{name}' is not defined" in message:
                     raise DependencyError(
@@ -130,6 +150,21 @@ class Siblings(importlib.abc.MetaPathFinder):
                         f"{name} is imported from it",
                         f"pip install {str(error.name).partition('.')[0]}",
                     )
+
+
+class _NotInstalled:
+    """Stands in for a name of a package that is not installed: any use raises ImportError."""
+
+    def __init__(self, name: str, package: str) -> None:
+        self._said = f"{name} comes from {package}, which is not installed: pip install {package}"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ImportError(self._said)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by those who inspect it
+            raise AttributeError(name)
+        raise ImportError(self._said)
 
 
 class _Sibling(importlib.machinery.SourceFileLoader):
@@ -155,6 +190,7 @@ class _Sibling(importlib.machinery.SourceFileLoader):
             self._define(module, text)
 
     def _define(self, module: types.ModuleType, text: str) -> None:
+        self._owner.spaces.append(vars(module))
         self._owner.left.append(Definitions(module, self.path, _no_size).run(ast.parse(text).body))
 
 

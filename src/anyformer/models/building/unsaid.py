@@ -1,0 +1,81 @@
+"""Parameters whose part only the class's body shows: a number of classes, a tokenizer that is stored and no more."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from anyformer.models.building import aliases
+from anyformer.models.building.reads import function_node
+
+_OUTPUT = re.compile(r"(n|num)_?out(puts?)?|out(put)?_?(dim|size|channels|features|units)?|d_?out(put)?|target_size")
+_WIDTH = re.compile(r"encod|embed|project|feature|extract|pool|backbone|block|layer", re.I)
+_POOLS = ("mean", "amax", "max_pool1d", "avg_pool1d", "adaptive_max_pool1d", "adaptive_avg_pool1d")
+_TOOL = re.compile(r"(\w+_)?(tokenizer|tokeniser|logger)")
+
+
+def class_counts(target: Any, names: list[str], meanings: Mapping[str, str]) -> dict[str, str]:
+    """Name → "num_classes" for an ``output_dim`` that can be nothing else.
+
+    That is: the vocabulary has a parameter of its own, the forward pools the positions, and the class is no encoder
+    whose output would be a vector of features.
+    """
+    if not inspect.isclass(target) or _WIDTH.search(target.__name__):
+        return {}
+    known = aliases.roles(names).values()
+    found = [n for n in names if _OUTPUT.fullmatch(n) and meanings.get(n) in (None, "d_model", "vocab_size")]
+    if len(found) != 1 or "vocab_size" not in known or "num_classes" in known or not _pools(target):
+        return {}
+    return {found[0]: "num_classes"}
+
+
+def is_stored_only(target: Any, name: str) -> bool:
+    """Whether a tokenizer or logger is kept by the constructor, used for nothing else in it and not by the forward."""
+    if not inspect.isclass(target) or not _TOOL.fullmatch(name):
+        return False
+    init, forward = function_node(target.__init__), _forward(target)
+    if init is None or forward is None:
+        return False
+    kept = {
+        id(n.value): t.attr
+        for n in ast.walk(init)
+        if isinstance(n, ast.Assign) and isinstance(n.value, ast.Name)
+        for t in n.targets
+        if isinstance(t, ast.Attribute)
+    }
+    uses = [n for n in ast.walk(init) if isinstance(n, ast.Name) and n.id == name]
+    attributes = {kept.get(id(n), "") for n in uses}
+    read = {n.attr for n in ast.walk(init) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
+    read |= {n.attr for n in ast.walk(forward) if isinstance(n, ast.Attribute)}
+    return "" not in attributes and not attributes & read
+
+
+def _forward(cls: type) -> ast.FunctionDef | None:
+    forward = getattr(cls, "forward", None)
+    return function_node(forward) if forward is not None else None
+
+
+def _pools(cls: type) -> bool:
+    """Whether the forward makes one vector of all positions: a mean, a pooling, one place (``x[:, -1]``, ``h[-1]``)."""
+    forward = _forward(cls)
+    for node in ast.walk(forward) if forward is not None else ():
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            if called in _POOLS:
+                return True
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+            places = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+            if any(_is_last(p) for p in places) or (len(places) > 1 and any(_is_first(p) for p in places)):
+                return True
+    return False
+
+
+def _is_last(node: ast.expr) -> bool:
+    return isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant)
+
+
+def _is_first(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value == 0
