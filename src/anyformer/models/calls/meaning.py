@@ -36,6 +36,8 @@ _OF_A_BLOCK = re.compile(r"\.\d+\..*[^\d.]")  # "layers.0.linear2", not "head.2"
 _PLAIN = re.compile(r"class|(^|_)cls|label", re.IGNORECASE)
 _COUNTS = re.compile(r"(num|n)_?(class(es)?|labels?|cls|categories|intents|topics|tags)|nclass(es)?", re.IGNORECASE)
 _MANY = 64  # classes; data sets of text with more are rare, embeddings with fewer numbers are too
+_FEWEST, _SECONDS = 4, 3.0  # places that are tried in any case; of the processor, for the others
+_LONG = 128  # tokens: of such texts two will do
 _PLACES = 12  # of a text whose tokens are changed one by one: a forward each
 _UNIT = 1e-4  # of a row's length from 1
 
@@ -226,7 +228,7 @@ def places_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
     T = prober.fixed or max(T for _, T, _ in prober.sizes)
     if T < 2:
         return []
-    inputs = prober.inputs(plan, 4, T, 17, T)
+    inputs = prober.inputs(plan, 4 if T < _LONG else 2, T, 17, T)
     logits = prober.try_logits(plan, inputs)
     if logits is None or logits.shape[1] < 2:
         return []
@@ -241,7 +243,12 @@ def places_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
         return []
     still = []
     tried = sorted({n * (T - 1) // (_PLACES - 1) for n in range(_PLACES)})
-    for t in tried:
+    tried = [*tried[::_FEWEST], *[t for n, t in enumerate(tried) if n % _FEWEST]]  # spread, where time ends it
+    begun = prober.seconds()
+    for n, t in enumerate(list(tried)):
+        if n >= _FEWEST and prober.seconds() - begun > _SECONDS:
+            tried = tried[:n]
+            break
         other = prober.try_logits(plan, changed_inputs(prober, plan, inputs, t))
         if other is not None and not float(difference(logits, other)[:, t].max()) > limit:
             still.append(t)

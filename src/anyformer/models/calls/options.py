@@ -31,6 +31,11 @@ _PADDING_KINDS: tuple[tuple[str, MaskForm], ...] = (
     ("float32", "masked"),
 )
 _OF_TARGET = re.compile(r"tgt|trg|target|dec")
+_MAKER = re.compile(
+    r"_?(init|begin|initial|zero|new|reset|get_initial|make|create|get_init|initialize)_?(the_)?(hidden|state|hiddens|states|memory|mems|"
+    r"hidden_state|cell)s?",
+    re.IGNORECASE,
+)
 _MOST = 250  # assignments that are tried for one candidate of the ids
 
 
@@ -154,6 +159,14 @@ def assignments(lists: list[list[Argument]]) -> Iterator[tuple[Argument, ...]]:
     ranked = sorted(product(*(range(len(o)) for o in short)), key=sum)
     for ranks in ranked[:_MOST]:
         yield tuple(o[r] for o, r in zip(short, ranks, strict=True))
+
+
+def states(module: nn.Module, parameter: inspect.Parameter) -> list[Argument]:
+    """For a state that is carried along: what the module's own method makes of it."""
+    if hint(parameter.name) not in ("cache", "memory", "unknown"):
+        return []
+    makers = [n for n in dir(type(module)) if _MAKER.fullmatch(n) and callable(getattr(type(module), n, None))]
+    return [Argument(parameter.name, "state", "", value=name) for name in makers[:2]]
 
 
 def source_of(module: nn.Module) -> str:

@@ -6,7 +6,6 @@ B batch, T time, V vocabulary, C classes.
 from __future__ import annotations
 
 import inspect
-import re
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -17,7 +16,7 @@ from anyformer.models.calling import Inputs
 from anyformer.models.calls.deciding import decide, placed_at
 from anyformer.models.calls.failures import nothing_found, parameter_list, tried
 from anyformer.models.calls.names import hint, parameters_of, required, token_candidates
-from anyformer.models.calls.options import assignments, options, source_of
+from anyformer.models.calls.options import assignments, options, source_of, states
 from anyformer.models.calls.origins import Kind
 from anyformer.models.calls.outputs import Place, places, rows_alone
 from anyformer.models.calls.overrides import Stated, role_stated
@@ -33,12 +32,8 @@ SIZES: tuple[tuple[Size, Size], ...] = (((2, 5, 3), (3, 7, 4)), ((5, 2, 3), (4, 
 PACKED: tuple[tuple[Size, Size], ...] = (((1, 5, 3), (1, 7, 4)),)
 _MULTIPLES: tuple[tuple[Size, Size], ...] = tuple(((2, T, T), (3, 2 * T, 2 * T)) for T in (8, 16, 32, 64))
 """For modules that take lengths from a few on, or multiples of a block, alone."""
-_MAKER = re.compile(
-    r"_?(init|begin|initial|zero|new|reset|get_initial|make|create|get_init|initialize)_?(the_)?(hidden|state|hiddens|states|memory|mems|"
-    r"hidden_state|cell)s?",
-    re.IGNORECASE,
-)
 _SECONDS = 30.0  # of the processor that the search for a call may take
+_SECONDS_LENGTHS = 6.0  # after which one call is tried at no further length
 _LENGTHS_TRIED = 3  # of those that the module names
 
 
@@ -183,13 +178,18 @@ def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated
             run, _ = _run(prober, plan, *SIZES[0][0], 0)
             if run is not None and rows_alone(run, SIZES[0][0][0]):
                 continue  # at other lengths it would give no more
+            begun = prober.seconds()
             for size in _MULTIPLES:
+                if prober.seconds() - begun > _SECONDS_LENGTHS:
+                    break
                 found = _with_targets(prober, plan, targets, needed, stated, [], (size,))
                 if found is not None and found.place.use == "sequence":
                     return [found]
             mixing = mixing_sizes(prober.module)[:_LENGTHS_TRIED]
             named = [n for n in candidates(prober.module, []) if n not in mixing][:_LENGTHS_TRIED]
             for L in [n for n in [*mixing, *named] if n <= 1024]:
+                if prober.seconds() - begun > _SECONDS_LENGTHS:
+                    break
                 found = _with_targets(prober, plan, targets, needed, stated, [], (((2, L, L), (3, L, L)),))
                 if found is None or _by_chance(prober, found, L):
                     continue
@@ -220,7 +220,7 @@ def _given(
     """What the other required parameters may be given; then optional ones with a known name, where that fails."""
     source = source_of(module)
     fixed = [argument for name in stated.arguments for argument in [_stated_options(name, stated, source, parameters)]]
-    lists = [[*options(p, source), *_states(module, p)] for p in others] + fixed
+    lists = [[*options(p, source), *states(module, p)] for p in others] + fixed
     found: list[tuple[Argument, ...]] = list(assignments(lists)) if lists else [()]
     helpful = [
         p
@@ -231,14 +231,6 @@ def _given(
         more = [[o for o in options(p, source) if o.role != "constant" or o.value is not None][:3] for p in helpful]
         found += list(assignments([*lists, *more]))[:40]
     return found
-
-
-def _states(module: nn.Module, parameter: inspect.Parameter) -> list[Argument]:
-    """For a state that is carried along: what the module's own method makes of it."""
-    if hint(parameter.name) not in ("cache", "memory", "unknown"):
-        return []
-    makers = [n for n in dir(type(module)) if _MAKER.fullmatch(n) and callable(getattr(type(module), n, None))]
-    return [Argument(parameter.name, "state", "", value=name) for name in makers[:2]]
 
 
 def _stated_options(name: str, stated: Stated, source: str, parameters: list[inspect.Parameter]) -> list[Argument]:
