@@ -120,3 +120,23 @@ def test_what_nothing_decides_is_a_warning_that_says_so(model: type[Recurrent]) 
 @pytest.mark.parametrize("model", [OneSize, CharLM])
 def test_what_says_that_it_is_a_language_model_is_left_alone(model: type[Recurrent]) -> None:
     assert labels(model()) == []
+
+
+class Classes(nn.Module):
+    """A head that counts its outputs as classes, as some language models name them."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.num_classes = num_classes
+        self.first = nn.Embedding(num_classes, 8)
+        self.middle = nn.GRU(8, 8, batch_first=True)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, text: Tensor) -> Tensor:
+        return self.fc(self.middle(self.first(text))[0])
+
+
+@pytest.mark.parametrize(("count", "fails"), [(24, True), (600, False)])
+def test_more_classes_than_any_set_of_tags_has_are_tokens(count: int, fails: bool) -> None:
+    assert any(f.verdict == "fail" for f in labels(Classes(count))) == fails

@@ -18,6 +18,7 @@ from anyformer.models.calls.probing import Run
         ({16: 0.04, 64: 0.05}, 256, 0.2),  # never by less than T
         ({2: 0.001, 64: 0.5}, 128, 1.0),  # what is too short for the clock tells nothing
         ({16: 0.01, 64: 0.16}, 64, 0.16),
+        ({16: 0.01, 64: 0.0}, 256, 0.0),  # the processor's clock had not moved
         ({}, 64, 0.0),
     ],
 )

@@ -77,7 +77,9 @@ def _named(module: nn.Module, V: int, rows: int) -> list[str]:
         for key, value in {**vars(part), **getattr(held(part, "config"), "__dict__", {})}.items()
     ]
     said = [name for name in heads if any(_TAGS.search(step) for step in name.split("."))]
-    said += [f"{k} = {v}" for k, v in kept if type(v) is int and v == V and _TAG_COUNTS.fullmatch(k)]
+    # a head of as many "classes" as there are tokens, and more than any set of tags has, is one over tokens
+    counts = [k for k, v in kept if type(v) is int and v == V and _TAG_COUNTS.fullmatch(k)]
+    said += [f"{k} = {V}" for k in counts if rows != V or V <= _MOST_TAGS or not k.lower().endswith("classes")]
     said += [k for k, v in kept if isinstance(v, dict) and len(v) == V and _TAG_TABLES.fullmatch(k)]
     said += [] if rows == V else [name for name in heads if any(_LABELS.search(step) for step in name.split("."))]
     said += [f"argument {p.name}" for p in parameters_of(module) if _TAGS.search(p.name)]

@@ -101,7 +101,8 @@ def _expected(took: Mapping[int, float], T: int) -> float:
     shorter = max((n for n in took if 2 * n <= longest and took[n] > _MEASURED), default=0)
     if longest >= T or not longest:
         return took.get(longest, 0.0)
-    power = math.log(took[longest] / took[shorter]) / math.log(longest / shorter) if shorter else 1.0
+    measured = shorter and took[longest] > 0.0  # the clock may not have moved
+    power = math.log(took[longest] / took[shorter]) / math.log(longest / shorter) if measured else 1.0
     return float(took[longest] * (T / longest) ** min(3.0, max(1.0, power)))
 
 
