@@ -238,12 +238,10 @@ def mask_edits(text: str, module: nn.Module, *, batch_first: bool) -> CallEdits:
                 flag, mask = named.get("is_causal"), named.get("attn_mask")
                 if len(call.args) > 3 or (mask is not None and not _none(mask)):
                     continue
-                if flag is None:
-                    edits.append(_keyword(offsets, call, "is_causal=True", text))
-                elif isinstance(flag, ast.Constant) and flag.value is False:
-                    edits.append(Edit(offsets.start(flag), offsets.end(flag), "True"))
-                else:
+                edit = _set_true(offsets, call, "is_causal", flag, text)
+                if edit is None:
                     continue
+                edits.append(edit)
                 changes.append(f"{where}: {SDPA} gets is_causal=True")
                 continue
             name = self_attribute(call.func) or (call.func.id if isinstance(call.func, ast.Name) else "")
@@ -314,12 +312,10 @@ def batch_first_edits(text: str, module: nn.Module) -> CallEdits:
             if kind not in names or None in named:
                 continue
             flag = named.get("batch_first")
-            if flag is None:
-                edits.append(_keyword(offsets, call, "batch_first=True", text))
-            elif isinstance(flag, ast.Constant) and flag.value is False:
-                edits.append(Edit(offsets.start(flag), offsets.end(flag), "True"))
-            else:
+            edit = _set_true(offsets, call, "batch_first", flag, text)
+            if edit is None:
                 continue
+            edits.append(edit)
             changes.append(f"line {call.lineno}: nn.{kind} gets batch_first=True, as its input is (B, T, D)")
     return CallEdits(edits, changes)
 
@@ -355,6 +351,15 @@ def _loops(owner: ast.ClassDef, instance: nn.Module) -> dict[str, nn.Module]:
         if isinstance(loop.target, ast.Name) and isinstance(over, nn.ModuleList | nn.Sequential) and len(over):
             found[loop.target.id] = over[0]
     return found
+
+
+def _set_true(offsets: Offsets, call: ast.Call, name: str, flag: ast.expr | None, text: str) -> Edit | None:
+    """The edit that makes a switch of the call true, where it is absent or False; None where it says something else."""
+    if flag is None:
+        return _keyword(offsets, call, f"{name}=True", text)
+    if isinstance(flag, ast.Constant) and flag.value is False:
+        return Edit(offsets.start(flag), offsets.end(flag), "True")
+    return None
 
 
 def _keyword(offsets: Offsets, call: ast.Call, text: str, source: str) -> Edit:
