@@ -60,13 +60,16 @@ class Ragged:
 class PaddedExamples(Dataset[Block]):
     """Encoded examples; a batch is padded on the right to its longest row.
 
+    length: pad what is read to this many tokens instead, for a model that runs at no other length.
     first: ids that are read. second: ids to write, <bos> y <eos> each, or the class of each, int64 (N,).
     A batch is {"input_ids", "attention_mask"}, int64 (B, T), with "labels" (B,) for classes, or with {"target_ids",
     "target_mask", "labels"} (B, S); labels are unshifted, −100 on padding. "tokens": how many are no padding, an int.
     """
 
-    def __init__(self, first: Ragged, second: Ragged | NDArray[np.int64], pad_id: int) -> None:
-        self.first, self.second, self.pad_id = first, second, pad_id
+    def __init__(
+        self, first: Ragged, second: Ragged | NDArray[np.int64], pad_id: int, length: int | None = None
+    ) -> None:
+        self.first, self.second, self.pad_id, self.length = first, second, pad_id, length
 
     def __len__(self) -> int:
         return len(self.first)
@@ -77,11 +80,11 @@ class PaddedExamples(Dataset[Block]):
 
     def __getitems__(self, indices: Sequence[int]) -> BlockBatch:
         """The examples at ``indices`` as one batch."""
-        ids, mask = _padded([self.first.row(i) for i in indices], self.pad_id)
+        ids, mask = padded([self.first.row(i) for i in indices], self.pad_id, self.length)
         batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         tokens = int(mask.sum())
         if isinstance(self.second, Ragged):
-            targets, target_mask = _padded([self.second.row(i) for i in indices], self.pad_id)
+            targets, target_mask = padded([self.second.row(i) for i in indices], self.pad_id)
             labels = targets.masked_fill(target_mask == 0, IGNORE_INDEX)
             batch |= {"target_ids": targets, "target_mask": target_mask, "labels": labels}
             tokens += int(target_mask.sum())
@@ -89,22 +92,36 @@ class PaddedExamples(Dataset[Block]):
             batch["labels"] = torch.from_numpy(self.second[np.asarray(indices)])
         return BlockBatch({**batch, "tokens": tokens})  # type: ignore[dict-item]
 
+    def padded(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """One text as the model reads it: (1, T) ids and mask, 1 = keep."""
+        return padded([ids], self.pad_id, self.length)
+
     def keys(self, exact: bool) -> NDArray[np.int64]:
         """What examples of one batch have in common: the length of what is read, or about that of the longer part."""
         lengths = self.first.lengths
         if exact:
             return lengths
+        if self.length is not None and not isinstance(self.second, Ragged):
+            return np.zeros_like(lengths)
         if isinstance(self.second, Ragged):
             lengths = np.maximum(lengths, self.second.lengths)
         return -(-lengths // _WIDTH)
 
 
-def _padded(rows: Sequence[NDArray[np.uint32]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """(B, T) ids and mask, 1 = keep."""
-    ids = torch.full((len(rows), max(len(row) for row in rows)), pad_id, dtype=torch.int64)
+def pad_id_of(tokenizer: Any) -> int:
+    """The id that stands for padding; the end of a text's where there is none."""
+    pad = tokenizer.pad_token_id
+    return int(pad if pad is not None else tokenizer.eos_token_id or 0)
+
+
+def padded(
+    rows: Sequence[NDArray[np.uint32] | Sequence[int]], pad_id: int, length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """(B, T) ids and mask, 1 = keep; T is ``length``, or that of the longest row."""
+    ids = torch.full((len(rows), length or max(len(row) for row in rows)), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.from_numpy(row.astype(np.int64))
+        ids[number, : len(row)] = torch.from_numpy(np.asarray(row, dtype=np.int64))
         mask[number, : len(row)] = 1
     return ids, mask
 
@@ -241,11 +258,13 @@ def encode_examples(
     *,
     classes: Sequence[str] = (),
     start_end: tuple[int, int] | None = None,
+    pad_to: int | None = None,
 ) -> tuple[PaddedExamples, dict[str, int], list[Finding]]:
     """(padded examples, {"documents", "bytes", "tokens", "truncated"}, findings).
 
     Texts are cut to ``max_length`` tokens; what is to be written has its start and end within them, and no end where it
-    was cut: it does not end there. Raises DataError where no example is left that has tokens on both sides.
+    was cut: it does not end there. pad_to: the one length that the model reads, if there is one.
+    Raises DataError where no example is left that has tokens on both sides.
     """
     first = _encoded(tokenizer, examples.first)
     cut = [len(row) > max_length for row in first]
@@ -267,8 +286,7 @@ def encode_examples(
     else:
         number = {name: i for i, name in enumerate(classes)}
         second = np.asarray([number[examples.second[i]] for i in kept], dtype=np.int64)
-    pad = tokenizer.pad_token_id
-    padded = PaddedExamples(rows, second, pad if pad is not None else tokenizer.eos_token_id or 0)
+    padded = PaddedExamples(rows, second, pad_id_of(tokenizer), pad_to)
     texts = [*examples.first, *(examples.second if examples.kind == "seq2seq" else ())]
     facts = {
         "documents": len(kept),

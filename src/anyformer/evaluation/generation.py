@@ -150,13 +150,14 @@ def stream(
     eos_token_id: int | None = None,
     generator: torch.Generator | None = None,
     start_token_id: int | None = None,
+    attention_mask: Tensor | None = None,
 ) -> Iterator[int]:
     """The ids that ``generate`` would append to one row (1, T), each once it is chosen; the end token is the last."""
     choose = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
     prompt = _checked(input_ids)
     if len(prompt) != 1:
         raise SettingsError(f"stream continues one row, not {len(prompt)}", fix="generate() takes several")
-    following, prompt, max_length = _begin(module, plan, prompt, max_length, start_token_id, None)
+    following, prompt, max_length = _begin(module, plan, prompt, max_length, start_token_id, attention_mask)
     return (int(chosen) for chosen in _steps(following, choose, prompt, max_length, eos_token_id))
 
 

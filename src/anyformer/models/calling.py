@@ -6,7 +6,7 @@ B batch, T time (source), S time (target), V vocabulary, C classes.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -18,26 +18,11 @@ from torch.utils.hooks import RemovableHandle
 from anyformer.core.errors import CallError
 from anyformer.models.blame import blame
 from anyformer.models.graph import run_graph
+from anyformer.models.inputs import Inputs, filled, longest_first, one_more, row, rows
 from anyformer.models.plan import Argument, CallPlan, LogitsPath, MaskForm, follow, path_text
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _DTYPES = {"int64": torch.int64, "bool": torch.bool, "float32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a batch brings, before it is laid out as the module wants it."""
-
-    input_ids: Tensor
-    """(B, T) int64."""
-    attention_mask: Tensor | None = None
-    """(B, T), 1 = keep."""
-    target_ids: Tensor | None = None
-    """(B, S) int64, the decoder's input."""
-    target_mask: Tensor | None = None
-    """(B, S), 1 = keep."""
-    segment_ids: Tensor | None = None
-    """(B, T) int64."""
 
 
 def call_logits(
@@ -56,7 +41,9 @@ def call_logits(
     target_ids: (B, S), the decoder's input; logits[s] are for the token that follows target_ids[s].
     segment_ids: (B, T); zeros where the model asks for them and none are given.
     Targets are passed where the plan needs them (the ids themselves: any valid ids do). Works under autograd.
-    Raises CallError for a sequence longer than plan.max_positions and for an output without the planned logits.
+    A model of one length gets shorter sequences behind padding that moves nothing.
+    Raises CallError for a sequence longer than plan.max_positions, for a shorter one where padding would be seen, and
+    for an output without the planned logits.
     """
     inputs = Inputs(input_ids, attention_mask, target_ids, target_mask, segment_ids)
     if plan.family == "encoder_decoder" and target_ids is None:
@@ -69,14 +56,18 @@ def call_logits(
                 " positions",
                 fix=f"--max_length {plan.max_positions}",
             )
+    if plan.only_length is not None:
+        inputs = filled(plan, inputs, plan.only_length)
     if plan.reads_one_more:
-        inputs = _one_more(plan, inputs)
-    order = _longest_first(inputs) if plan.longest_first and attention_mask is not None else None
+        inputs = one_more(plan, inputs)
+    order = longest_first(inputs) if plan.longest_first and attention_mask is not None else None
     logits = _laid_out(module, plan, inputs if order is None else rows(inputs, order))
     if order is not None:
         logits = logits[order.argsort()]
     if plan.alignment in ("own", "long"):
         logits = logits[:, 1:]
+    if plan.only_length is not None and plan.family != "classifier":
+        logits = logits[:, : read.shape[1]]
     expected = (*read.shape, plan.vocab_size) if plan.family != "classifier" else (len(read), plan.vocab_size)
     if tuple(logits.shape) != expected:
         raise CallError(
@@ -87,32 +78,6 @@ def call_logits(
         # softmax(log p) = p: their cross-entropy is the likelihood; of p itself it would be another objective
         logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
     return logits
-
-
-def row(inputs: Inputs, i: int) -> Inputs:
-    """One row of a batch, as a batch of one."""
-    return rows(inputs, slice(i, i + 1))
-
-
-def rows(inputs: Inputs, which: slice | Tensor) -> Inputs:
-    """Some rows of a batch, in that order."""
-
-    def taken(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[which]
-
-    return Inputs(
-        inputs.input_ids[which],
-        taken(inputs.attention_mask),
-        taken(inputs.target_ids),
-        taken(inputs.target_mask),
-        taken(inputs.segment_ids),
-    )
-
-
-def _longest_first(inputs: Inputs) -> Tensor:
-    """Numbers of the rows, those with most tokens first."""
-    assert inputs.attention_mask is not None
-    return inputs.attention_mask.sum(-1).argsort(descending=True, stable=True)
 
 
 def raw_output(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
@@ -254,21 +219,6 @@ def _by_methods(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
     for call in plan.methods:
         memory = getattr(module, call.name)(**{a.name: value_of(plan, a, inputs, memory) for a in call.arguments})
     return memory
-
-
-def _one_more(plan: CallPlan, inputs: Inputs) -> Inputs:
-    """The sequence that is read with one more token, whose value plays no part in the logits that are kept."""
-
-    def longer(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else torch.cat([tensor, tensor[:, -1:]], dim=1)
-
-    if plan.family == "encoder_decoder":
-        return replace(inputs, target_ids=longer(inputs.target_ids), target_mask=longer(inputs.target_mask))
-    ids = longer(inputs.input_ids)
-    assert ids is not None
-    return replace(
-        inputs, input_ids=ids, attention_mask=longer(inputs.attention_mask), segment_ids=longer(inputs.segment_ids)
-    )
 
 
 def _laid_out(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
-from anyformer.models.calling import Inputs, value_of
+from anyformer.models.calling import value_of
 from anyformer.models.calls.answers import answers_findings
 from anyformer.models.calls.causal import causality_findings, glance, measure
 from anyformer.models.calls.forcing import order_findings
@@ -36,6 +36,7 @@ from anyformer.models.calls.properties import (
 )
 from anyformer.models.calls.search import SIZES, Size, locate, seen_of
 from anyformer.models.calls.seq2seq import source_finding
+from anyformer.models.inputs import Inputs
 from anyformer.models.plan import Argument, CallPlan
 from anyformer.models.probes import set_mode, untouched
 

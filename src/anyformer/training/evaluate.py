@@ -178,6 +178,7 @@ def _examples(
         loaded.manifest["effective"]["max_length"],
         classes=classes,
         start_end=start_and_end(loaded.tokenizer, id_limit(loaded.plan)) if kind == "seq2seq" else None,
+        pad_to=loaded.plan.only_length,
     )
     exact, _ = reads_padding(loaded.module, loaded.plan, padded)
     view.status("measuring")

@@ -13,6 +13,7 @@ from anyformer.core.settings import TrainSettings
 from anyformer.data.examples import Columns, Examples, Kind, open_examples, split_examples, target_beside
 from anyformer.data.pairs import PaddedExamples
 from anyformer.models.calls.properties import difference, tolerance
+from anyformer.models.inputs import hides_padding
 from anyformer.models.objectives import batch_logits
 from anyformer.models.plan import CallPlan
 from anyformer.models.probes import untouched
@@ -50,6 +51,11 @@ def sides_of(data: Any, settings: TrainSettings, kind: Kind) -> tuple[Examples, 
 
 def reads_padding(module: nn.Module, plan: CallPlan, examples: PaddedExamples) -> tuple[bool, Finding]:
     """Whether padding beside a text changes what the model gives for it, measured on a short text beside a long one."""
+    if plan.only_length is not None:
+        measured = f"every text, to the {plan.only_length:,} tokens that the model runs at alone"
+        if hides_padding(plan):
+            return False, Finding("padding", "ok", measured, reason="hidden by its mask")
+        return False, Finding("padding", "warn", measured, "hidden", "it takes no mask: the model reads the padding")
     lengths = examples.first.lengths
     short, long = int(lengths.argmin()), int(lengths.argmax())
     if lengths[short] == lengths[long]:

@@ -132,8 +132,11 @@ def _continue(module: nn.Module, plan: CallPlan, tokenizer: Any, prompt: str, se
 
 def _tensor(module: nn.Module, ids: Sequence[int]) -> Tensor:
     """(1, T) on the module's device."""
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    return torch.tensor([list(ids)], device=device)
+    return torch.tensor([list(ids)], device=_where(module))
+
+
+def _where(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -220,9 +223,10 @@ def _answered(module: nn.Module, plan: CallPlan, text: Text, case: Case) -> str:
     """What the model writes, or the class it gives, and what is right."""
     pairs = text.pairs
     assert pairs is not None
+    ids, mask = (each.to(_where(module)) for each in pairs.val_examples.padded(case.ids))
     if pairs.start_end is None:
         with evaluating(module):
-            logits = batch_logits(module, plan, {"input_ids": _tensor(module, case.ids)})[0]
+            logits = batch_logits(module, plan, {"input_ids": ids, "attention_mask": mask})[0]
         best = int(logits.argmax())
         name = pairs.classes[best] if best < len(pairs.classes) else f"unused class {best}"
         return f"\n→ {name} ({float(logits.softmax(-1)[best]):.0%})" + (
@@ -232,11 +236,12 @@ def _answered(module: nn.Module, plan: CallPlan, text: Text, case: Case) -> str:
     out = generate(
         module,
         plan,
-        _tensor(module, case.ids),
+        ids,
         max_length=NEW_TOKENS,
         temperature=0.0,
         eos_token_id=end,
         start_token_id=start,
+        attention_mask=mask,
     )
     written = str(text.tokenizer.decode([int(token) for token in out[0]], skip_special_tokens=True))
     return f"\n→ {written.strip()}" + (f"\n(right: {case.right.strip()})" if case.right else "")

@@ -9,6 +9,7 @@ import torch
 
 from anyformer.core.errors import SettingsError
 from anyformer.core.settings import GenerateSettings
+from anyformer.data.pairs import pad_id_of, padded
 from anyformer.evaluation.generation import stream
 from anyformer.runs.rebuild import LoadedRun
 from anyformer.training.objective import start_and_end
@@ -31,13 +32,14 @@ def continuations(
         raise SettingsError("the model writes what belongs to a text; none is given", fix='--prompt "TEXT TO READ"')
     start, end = start_and_end(loaded.tokenizer, id_limit(loaded.plan)) if reads else (None, None)
     prompt = list(loaded.tokenizer.encode(chosen.prompt)) or [loaded.tokenizer.eos_token_id or 0]
+    read, mask = padded([prompt], pad_id_of(loaded.tokenizer), loaded.plan.only_length if reads else None)
     begin = "" if reads else chosen.prompt
     texts: list[str] = []
     for number in range(chosen.num_samples):
         ids = stream(
             loaded.module,
             loaded.plan,
-            torch.tensor([prompt], device=device),
+            read.to(device),
             max_length=(1 if reads else len(prompt)) + chosen.max_tokens,
             temperature=chosen.temperature,
             top_k=chosen.top_k,
@@ -45,6 +47,7 @@ def continuations(
             eos_token_id=end if reads else loaded.tokenizer.eos_token_id,
             generator=torch.Generator().manual_seed(chosen.seed + number),
             start_token_id=start,
+            attention_mask=mask.to(device),
         )
         show("\n\n" + begin if number else begin)
         texts.append(begin + _spoken(ids, loaded.tokenizer, show))

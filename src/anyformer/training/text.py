@@ -275,10 +275,10 @@ def _pairs(
         notes += named
     start_end = start_and_end(tokenizer, limit) if objective == "seq2seq" else None
     view.status("encoding the examples")
-    to_train, train_facts, train_cut = encode_examples(
-        train, tokenizer, max_length, classes=classes, start_end=start_end
-    )
-    to_val, val_facts, val_cut = encode_examples(val, tokenizer, max_length, classes=classes, start_end=start_end)
+    (to_train, train_facts, train_cut), (to_val, val_facts, val_cut) = [
+        encode_examples(side, tokenizer, max_length, classes=classes, start_end=start_end, pad_to=plan.only_length)
+        for side in (train, val)
+    ]
     exact, why = reads_padding(module, plan, to_train)
     text = Text(
         name=train.name,

@@ -122,6 +122,30 @@ class MadeAnew(Encoder):
         return self.mlm_head(nn.Linear(D, D)(self.read(input_ids)))  # type: ignore[no-any-return]
 
 
+class NormedAnew(Encoder):
+    """A normalisation layer at every call: its weights are 1 and 0 each time."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.mlm_head(nn.LayerNorm(D)(self.read(input_ids)))  # type: ignore[no-any-return]
+
+
+HELD = nn.LayerNorm(D)
+
+
+class NormedOutside(Encoder):
+    """One that is held outside: training would move its weights, if it reached them."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.mlm_head(HELD(self.read(input_ids)))  # type: ignore[no-any-return]
+
+
+def test_normalisation_layers_that_are_made_in_forward_are_a_warning_as_nothing_of_them_is_lost() -> None:
+    (finding,) = named(NormedAnew(), "weights")
+    assert (finding.verdict, finding.measured) == ("warn", "2 stay at 1 and 0")
+    (finding,) = named(NormedOutside(), "weights")
+    assert (finding.verdict, finding.measured) == ("fail", "2 weights would neither be trained nor saved")
+
+
 class BothWays(Encoder):
     """As many weights for the other direction, whose numbers are not the ones that are read."""
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from anyformer.core.findings import Finding
-from anyformer.models.calling import Inputs, oriented
+from anyformer.models.calling import oriented
 from anyformer.models.calls.precise import eager
 from anyformer.models.calls.probing import Prober
+from anyformer.models.inputs import Inputs
 from anyformer.models.plan import CallPlan
 
 _DRAWS = 4

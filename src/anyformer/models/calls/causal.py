@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.findings import Finding
-from anyformer.models.calling import Inputs
-from anyformer.models.calls.precise import SHARE, copy_in_float64, float64, most_tokens
+from anyformer.models.calls.precise import SHARE, copy_in_float64, float64, most_tokens, parameter_count
 from anyformer.models.calls.probing import Prober, difference, high, target_high, tolerance
+from anyformer.models.inputs import Inputs
 from anyformer.models.plan import CallPlan
 
 # of the processor, so that a busy machine proves no less, for lengths and ids beyond the first: a leak may begin at
 # one length or with one id only
 _SECONDS = 1.2
 _NUMBERS = 3_000_000  # logits of one forward: 12 MB of float32
+_WORK = 10**11  # tokens × parameters of one forward, about 3 s of one core
 _ALONE = 64  # tokens changed one after the other: a forward each, for so long at most
 _SECONDS_ALONE = 3.0
 # (T, seed, lowest id, id that tokens are changed to: None is another one); a leak may need a block of 16 or 32 tokens
@@ -186,21 +187,22 @@ def _look(
     *,
     alone: bool = False,
     sure: int = 0,
-    most: int = _NUMBERS,
+    most: int | None = None,
     share: float = 1e-5,
     draw: int = 0,
 ) -> Sight | None:
     """alone: a batch of one row, one changed token after the other, of many tokens some, ``sure`` among them.
 
-    most: tokens of a batch. share: see tolerance.
+    most: tokens of a batch; as many as a forward of a few seconds takes, unless given. share: see tolerance.
 
     draw: the random state in which the module runs.
     """
+    most = most or _WORK // max(1, parameter_count(prober.module))
     rows = max(1, min(T + 1, _NUMBERS // (T * max(1, plan.vocab_size)), most // T))
     rows = 1 if alone else max(rows, 2)
     inputs = prober.inputs(plan, rows, T, seed, T, low=low)
     if target:  # the source keeps another length than the target
-        inputs = replace(inputs, input_ids=prober.ids(rows, T + 2, seed, high(plan)))
+        inputs = replace(inputs, input_ids=prober.ids(rows, prober.fixed or T + 2, seed, high(plan)))
         if inputs.target_ids is None:
             return None
     base = prober.try_logits(plan, inputs, seed=draw)

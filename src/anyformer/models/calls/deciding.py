@@ -11,11 +11,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from anyformer.models.calling import Inputs
 from anyformer.models.calls.origins import Kind, Origin, Trace
 from anyformer.models.calls.outputs import Place, order, with_place
 from anyformer.models.calls.ownloss import own_loss
 from anyformer.models.calls.probing import Prober, Run, changed_inputs, difference, tolerance
+from anyformer.models.inputs import Inputs
 from anyformer.models.plan import CallPlan, follow
 
 _RANKS: dict[Kind | None, int] = {"linear": 0, None: 1, "other": 1, "norm": 2, "embedding": 3}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from anyformer.core.findings import Finding
-from anyformer.models.calling import Inputs
 from anyformer.models.calls.masks import with_argument
 from anyformer.models.calls.probing import Prober, changed_inputs, difference, tolerance
+from anyformer.models.inputs import Inputs
 from anyformer.models.plan import Argument, CallPlan
 
 _LENGTHS = ("lengths", "target_lengths")

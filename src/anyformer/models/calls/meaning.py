@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
-from anyformer.models.calling import Inputs, value_of
+from anyformer.models.calling import value_of
 from anyformer.models.calls.causal import glance
 from anyformer.models.calls.forcing import is_forcing
 from anyformer.models.calls.masks import with_argument
@@ -24,6 +24,7 @@ from anyformer.models.calls.origins import POOLS, Trace
 from anyformer.models.calls.overrides import Stated
 from anyformer.models.calls.probing import Prober, changed_inputs, difference, tensors_in, tolerance
 from anyformer.models.calls.properties import squashed
+from anyformer.models.inputs import Inputs
 from anyformer.models.plan import Argument, CallPlan, follow
 
 _POSITIONAL = re.compile(r"pos|wpe|(^|[._])pe($|[._])|seg|token_?type|(^|[._])type|time|place", re.IGNORECASE)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.findings import Finding
-from anyformer.models.calling import Inputs
 from anyformer.models.calls.lengths import settle_order
 from anyformer.models.calls.masks import with_argument
 from anyformer.models.calls.names import hint, parameters_of
 from anyformer.models.calls.overrides import Stated
 from anyformer.models.calls.probing import Prober, difference, tolerance
+from anyformer.models.inputs import Inputs
 from anyformer.models.plan import Argument, CallPlan
 
 

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from anyformer.models.calling import Inputs, LossTap, call_logits, raw_output
+from anyformer.models.calling import LossTap, call_logits, raw_output
+from anyformer.models.inputs import Inputs
 from anyformer.models.plan import CallPlan, LogitsPath
 
 _DEPTH = 4  # how deep logits may lie in nested outputs; none of the libraries' outputs goes beyond 2
@@ -87,7 +88,8 @@ class Prober:
         ids = self.ids(B, T, seed, high(plan), low=low)
         if plan.family != "encoder_decoder":
             return Inputs(ids)
-        return Inputs(ids, target_ids=self.ids(B, S or max(2, T - 2), seed + 50, target_high(plan), low=low))
+        S = self.fixed or S or max(2, T - 2)
+        return Inputs(ids, target_ids=self.ids(B, S, seed + 50, target_high(plan), low=low))
 
     def run(self, plan: CallPlan, inputs: Inputs) -> tuple[Run | None, Exception | None]:
         """What the module gives, or what it raised. The same random state before each run."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.findings import Finding
-from anyformer.models.calling import Inputs, raw_output, row
+from anyformer.models.calling import raw_output
 from anyformer.models.calls.positions import longest_sequence
 from anyformer.models.calls.probing import (
     Prober,
@@ -25,6 +25,7 @@ from anyformer.models.calls.probing import (
     tensors_in,
     tolerance,
 )
+from anyformer.models.inputs import Inputs, row
 from anyformer.models.plan import Argument, CallPlan, OutputKind
 
 __all__ = [
@@ -299,10 +300,8 @@ def position_limit(prober: Prober, plan: CallPlan, position_rows: list[int]) -> 
     """The longest T (and S) that runs, where one more raises."""
     if prober.fixed is not None:
         T, packs = prober.fixed, plan.family in ("decoder", "encoder")
-        why = f"its forward runs at T = {T:,} alone"
-        why += f": blocks of {T:,} tokens" if packs else "; texts of any other length cannot be given to it"
-        verdict: Literal["warn", "fail"] = "warn" if packs else "fail"
-        return T, Finding("positions", verdict, f"exactly {T:,}; others fail", "shorter ones run", why)
+        why = f"its forward runs at T = {T:,} alone: " + (f"blocks of {T:,} tokens" if packs else "texts are padded")
+        return T, Finding("positions", "warn", f"exactly {T:,}; others fail", "shorter ones run", why)
     if plan.graph is not None and plan.graph.positions is not None:
         rows = plan.graph.positions
         return rows, Finding("positions", "ok", f"up to {rows:,}", reason="rows of its position embedding")

@@ -12,7 +12,6 @@ from torch import nn
 
 from anyformer.core.errors import CallError
 from anyformer.models.blame import blame
-from anyformer.models.calling import Inputs
 from anyformer.models.calls.deciding import decide, placed_at
 from anyformer.models.calls.failures import nothing_found, parameter_list, tried
 from anyformer.models.calls.names import hint, parameters_of, required, token_candidates
@@ -23,6 +22,7 @@ from anyformer.models.calls.overrides import Stated, role_stated
 from anyformer.models.calls.positions import candidates, mixing_sizes
 from anyformer.models.calls.probing import Prober, Run, Seen, describe, tensors_in
 from anyformer.models.calls.properties import rows_apart
+from anyformer.models.inputs import Inputs
 from anyformer.models.plan import Argument, CallPlan
 from anyformer.models.signature import forward_parameters
 

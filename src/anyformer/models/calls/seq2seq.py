@@ -12,7 +12,6 @@ from dataclasses import replace
 from torch import nn
 
 from anyformer.core.findings import Finding
-from anyformer.models.calling import Inputs
 from anyformer.models.calls.causal import glance, measure
 from anyformer.models.calls.forcing import forced, forcing_parameters
 from anyformer.models.calls.lengths import settle_lengths
@@ -20,12 +19,16 @@ from anyformer.models.calls.masks import Settled, with_argument, without
 from anyformer.models.calls.names import TOKENS, hint, parameters_of, required, token_candidates, token_name
 from anyformer.models.calls.options import assignments, causal_forms, maybe_decoder, options, padding_forms, source_of
 from anyformer.models.calls.overrides import Stated
+from anyformer.models.calls.positions import candidates
 from anyformer.models.calls.probing import Prober, changed_inputs, difference, tolerance
 from anyformer.models.calls.properties import hides, rows_apart
-from anyformer.models.calls.search import Found, blank, locate, out_of_time
+from anyformer.models.calls.search import Found, Size, blank, locate, out_of_time
+from anyformer.models.inputs import Inputs
 from anyformer.models.plan import Argument, CallPlan, MethodCall
 
 _METHOD_TRIES = 80
+_LENGTHS_TRIED, _LONGEST_TRIED = 3, 1024  # of those that the module names, for one that runs at no other
+_DRAFTS_AT_A_LENGTH = 20
 
 
 def names_two_sequences(module: nn.Module, stated: Stated) -> bool:
@@ -54,14 +57,28 @@ def find_seq2seq(prober: Prober, stated: Stated, failures: list[str]) -> Found |
     """The first call with two sequences of different lengths that gives logits (B, S, V) for the second."""
     if has_methods(prober.module):
         return _by_methods(prober, stated, failures)
+    usual = _by_forward(prober, stated, failures)
+    if usual is not None or not names_two_sequences(prober.module, stated):
+        return usual
+    for L in [n for n in candidates(prober.module, []) if n <= _LONGEST_TRIED][:_LENGTHS_TRIED]:
+        found = _by_forward(prober, stated, [], (((2, L, L), (3, L, L)),))
+        if found is not None:
+            return found
+    return None
+
+
+def _by_forward(
+    prober: Prober, stated: Stated, failures: list[str], lengths: tuple[tuple[Size, Size], ...] = ()
+) -> Found | None:
+    """The first call of forward whose rows are apart, else the one where they are nearest to it."""
     best: Found | None = None
-    for plan in _drafts(prober.module, stated):
-        if out_of_time(prober, failures):
+    for number, plan in enumerate(_drafts(prober.module, stated)):
+        if out_of_time(prober, failures) or (lengths and number >= _DRAFTS_AT_A_LENGTH):
             break
         for time_first in (False, True):
             if stated.batch is not None and time_first != (stated.batch == "second"):
                 continue
-            found, failure = locate(prober, replace(plan, time_first=time_first), stated)
+            found, failure = locate(prober, replace(plan, time_first=time_first), stated, lengths)
             if found is None or found.place.use != "sequence":
                 failures.append(failure or f"{plan.target_arg} as the decoder's input: no (B, S, V)")
                 continue

@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.blame import here
-from anyformer.models.calling import Inputs
 from anyformer.models.calls.probing import Prober
+from anyformer.models.inputs import Inputs
 from anyformer.models.plan import CallPlan
 
 _DEPTH = 3  # of lists in dicts in lists
@@ -95,10 +95,18 @@ def leaves(logits: Tensor) -> list[Tensor]:
     return list(found.values())
 
 
+def constant(tensor: Tensor) -> bool:
+    """Whether all its numbers are one number, as those of a new normalisation layer are."""
+    return tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
+
+
 def require_known_leaves(module: nn.Module, logits: Tensor) -> None:
-    """CallError where the logits depend on weights that are no parameters of the module."""
+    """CallError where the logits depend on weights that are no parameters of the module.
+
+    Constants (weights of a normalisation layer that forward makes) were told of with the plan: nothing of them is lost.
+    """
     known = {id(p) for p in module.parameters()}
-    unknown = [t for t in leaves(logits) if id(t) not in known]
+    unknown = [t for t in leaves(logits) if id(t) not in known and not constant(t)]
     if not unknown:
         return
     shapes = ", ".join(str(tuple(t.shape)) for t in unknown[:4]) + (" …" if len(unknown) > 4 else "")

@@ -12,7 +12,7 @@ from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.calling import call_logits
 from anyformer.models.calls.probing import Prober, seeded
-from anyformer.models.calls.strays import leaves, stray_weights
+from anyformer.models.calls.strays import constant, leaves, stray_weights
 from anyformer.models.plan import CallPlan
 
 _MAIN = re.compile(
@@ -42,6 +42,9 @@ def parts_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
         idle, unknown = _without(prober, plan, layers)
     except Exception:  # noqa: BLE001  (a backward pass in eval mode may be refused: the batch proof tells, then)
         return []
+    if unknown and _made_anew(prober, plan, unknown):
+        why = "forward makes its normalisation layers in each call: it computes the same without them being trained"
+        return [Finding("weights", "warn", f"{len(unknown)} stay at 1 and 0", "made in __init__, trained", why)]
     if unknown:
         shapes = ", ".join(str(tuple(t.shape)) for t in unknown[:4]) + (" …" if len(unknown) > 4 else "")
         why = f"tensors {shapes} are none of its parameters: made in forward, at random each time, or held outside"
@@ -74,6 +77,15 @@ def _without(prober: Prober, plan: CallPlan, layers: dict[str, nn.Parameter]) ->
         idle = [name for name, p in layers.items() if id(p) not in {id(t) for t in reached}] if reached else []
         graded = _graded(logits, layers, idle) if idle and not unknown else {}
     return [name for name in idle if not graded.get(name)], unknown
+
+
+def _made_anew(prober: Prober, plan: CallPlan, unknown: list[Tensor]) -> bool:
+    """Whether they are constants that each call makes anew, and no weights that something else holds."""
+    if not all(constant(t) for t in unknown):
+        return False
+    held = {id(t) for t in unknown}  # the list keeps them alive: no other tensor gets their id
+    _, again = _without(prober, plan, {})
+    return bool(again) and not any(id(t) in held for t in again)
 
 
 def _graded(logits: Tensor, layers: dict[str, nn.Parameter], names: list[str]) -> dict[str, bool]:

@@ -1,0 +1,116 @@
+"""What a batch brings to a call, and how its rows are chosen, ordered and made as long as the module needs them.
+
+B batch, T time (source), S time (target).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from anyformer.core.errors import CallError
+from anyformer.models.plan import CallPlan
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a batch brings, before it is laid out as the module wants it."""
+
+    input_ids: Tensor
+    """(B, T) int64."""
+    attention_mask: Tensor | None = None
+    """(B, T), 1 = keep."""
+    target_ids: Tensor | None = None
+    """(B, S) int64, the decoder's input."""
+    target_mask: Tensor | None = None
+    """(B, S), 1 = keep."""
+    segment_ids: Tensor | None = None
+    """(B, T) int64."""
+
+
+def row(inputs: Inputs, i: int) -> Inputs:
+    """One row of a batch, as a batch of one."""
+    return rows(inputs, slice(i, i + 1))
+
+
+def rows(inputs: Inputs, which: slice | Tensor) -> Inputs:
+    """Some rows of a batch, in that order."""
+
+    def taken(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[which]
+
+    return Inputs(
+        inputs.input_ids[which],
+        taken(inputs.attention_mask),
+        taken(inputs.target_ids),
+        taken(inputs.target_mask),
+        taken(inputs.segment_ids),
+    )
+
+
+def longest_first(inputs: Inputs) -> Tensor:
+    """Numbers of the rows, those with most tokens first."""
+    assert inputs.attention_mask is not None
+    return inputs.attention_mask.sum(-1).argsort(descending=True, stable=True)
+
+
+def one_more(plan: CallPlan, inputs: Inputs) -> Inputs:
+    """The sequence that is read with one more token, whose value plays no part in the logits that are kept."""
+    if plan.family == "encoder_decoder":
+        assert inputs.target_ids is not None
+        return _target_to(inputs, inputs.target_ids.shape[1] + 1)
+    return _source_to(inputs, inputs.input_ids.shape[1] + 1, masked=False)
+
+
+def filled(plan: CallPlan, inputs: Inputs, length: int) -> Inputs:
+    """A shorter batch behind padding up to the one length that the module runs at; what is added moves no logits.
+
+    Raises CallError where it would: the plan has no mask that hides padding, and earlier positions see later ones.
+    """
+    if inputs.target_ids is not None and inputs.target_ids.shape[1] < length:
+        inputs = _target_to(inputs, length)  # its logits see no later token: causality was proven
+    T = inputs.input_ids.shape[1]
+    if length <= T:
+        return inputs
+    if hides_padding(plan):
+        return _source_to(inputs, length, masked=True)
+    if plan.family == "decoder" and plan.causal:
+        return _source_to(inputs, length, masked=False)
+    raise CallError(
+        f"a sequence of {T:,} tokens: the model runs at T = {length:,} alone",
+        "it takes no mask that would hide padding, which would change what it gives",
+        f"pad the ids to {length:,} tokens, as those were that the model was made for",
+    )
+
+
+def hides_padding(plan: CallPlan) -> bool:
+    """Whether the plan has a mask by which tokens of the source are hidden."""
+    masks = [a for a in plan.extras if a.role in ("mask", "memory_mask")]
+    methods = [a for m in plan.methods for a in m.arguments if a.role == "mask"]
+    return plan.mask_arg is not None or bool(masks or methods)
+
+
+def _source_to(inputs: Inputs, length: int, *, masked: bool) -> Inputs:
+    """masked: whether what is added is hidden by the mask; else it repeats the last token, and its mask."""
+    ids = inputs.input_ids
+    mask = inputs.attention_mask
+    if masked:
+        mask = _longer(torch.ones_like(ids) if mask is None else mask, length, fill=0)
+    else:
+        mask = None if mask is None else _longer(mask, length)
+    segments = None if inputs.segment_ids is None else _longer(inputs.segment_ids, length)
+    return replace(inputs, input_ids=_longer(ids, length), attention_mask=mask, segment_ids=segments)
+
+
+def _target_to(inputs: Inputs, length: int) -> Inputs:
+    ids, mask = inputs.target_ids, inputs.target_mask
+    assert ids is not None
+    return replace(inputs, target_ids=_longer(ids, length), target_mask=None if mask is None else _longer(mask, length))
+
+
+def _longer(tensor: Tensor, length: int, *, fill: int | None = None) -> Tensor:
+    """(B, length): what is added repeats the last of each row, or is ``fill``."""
+    more = tensor[:, -1:].expand(-1, length - tensor.shape[1])
+    return torch.cat([tensor, more if fill is None else torch.full_like(more, fill)], dim=1)
