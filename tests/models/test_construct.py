@@ -314,6 +314,20 @@ def test_a_trial_vocabulary_in_main_is_not_taken(tmp_path):
     assert load(tmp_path, body).module.e.weight.shape == (1024, 32)
 
 
+@pytest.mark.parametrize(("shown", "classes"), [(1, 3), (2, 2), (5, 5)])
+def test_a_demonstration_with_one_score_per_text_leaves_the_classes_as_they_are(tmp_path, shown, classes):
+    body = """
+        class Net(nn.Module):
+            def __init__(self, vocab_size, num_classes=3, dim=32):
+                super().__init__()
+                self.e, self.head = nn.Embedding(vocab_size, dim), nn.Linear(dim, num_classes)
+        if __name__ == "__main__":
+            Net(vocab_size=100, num_classes=SHOWN)
+    """.replace("SHOWN", str(shown))
+    assert load(tmp_path, body).module.head.out_features == classes
+    assert load(tmp_path, body, {"num_classes": 1}).module.head.out_features == 1
+
+
 CFG = """
     {globals}
     class Block(nn.Module):

@@ -45,10 +45,14 @@ class Arguments(Sizes):
         meanings |= class_counts(target, names, meanings)
         found = self._matched(names, meanings, [p.name for p in parameters if p.default is not MISSING])
         required = [p for p in parameters if p.default is MISSING and p.name not in found]
+        defaults = {p.name: p.default for p in parameters}
         shown = self._from_site(target, site, depth) if required and site is not None else {}
         for name, value in shown.items():
             trial = meanings.get(name) in aliases.VOCABULARIES and is_trial(value)
-            if name not in found and not trial:
+            own = defaults.get(name)
+            # one number per text is a score; the classes are what can be trained
+            score = meanings.get(name) == "num_classes" and value == 1 and type(own) is int and own > 1
+            if name not in found and not trial and not score:
                 found[name] = value
         plain = {n: v for n, v in found.items() if n in shown and isinstance(v, int | float | str | bool)}
         self.ledger.written.update(plain)
@@ -69,7 +73,7 @@ class Arguments(Sizes):
                 found[name] = value
         if missing:
             raise Missing(missing, target)
-        self.seen.add(names, {p.name: p.default for p in parameters}, found)
+        self.seen.add(names, defaults, found)
         usable = {n: self._usable(n, v, meanings.get(n), _by_name(parameters, n)) for n, v in found.items()}
         scope = self._scope(target)
         declared = {p.name: configs.annotation_of(p, scope) for p in parameters if p.name in usable}
