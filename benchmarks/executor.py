@@ -37,7 +37,8 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for name in TWINS:
         torch.manual_seed(3)
-        module = load_model(ROOT / "tests" / "models" / "builder_exports" / f"{name}.py").module
+        folder = ROOT / "tests" / "models" / "builder_exports"
+        module = load_model(folder / name if (folder / name).is_dir() else folder / f"{name}.py").module
         twin = TWINS[name]()
         twin.load_state_dict(module.state_dict())
         begin = time.perf_counter()
