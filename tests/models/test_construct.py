@@ -328,6 +328,33 @@ def test_a_demonstration_with_one_score_per_text_leaves_the_classes_as_they_are(
     assert load(tmp_path, body, {"num_classes": 1}).module.head.out_features == 1
 
 
+@pytest.mark.parametrize(
+    "config", ["Config(vocab_size=len(tok), dim=48, depth=3)", '{"vocab_size": tok.vocab_size, "dim": 48, "depth": 3}']
+)
+def test_sizes_beside_a_vocabulary_that_is_the_tokenizers_are_kept(tmp_path, config):
+    read = "c.{}" if config.startswith("C") else 'c["{}"]'
+    body = f"""
+        from dataclasses import dataclass
+        @dataclass
+        class Config:
+            vocab_size: int
+            dim: int = 16
+            depth: int = 1
+        class Net(nn.Module):
+            def __init__(self, c):
+                super().__init__()
+                self.e = nn.Embedding({read.format("vocab_size")}, {read.format("dim")})
+                self.layers = nn.ModuleList(nn.Identity() for _ in range({read.format("depth")}))
+        def main():
+            tok = load_tokenizer("somewhere")
+            config = {config}
+            model = Net(config)
+    """
+    module = load(tmp_path, body).module
+    assert (module.e.weight.shape, len(module.layers)) == ((1024, 48), 3)
+    assert load(tmp_path, body, {"vocab_size": 70}).module.e.weight.shape == (70, 48)
+
+
 CFG = """
     {globals}
     class Block(nn.Module):

@@ -149,3 +149,27 @@ def test_each_family_trains_is_measured_again_and_sampled_from(fit: Fit, tmp_pat
     if objective in ("causal", "seq2seq"):
         settings = GenerateSettings(prompt="the cat", max_tokens=T + 6, temperature=0.0)
         assert api.generate_text(result.run_path, model=make(), settings=settings)[0].strip()
+
+
+class LastAlone(nn.Module):
+    """A decoder that gives the last position's logits unless it is given targets, which it shifts inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block_size = T
+        self.tokens, self.places, self.head = nn.Embedding(V, D), nn.Embedding(T, D), nn.Linear(D, V)
+        self.layer = nn.TransformerEncoderLayer(D, 2, 2 * D, 0.0, batch_first=True)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        past = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        h = self.layer(self.tokens(x) + self.places.weight[: x.shape[1]], src_mask=past)
+        if y is None:
+            return self.head(h[:, -1:]), None
+        logits = self.head(h)
+        return logits, nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), y[:, 1:].flatten())
+
+
+def test_optional_targets_are_no_second_text_of_the_same_length() -> None:
+    plan = infer_call_plan(LastAlone())
+    assert (plan.family, plan.targets_arg, plan.only_length, plan.max_positions) == ("decoder", "y", None, T)

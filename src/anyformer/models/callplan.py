@@ -362,6 +362,11 @@ def _one_sequence(
             return replace(plan, family="encoder"), [
                 Finding("family", "warn", "encoder, as asked; it is causal", "", why)
             ]
+        if asked is None and evidence.says_masked and sight.causal:
+            names = ", ".join(evidence.encoder[:3])
+            text = f"no position sees a later token, yet it speaks of masked language modelling: {names}"
+            why = "a mask of its own hides them, by mistake perhaps; if it is meant so: --objective causal, or masked"
+            measured = [Finding("family", "fail", text, "an encoder sees both sides", why), *measured]
         return replace(plan, family="decoder", causal=sight.causal), measured
     both = Finding("causality", "note", f"none: {sight.leak.text().replace('; must be 0', '')}")
     if asked == "encoder":

@@ -79,3 +79,39 @@ def test_an_autoencoder_is_not_trained_as_an_encoder_on_its_own() -> None:
     assert finding.verdict == "fail"
     assert "SequenceAutoEncoder" in finding.reason
     assert "--objective masked" not in finding.reason
+
+
+class Before(nn.Module):
+    """Sees what came before, under the names that are given."""
+
+    def __init__(self, head: str = "out") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.emb = nn.Embedding(V, D)
+        self.add_module(head, nn.Linear(D, V))
+        self.head = head
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.emb(tokens)
+        return getattr(self, self.head)(x + x.cumsum(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "blocked"),
+    [
+        ("BertModel", "mlm_head", True),
+        ("BertModel", "out", False),  # one sign is not enough
+        ("Before", "mlm_head", False),
+        ("CausalBert", "mlm_head", False),
+        ("BertDecoder", "mlm_head", False),
+    ],
+)
+def test_a_masked_language_model_that_sees_no_later_token_is_told_of(name: str, head: str, blocked: bool) -> None:
+    module = type(name, (Before,), {})(head)
+    told = [f for f in infer_call_plan(module).findings if f.name == "family" and f.verdict == "fail"]
+    assert [("masked language modelling: class " + name in f.measured) for f in told] == [True] * blocked
+    if blocked:
+        for objective, family in (("causal", "decoder"), ("masked", "encoder")):
+            plan = infer_call_plan(module, objective=objective)
+            assert plan.family == family
+            assert not [f for f in plan.findings if f.verdict == "fail"]

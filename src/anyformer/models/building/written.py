@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from anyformer.models.building import aliases
 from anyformer.models.building.flags import flag_defaults, flags_beside
 from anyformer.models.files.constants import TooBig, folded
 from anyformer.models.files.records import Records
@@ -111,13 +113,38 @@ class Written:
                 return CallSite(target, node, dict(scope), 9)
             if self._parses_flags(node, target):
                 return argparse.Namespace(**self._flags)
-        if not self._is_plain(node, scope):
+        if self._is_plain(node, scope):
+            code = compile(ast.Expression(node), "<expression>", "eval")
+            # what the user's program would raise there, a name that is not known for one: the value stays unknown
+            with contextlib.suppress(Exception):
+                return eval(code, {**vars(self._module), **scope})
+        return self._partly(node, scope)
+
+    def _partly(self, node: ast.expr, scope: Mapping[str, Any]) -> Any:
+        """A dict or a record without those of its values that are unknown: a vocabulary, mostly, of a tokenizer.
+
+        An unknown vocabulary that it cannot be without is −1. Unknown is raised where no value is known.
+        """
+        given: list[tuple[str | None, ast.expr]] = []
+        target: Any = dict
+        if isinstance(node, ast.Dict):
+            given = [(getattr(key, "value", None), value) for key, value in zip(node.keys, node.values, strict=True)]
+        elif isinstance(node, ast.Call) and not node.args:
+            target = self.resolve(node.func, scope)
+            given = [(keyword.arg, keyword.value) for keyword in node.keywords]
+        record = inspect.isclass(target) and (target is dict or self._records.is_plain(target))
+        if not record or not all(isinstance(name, str) for name, _ in given):
             raise Unknown
-        code = compile(ast.Expression(node), "<expression>", "eval")
-        try:
-            return eval(code, {**vars(self._module), **scope})
-        except Exception as error:  # what the user's program would raise there; the value stays unknown
-            raise Unknown from error
+        known: dict[str, Any] = {}
+        for name, value in given:
+            with contextlib.suppress(Unknown):
+                known[str(name)] = self.evaluate(value, scope)
+        known = {name: value for name, value in known.items() if not isinstance(value, CallSite)}
+        unsaid = {str(n): -1 for n, _ in given if n not in known and aliases.role(str(n)) in aliases.VOCABULARIES}
+        for more in ({}, unsaid) if known else ():
+            with contextlib.suppress(Exception):  # what the user's class would raise there; the value stays unknown
+                return target(**known, **more)
+        raise Unknown
 
     def resolve(self, node: ast.expr, scope: Mapping[str, Any]) -> Any:
         """The object that a dotted name stands for, or None."""

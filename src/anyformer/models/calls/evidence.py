@@ -20,6 +20,7 @@ _ENCODER = re.compile(
     r"|ESM\d?(?![a-z])|Esm[A-Z\d]|XLMR?(?![a-z])|FNet|[rR]o[fF]ormer|[lL]ongformer|[bB]ig_?[bB]ird|[nN]ystromformer|MPNet"
     r"|ERNIE|Ernie"
 )
+_MASKED = re.compile(r"[bB]ert(?![a-z])|BERT|[eE]lectra|ELECTRA|MLM|[mM]asked_?L")
 _NEITHER = re.compile(
     r"[aA]uto_?[eE]ncod(er|ing)|VAE(?![a-z])|[dD]iffusion|LLaDA|MDLM|SEDD|D3PM|MaskGIT|[dD]enois(er|ing)"
 )
@@ -48,6 +49,12 @@ class Evidence:
     def says_encoder(self) -> bool:
         """Something speaks for an encoder and nothing for a decoder or another objective."""
         return bool(self.encoder) and not self.decoder and not self.neither
+
+    @property
+    def says_masked(self) -> bool:
+        """Its name and its parts, or its own loss, speak of masked language modelling, and nothing of a decoder."""
+        named = [e for e in self.encoder if e.startswith("class") and _MASKED.search(e)]
+        return self.says_encoder and bool(named) and any(not e.startswith(("class", "file")) for e in self.encoder)
 
 
 def gather(module: nn.Module) -> Evidence:

@@ -195,15 +195,15 @@ def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated
                     continue
                 if found.place.use == "sequence":
                     return [found]
-                pooled += [found] if _convincing(found) and _refuses_others(prober, found, L) else []
+                pooled += [found] if _convincing(found) and refuses_others(prober, found, L) else []
             if pooled:
                 prober.sizes = pooled[0].sizes
                 return pooled[:1]
     return []
 
 
-def _refuses_others(prober: Prober, found: Found, L: int) -> bool:
-    """Whether no other length runs: a row of numbers per text has no axis that shows what was read as time."""
+def refuses_others(prober: Prober, found: Found, L: int) -> bool:
+    """Whether no other length runs: one row of numbers per text, or two texts of one length, tell of none."""
     return all(_run(prober, found.plan, 2, T, T, 0)[0] is None for T in (5, L - 1, L + 1))
 
 

@@ -22,7 +22,7 @@ from anyformer.models.calls.overrides import Stated
 from anyformer.models.calls.positions import candidates
 from anyformer.models.calls.probing import Prober, changed_inputs, difference, tolerance
 from anyformer.models.calls.properties import hides, rows_apart
-from anyformer.models.calls.search import Found, Size, blank, locate, out_of_time
+from anyformer.models.calls.search import Found, Size, blank, locate, out_of_time, refuses_others
 from anyformer.models.inputs import Inputs
 from anyformer.models.plan import Argument, CallPlan, MethodCall
 
@@ -62,8 +62,9 @@ def find_seq2seq(prober: Prober, stated: Stated, failures: list[str]) -> Found |
         return usual
     for L in [n for n in candidates(prober.module, []) if n <= _LONGEST_TRIED][:_LENGTHS_TRIED]:
         found = _by_forward(prober, stated, [], (((2, L, L), (3, L, L)),))
-        if found is not None:
+        if found is not None and refuses_others(prober, found, L):
             return found
+        prober.sizes = ()
     return None
 
 
