@@ -22,7 +22,7 @@ from anyformer.models.calls.answers import answers_findings
 from anyformer.models.calls.causal import Sight, causality_findings, measure, only_in_training
 from anyformer.models.calls.criteria import criteria_finding
 from anyformer.models.calls.culprit import leak_reason
-from anyformer.models.calls.evidence import Evidence, gather
+from anyformer.models.calls.evidence import Evidence, gather, sees_nothing_later
 from anyformer.models.calls.failures import nothing_found, sameness
 from anyformer.models.calls.forcing import order_findings, settle_forcing
 from anyformer.models.calls.labels import tagger_finding
@@ -363,10 +363,7 @@ def _one_sequence(
                 Finding("family", "warn", "encoder, as asked; it is causal", "", why)
             ]
         if asked is None and evidence.says_masked and sight.causal:
-            names = ", ".join(evidence.encoder[:3])
-            text = f"no position sees a later token, yet it speaks of masked language modelling: {names}"
-            why = "a mask of its own hides them, by mistake perhaps; if it is meant so: --objective causal, or masked"
-            measured = [Finding("family", "fail", text, "an encoder sees both sides", why), *measured]
+            measured = [sees_nothing_later(evidence), *measured]
         return replace(plan, family="decoder", causal=sight.causal), measured
     both = Finding("causality", "note", f"none: {sight.leak.text().replace('; must be 0', '')}")
     if asked == "encoder":

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from anyformer.core.findings import Finding
 from anyformer.models.calls.names import hint, parameters_of
 from anyformer.models.calls.options import source_of
 
@@ -55,6 +56,13 @@ class Evidence:
         """Its name and its parts, or its own loss, speak of masked language modelling, and nothing of a decoder."""
         named = [e for e in self.encoder if e.startswith("class") and _MASKED.search(e)]
         return self.says_encoder and bool(named) and any(not e.startswith(("class", "file")) for e in self.encoder)
+
+
+def sees_nothing_later(evidence: Evidence) -> Finding:
+    """Of a masked language model that is causal, which is not what it says it is."""
+    text = "no position sees a later token, yet it speaks of masked language modelling: "
+    why = "a mask of its own hides them, by mistake perhaps; if it is meant so: --objective causal, or masked"
+    return Finding("family", "fail", text + ", ".join(evidence.encoder[:3]), "an encoder sees both sides", why)
 
 
 def gather(module: nn.Module) -> Evidence:
