@@ -6,7 +6,6 @@ mode only. B batch, T time, V vocabulary.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -17,8 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding, Verdict
-from anyformer.models.blame import blame, user_lines
+from anyformer.models.blame import blame
 from anyformer.models.calling import call_logits
+from anyformer.models.calls.backwards import not_differentiable
 from anyformer.models.calls.leaks import Looked, look, look_in_float64, seeded_logits
 from anyformer.models.calls.precise import copy_in_float64, eager
 from anyformer.models.calls.probing import difference, seeded, tolerance, woken
@@ -160,22 +160,20 @@ def _backward(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | Non
     with untouched(module):
         set_mode(module, True)
         module.zero_grad(set_to_none=True)
+
+        def step() -> None:
+            logits = seeded_logits(module, plan, ids, read, attached=True)
+            require_known_leaves(module, logits)
+            _loss(logits).backward()  # type: ignore[no-untyped-call]
+
         try:
             with torch.enable_grad():
-                logits = seeded_logits(module, plan, ids, read, attached=True)
-                require_known_leaves(module, logits)
-                _loss(logits).backward()  # type: ignore[no-untyped-call]
+                step()
             without = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            line = _anomaly(module, plan, ids, read)
-            what = "an in-place operation" if "inplace" in str(error) else "an operation"
-            raise CallError(
-                f"the backward pass fails: {what} of the model cannot be differentiated",
-                f"{line}{str(error).splitlines()[0]}",
-                "write x = x + y for x += y and relu(x) for relu_(x)" if "inplace" in str(error) else "",
-            ) from error
+            raise not_differentiable(error, step) from error
         finally:
             module.zero_grad(set_to_none=True)
     if not without:
@@ -190,19 +188,6 @@ def _loss(logits: Tensor) -> Tensor:
     """Cross-entropy with arbitrary classes: its gradient reaches what any objective's reaches."""
     rows = logits.reshape(-1, logits.shape[-1]).float()
     return F.cross_entropy(rows, torch.arange(len(rows), device=rows.device) % rows.shape[1])
-
-
-def _anomaly(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | None) -> str:
-    """The line whose result the backward pass cannot use, once more with autograd's own record of it; "" if unknown."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            with torch.enable_grad(), torch.autograd.set_detect_anomaly(True):
-                _loss(seeded_logits(module, plan, ids, read, attached=True)).backward()  # type: ignore[no-untyped-call]
-        except RuntimeError:
-            pass  # it failed before; the record of the forward pass is in the warning
-    frames = [line for w in caught for line in user_lines(str(w.message))]
-    return f"{frames[-1]}\n" if frames else ""
 
 
 def _mode(

@@ -19,6 +19,7 @@ from anyformer.core.findings import Finding
 from anyformer.models.calling import call_logits
 from anyformer.models.calls.altered import altered_findings
 from anyformer.models.calls.answers import answers_findings
+from anyformer.models.calls.backwards import backward_finding
 from anyformer.models.calls.causal import Sight, causality_findings, measure, only_in_training
 from anyformer.models.calls.criteria import criteria_finding
 from anyformer.models.calls.culprit import leak_reason
@@ -128,6 +129,7 @@ def _infer(prober: Prober, said: Stated, objective: Objective | None) -> CallPla
         *altered_findings(prober, plan),
         *parts_finding(prober, plan),
         *stray_finding(prober, plan, sample),
+        *backward_finding(prober, plan),
         about_ids,
         *about_order,
         *about_family,
