@@ -257,6 +257,20 @@ def test_a_loss_that_trains_a_copy_is_named() -> None:
     torch.testing.assert_close(call_logits(module, plan, IDS), module.logits(IDS))
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+def test_of_logits_that_are_nearly_equal_nothing_is_said_of_the_shift(shift: int) -> None:
+    class Flat(Core):
+        def forward(self, ids: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+            y = 1e-8 * self.logits(ids)
+            T = ids.shape[1]
+            return y, None if labels is None else F.cross_entropy(
+                y[:, : T - shift].flatten(0, 1), labels[:, shift:].flatten()
+            )
+
+    finding = found(infer_call_plan(Flat()), "own loss")
+    assert (finding.verdict, finding.measured) == ("note", "cannot be told from ours, shifted or not")
+
+
 # what speaks for an encoder
 
 

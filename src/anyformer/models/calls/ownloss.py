@@ -139,10 +139,13 @@ def _compare(
     in_place = [_in_place(prober, plan, inputs, logits, c.targets) for c in calls]
     shifted = [causal_lm_loss(logits, c.targets) for c in calls]
     both = {"caller": in_place, "inside": shifted}
-    for shift, ours in both.items():
-        apart = max(_apart(c.loss, o) for c, o in zip(calls, ours, strict=True))
-        if apart <= _CLOSE:
-            return _equal(plan, name, shift, apart)
+    apart = {s: max(_apart(c.loss, o) for c, o in zip(calls, ours, strict=True)) for s, ours in both.items()}
+    if max(apart.values()) <= _CLOSE:
+        why = "its logits are nearly equal before any training: every shift of the targets gives the same loss"
+        return Finding("own loss", "note", "cannot be told from ours, shifted or not", reason=why), False
+    for shift, far in apart.items():
+        if far <= _CLOSE:
+            return _equal(plan, name, shift, far)
     if _apart(calls[0].loss, in_place[0]) <= _CLOSE or _apart(calls[0].loss, shifted[0]) <= _CLOSE:
         shift = "caller" if _apart(calls[0].loss, in_place[0]) <= _CLOSE else "inside"
         finding, place = _equal(plan, name, shift, 0.0)
