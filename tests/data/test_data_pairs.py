@@ -16,6 +16,8 @@ from anyformer.data.pairs import (
     Ragged,
     encode_examples,
     like_batches,
+    padding_finding,
+    padding_share,
 )
 from anyformer.tokenization import CharacterLevelTokenizer
 
@@ -137,3 +139,20 @@ def test_rows_of_ids() -> None:
     assert [rows.row(i).tolist() for i in range(3)] == [[1, 2], [3], [4, 5, 6]]
     assert rows.lengths.tolist() == [2, 1, 3]
     assert list(islice(np.asarray(rows.ends), 3)) == [2, 3, 6]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_share_of_padding_is_that_of_the_batches(exact: bool) -> None:
+    data = encoded(40)
+    batches = like_batches(data, 7, exact)
+    total = pads = 0
+    for items in batches:
+        batch = data.__getitems__(items).tensors
+        for name in ("attention_mask", "target_mask"):
+            total += batch[name].numel()
+            pads += int((batch[name] == 0).sum())
+    assert padding_share(data, batches) == pytest.approx(pads / total)
+    finding = padding_finding(data, 7, exact)
+    assert finding.measured == f"{pads / total:.1%} of the tokens in a batch"
+    mixed = float(finding.reason.split("; ")[1].split("%")[0]) / 100
+    assert mixed > pads / total + 0.1

@@ -251,6 +251,27 @@ def like_batches(
     return [group[i : i + batch_size].tolist() for group in groups for i in range(0, len(group), batch_size)]
 
 
+def padding_finding(examples: PaddedExamples, batch_size: int, exact: bool) -> Finding:
+    """What share of the tokens in a batch is padding, and what it would be in batches of any lengths."""
+    shown = EpochOrder(len(examples), 0).indices(0, 0, len(examples))
+    mixed = [shown[i : i + batch_size].tolist() for i in range(0, len(shown), batch_size)]
+    ours = padding_share(examples, like_batches(examples, batch_size, exact))
+    why = f"texts of like length come together; {padding_share(examples, mixed):.1%} in batches of any lengths"
+    return Finding("padding share", "note", f"{ours:.1%} of the tokens in a batch", reason=why)
+
+
+def padding_share(examples: PaddedExamples, batches: Sequence[Sequence[int]]) -> float:
+    """Tokens of padding among all tokens of these batches, both parts of an example counted."""
+    parts = [(examples.first.lengths, examples.length)]
+    parts += [(examples.second.lengths, None)] if isinstance(examples.second, Ragged) else []
+    held = wide = 0
+    for items in map(np.asarray, batches):
+        for lengths, fixed in parts:
+            held += int(lengths[items].sum())
+            wide += len(items) * (fixed or int(lengths[items].max()))
+    return 1 - held / wide
+
+
 def encode_examples(
     examples: Examples,
     tokenizer: Any,

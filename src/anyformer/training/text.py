@@ -24,7 +24,7 @@ from anyformer.data.corpus import PYTHON_STDLIB, is_glob, open_corpus
 from anyformer.data.examples import Kind, class_ids, fingerprint
 from anyformer.data.hub import HubReference, is_hub_name
 from anyformer.data.module import AdaptiveTokenizerDataModule, open_held_out
-from anyformer.data.pairs import PairDataModule, encode_examples
+from anyformer.data.pairs import PairDataModule, encode_examples, padding_finding
 from anyformer.data.quality import judge
 from anyformer.data.split import train_texts
 from anyformer.models.masking import Masking
@@ -46,6 +46,7 @@ _TOLD = (
         "classes",
         "long examples",
         "padding",
+        "padding share",
     ),
     "data quality",
 )
@@ -280,6 +281,7 @@ def _pairs(
         for side in (train, val)
     ]
     exact, why = reads_padding(module, plan, to_train)
+    share = padding_finding(to_train, settings.batch_size, exact)
     text = Text(
         name=train.name,
         description=train.description,
@@ -301,7 +303,7 @@ def _pairs(
         held_out_bytes=val_facts["bytes"],
         fingerprint=fingerprint(train, val),
         splits={"train": train_facts, "val": val_facts},
-        findings=(*unused_settings(settings, objective), *notes, *chosen, *train_cut, *val_cut, why),
+        findings=(*unused_settings(settings, objective), *notes, *chosen, *train_cut, *val_cut, why, share),
         objective=objective,
     )
     text = replace(text, train_batches=len(text.datamodule.train_dataloader()))
