@@ -11,14 +11,13 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding, Verdict
 from anyformer.models.blame import blame
 from anyformer.models.calling import call_logits
-from anyformer.models.calls.backwards import not_differentiable
+from anyformer.models.calls.backwards import not_differentiable, some_loss
 from anyformer.models.calls.leaks import Looked, look, look_in_float64, seeded_logits
 from anyformer.models.calls.precise import copy_in_float64, eager
 from anyformer.models.calls.probing import difference, seeded, tolerance, woken
@@ -164,15 +163,15 @@ def _backward(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | Non
         def step() -> None:
             logits = seeded_logits(module, plan, ids, read, attached=True)
             require_known_leaves(module, logits)
-            _loss(logits).backward()  # type: ignore[no-untyped-call]
+            some_loss(logits).backward()  # type: ignore[no-untyped-call]
 
         try:
             with torch.enable_grad():
                 step()
             without = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+        except (CallError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
             raise not_differentiable(error, step) from error
         finally:
             module.zero_grad(set_to_none=True)
@@ -182,12 +181,6 @@ def _backward(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | Non
     shown = ", ".join(without[:4]) + (" …" if len(without) > 4 else "")
     why = "the logits do not depend on them: they stay as they are"
     return [Finding("gradients", "warn", f"{len(without)} parameters get none: {shown}", "all get one", why)]
-
-
-def _loss(logits: Tensor) -> Tensor:
-    """Cross-entropy with arbitrary classes: its gradient reaches what any objective's reaches."""
-    rows = logits.reshape(-1, logits.shape[-1]).float()
-    return F.cross_entropy(rows, torch.arange(len(rows), device=rows.device) % rows.shape[1])
 
 
 def _mode(

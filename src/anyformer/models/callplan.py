@@ -79,7 +79,10 @@ def infer_call_plan(
         awake, asleep, refused = woken(module)
         with untouched(awake):
             set_mode(awake, False)
-            plan = _infer(Prober(awake), said, objective)
+            prober = Prober(awake)
+            plan = _infer(prober, said, objective)
+        # what the probes left behind is gone: a cache that they filled would hide the graph of the first step
+        plan = replace(plan, findings=(*plan.findings, *backward_finding(awake, plan, prober.sizes)))
     if asleep:
         how = f"they could not be filled in a copy ({refused})" if refused else "measured on a copy with noise in them"
         shown = ", ".join(asleep[:4]) + (" …" if len(asleep) > 4 else "")
@@ -129,7 +132,6 @@ def _infer(prober: Prober, said: Stated, objective: Objective | None) -> CallPla
         *altered_findings(prober, plan),
         *parts_finding(prober, plan),
         *stray_finding(prober, plan, sample),
-        *backward_finding(prober, plan),
         about_ids,
         *about_order,
         *about_family,

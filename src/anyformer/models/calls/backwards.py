@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.blame import user_lines
 from anyformer.models.calling import call_logits
 from anyformer.models.calls.probing import Prober, seeded
+from anyformer.models.calls.search import Size
 from anyformer.models.plan import CallPlan
 from anyformer.models.probes import set_mode, untouched
 
@@ -21,65 +24,63 @@ _LARGE = 4_000_000  # numbers of a parameter
 _STEPS = 2  # a cache that keeps the graph of the first fails in the second
 
 
-def backward_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
-    """Fail where the backward pass of one of two steps in training mode raises; nothing where they run."""
-    inputs = prober.inputs(plan, *prober.sizes[0][:2], 37, prober.sizes[0][2])
+def backward_finding(module: nn.Module, plan: CallPlan, sizes: tuple[Size, ...]) -> list[Finding]:
+    """Fail where the backward pass of one of two steps in training mode raises; nothing where they run.
 
-    def forward() -> torch.Tensor:
+    sizes: (B, T, S) at which the call was found. Gradients are computed without being kept: no ``.grad`` is set and no
+    hook that waits for one runs.
+    """
+    prober = Prober(module)
+    prober.sizes = sizes
+    inputs = prober.inputs(plan, *sizes[0][:2], 37, sizes[0][2])
+    weights = _one_of_each(module)
+
+    def forward() -> Tensor:
         seeded()
-        return call_logits(prober.module, plan, inputs.input_ids, target_ids=inputs.target_ids).float().sum()
+        return some_loss(call_logits(module, plan, inputs.input_ids, target_ids=inputs.target_ids))
 
-    with untouched(prober.module, gradients=False), _gradients_dropped(prober.module), torch.enable_grad():
-        set_mode(prober.module, True)
-        for _ in range(_STEPS):
+    def backward(loss: Tensor) -> None:
+        torch.autograd.grad(loss, weights, allow_unused=True)
+
+    with untouched(module, gradients=False), torch.enable_grad():
+        set_mode(module, True)
+        for _ in range(_STEPS if weights else 0):
             try:
-                total = forward()
+                loss = forward()
             except Exception:  # noqa: BLE001  (a stranger's forward may raise anything in training mode: batchproof tells)
                 return []
-            if not total.requires_grad:
+            if not loss.requires_grad:
                 return []
             try:
-                total.backward()  # type: ignore[no-untyped-call]
+                backward(loss)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:
-                told = not_differentiable(error, lambda: forward().backward())  # type: ignore[no-untyped-call]
+            except Exception as error:  # noqa: BLE001  (a stranger's Function may raise anything; it is reported)
+                if "heckpoint" in str(error):
+                    return []  # torch.utils.checkpoint in its old form wants backward() itself: batchproof runs it
+                told = not_differentiable(error, lambda: backward(forward()))
                 why = f"{told.detail}; {told.fix}" if told.fix else told.detail
-                return [
-                    Finding(
-                        "backward pass",
-                        "fail",
-                        told.what.removeprefix("the backward pass "),
-                        "it runs, step after step",
-                        " ".join(why.split()),
-                    )
-                ]
+                measured = told.what.removeprefix("the backward pass ")
+                return [Finding("backward pass", "fail", measured, "it runs, step after step", " ".join(why.split()))]
     return []
 
 
-@contextmanager
-def _gradients_dropped(module: nn.Module) -> Iterator[None]:
-    """Each gradient is freed as soon as it is there, and large tables get none: they would take the model's memory."""
-    held = [(p, p.grad) for p in module.parameters()]
-
-    def drop(parameter: torch.Tensor) -> None:
-        parameter.grad = None
-
-    for parameter, _ in held:
-        parameter.grad = None
-        if parameter.is_leaf and parameter.numel() > _LARGE:
-            parameter.requires_grad_(False)  # ``untouched`` puts it back
-    hooks = [p.register_post_accumulate_grad_hook(drop) for p, _ in held if p.requires_grad]  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for parameter, grad in held:
-            parameter.grad = grad
+def _one_of_each(module: nn.Module) -> list[nn.Parameter]:
+    """The first parameter of each kind: a gradient that reaches the first block has passed all others."""
+    kinds: dict[str, nn.Parameter] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.is_leaf and not is_lazy(parameter) and parameter.numel() <= _LARGE:
+            kinds.setdefault(re.sub(r"\d+", "#", name), parameter)
+    return list(kinds.values())
 
 
-def not_differentiable(error: RuntimeError, again: Callable[[], None]) -> CallError:
+def some_loss(logits: Tensor) -> Tensor:
+    """Cross-entropy with arbitrary classes: its gradient reaches what any objective's reaches."""
+    rows = logits.reshape(-1, logits.shape[-1]).float()
+    return F.cross_entropy(rows, torch.arange(len(rows), device=rows.device) % rows.shape[1])
+
+
+def not_differentiable(error: Exception, again: Callable[[], None]) -> CallError:
     """What to raise for a backward pass that failed; again: the same step, run once more to learn its line."""
     inplace = "inplace" in str(error)
     twice = "second time" in str(error)
@@ -101,7 +102,7 @@ def _line(again: Callable[[], None]) -> str:
         try:
             with torch.enable_grad(), torch.autograd.set_detect_anomaly(True):
                 again()
-        except RuntimeError:
+        except Exception:  # noqa: BLE001
             pass  # it failed before; the record of the forward pass is in the warning
     frames = [line for w in caught for line in user_lines(str(w.message))]
     return f"{frames[-1]}\n" if frames else ""
