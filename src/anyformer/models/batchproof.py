@@ -162,7 +162,7 @@ def _backward(module: nn.Module, plan: CallPlan, ids: Tensor, read: Tensor | Non
 
         def step() -> None:
             logits = seeded_logits(module, plan, ids, read, attached=True)
-            require_known_leaves(module, logits)
+            require_known_leaves(module, logits, lambda: seeded_logits(module, plan, ids, read, attached=True))
             some_loss(logits).backward()  # type: ignore[no-untyped-call]
 
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
+from anyformer.models.batchproof import prove_on_batch
 from anyformer.models.callplan import infer_call_plan
 from anyformer.training.objective import require_trainable
 
@@ -139,11 +142,45 @@ class NormedOutside(Encoder):
         return self.mlm_head(HELD(self.read(input_ids)))  # type: ignore[no-any-return]
 
 
+class Listed(Encoder):
+    """Gains in a plain list: they start at one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gains = [nn.Parameter(torch.ones(D))]
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.mlm_head(self.read(input_ids) * self.gains[0])  # type: ignore[no-any-return]
+
+
+class Gated(Encoder):
+    """One number, drawn anew at every call."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.mlm_head(self.read(input_ids) * nn.Parameter(torch.randn(1)))  # type: ignore[no-any-return]
+
+
+class IdleBeside(NormedAnew):
+    """A normalisation layer at every call, and a stack of layers that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.big = nn.Sequential(*[nn.Linear(2 * D, 2 * D) for _ in range(6)])
+
+
 def test_normalisation_layers_that_are_made_in_forward_are_a_warning_as_nothing_of_them_is_lost() -> None:
     (finding,) = named(NormedAnew(), "weights")
     assert (finding.verdict, finding.measured) == ("warn", "2 stay at 1 and 0")
-    (finding,) = named(NormedOutside(), "weights")
-    assert (finding.verdict, finding.measured) == ("fail", "2 weights would neither be trained nor saved")
+    assert [f.verdict for name in ("weights", "parts") for f in named(IdleBeside(), name)] == ["warn", "fail"]
+
+
+@pytest.mark.parametrize(("model", "count"), [(NormedOutside, 2), (Listed, 1), (Gated, 1)])
+def test_weights_that_are_held_elsewhere_or_drawn_anew_are_a_failure(model: type[Encoder], count: int) -> None:
+    (finding,) = named(model(), "weights")
+    assert (finding.verdict, finding.measured) == ("fail", f"{count} weights would neither be trained nor saved")
+    plan = replace(infer_call_plan(Encoder()), findings=())
+    with pytest.raises(CallError, match=f"{count} weights of {model.__name__} would neither be trained nor saved"):
+        prove_on_batch(model(), plan, torch.randint(1, V, (3, 9)))
 
 
 class BothWays(Encoder):

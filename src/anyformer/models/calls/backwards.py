@@ -62,6 +62,9 @@ def backward_finding(module: nn.Module, plan: CallPlan, sizes: tuple[Size, ...])
                 why = f"{told.detail}; {told.fix}" if told.fix else told.detail
                 measured = told.what.removeprefix("the backward pass ")
                 return [Finding("backward pass", "fail", measured, "it runs, step after step", " ".join(why.split()))]
+            with torch.no_grad():
+                for weight in weights:
+                    weight.mul_(1.0)  # as an optimizer's step: what was made of the weights before is out of date
     return []
 
 

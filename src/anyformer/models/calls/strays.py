@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -95,19 +95,32 @@ def leaves(logits: Tensor) -> list[Tensor]:
     return list(found.values())
 
 
-def constant(tensor: Tensor) -> bool:
-    """Whether all its numbers are one number, as those of a new normalisation layer are."""
-    return tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
-
-
-def require_known_leaves(module: nn.Module, logits: Tensor) -> None:
-    """CallError where the logits depend on weights that are no parameters of the module.
-
-    Constants (weights of a normalisation layer that forward makes) were told of with the plan: nothing of them is lost.
-    """
+def unknown_leaves(module: nn.Module, logits: Tensor) -> list[Tensor]:
+    """Weights that the logits depend on and that are no parameters of the module."""
     known = {id(p) for p in module.parameters()}
-    unknown = [t for t in leaves(logits) if id(t) not in known and not constant(t)]
-    if not unknown:
+    return [t for t in leaves(logits) if id(t) not in known]
+
+
+def made_anew(module: nn.Module, unknown: list[Tensor], again: Callable[[], Tensor]) -> bool:
+    """Whether they are the ones and zeros of normalisation layers that each call makes anew: nothing of them is lost.
+
+    again: gives the logits of another call.
+    """
+    plain = [t.numel() > 1 and float(t.flatten()[0]) in (0, 1) and bool((t == t.flatten()[0]).all()) for t in unknown]
+    if not all(plain):
+        return False
+    held = {id(t) for t in unknown}  # the list keeps them alive: no other tensor gets their id
+    others = unknown_leaves(module, again())
+    return len(others) == len(unknown) and not any(id(t) in held for t in others)
+
+
+def require_known_leaves(module: nn.Module, logits: Tensor, again: Callable[[], Tensor]) -> None:
+    """CallError where the logits depend on weights that are no parameters of the module and that would be lost.
+
+    again: gives the logits of another call.
+    """
+    unknown = unknown_leaves(module, logits)
+    if not unknown or made_anew(module, unknown, again):
         return
     shapes = ", ".join(str(tuple(t.shape)) for t in unknown[:4]) + (" …" if len(unknown) > 4 else "")
     where = stray_text(module, {id(t) for t in unknown})

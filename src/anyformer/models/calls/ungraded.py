@@ -12,7 +12,7 @@ from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.calling import call_logits
 from anyformer.models.calls.probing import Prober, seeded
-from anyformer.models.calls.strays import constant, leaves, stray_weights
+from anyformer.models.calls.strays import leaves, made_anew, stray_text, stray_weights, unknown_leaves
 from anyformer.models.plan import CallPlan
 
 _MAIN = re.compile(
@@ -42,50 +42,53 @@ def parts_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
         idle, unknown = _without(prober, plan, layers)
     except Exception:  # noqa: BLE001  (a backward pass in eval mode may be refused: the batch proof tells, then)
         return []
-    if unknown and _made_anew(prober, plan, unknown):
+    about: list[Finding] = []
+    if unknown and made_anew(module, unknown, lambda: _logits(prober, plan)):
         why = "forward makes its normalisation layers in each call: it computes the same without them being trained"
-        return [Finding("weights", "warn", f"{len(unknown)} stay at 1 and 0", "made in __init__, trained", why)]
-    if unknown:
+        about = [Finding("weights", "warn", f"{len(unknown)} stay at 1 and 0", "made in __init__, trained", why)]
+    elif unknown:
         shapes = ", ".join(str(tuple(t.shape)) for t in unknown[:4]) + (" …" if len(unknown) > 4 else "")
-        why = f"tensors {shapes} are none of its parameters: made in forward, at random each time, or held outside"
+        made = f"tensors {shapes} are none of its parameters: made in forward, at random each time, or held outside"
+        why = stray_text(module, {id(t) for t in unknown}) or made
         text = f"{len(unknown)} weights would neither be trained nor saved"
         return [Finding("weights", "fail", text, "made in __init__, as layers or nn.Parameter", why)]
     if not idle:
-        return []
+        return about
     used = {_kind(name) for name in layers if name not in set(idle)}
     idle = [name for name in idle if _kind(name) not in used]
     share = sum(layers[name].numel() for name in idle) / total
     if share < _WORTH_SAYING:
-        return []
+        return about
     shown = ", ".join(list(dict.fromkeys(name.partition(".")[0] for name in idle))[:4])
     why = "they get no gradient: what they are for is not what would be trained"
     beside = all(_BESIDE.search(name) for name in idle)
     verdict = "fail" if share > _MOST_LAYERS else "note" if beside else "warn"
     measured = f"{shown}: {share:.0%} of the layers' weights take no part in these logits"
-    return [Finding("parts", verdict, measured, "all do", why)]  # type: ignore[arg-type]
+    return [*about, Finding("parts", verdict, measured, "all do", why)]  # type: ignore[arg-type]
 
 
 def _without(prober: Prober, plan: CallPlan, layers: dict[str, nn.Parameter]) -> tuple[list[str], list[Tensor]]:
-    """Names of those that the logits do not depend on; weights that they depend on and that are no parameters."""
-    inputs = prober.inputs(plan, *prober.sizes[0][:2], 9, prober.sizes[0][2])
+    """Names of those that the logits do not depend on; weights that they depend on and that are no parameters.
+
+    Those of layers in plain lists are left out of the second: ``stray_finding`` names them.
+    """
     with torch.enable_grad():
-        seeded()
-        logits = call_logits(prober.module, plan, inputs.input_ids, target_ids=inputs.target_ids)
-        reached = leaves(logits)
-        known = {id(p) for p in prober.module.parameters()}
-        unknown = [] if stray_weights(prober.module) else [t for t in reached if id(t) not in known]
-        idle = [name for name, p in layers.items() if id(p) not in {id(t) for t in reached}] if reached else []
-        graded = _graded(logits, layers, idle) if idle and not unknown else {}
+        logits = _logits(prober, plan)
+        reached = {id(t) for t in leaves(logits)}
+        parts = [value for _, _, value in stray_weights(prober.module) if isinstance(value, nn.Module)]
+        told = {id(p) for part in parts for p in part.parameters()}
+        unknown = [t for t in unknown_leaves(prober.module, logits) if id(t) not in told]
+        idle = [name for name, p in layers.items() if id(p) not in reached] if reached else []
+        graded = _graded(logits, layers, idle) if idle else {}
     return [name for name in idle if not graded.get(name)], unknown
 
 
-def _made_anew(prober: Prober, plan: CallPlan, unknown: list[Tensor]) -> bool:
-    """Whether they are constants that each call makes anew, and no weights that something else holds."""
-    if not all(constant(t) for t in unknown):
-        return False
-    held = {id(t) for t in unknown}  # the list keeps them alive: no other tensor gets their id
-    _, again = _without(prober, plan, {})
-    return bool(again) and not any(id(t) in held for t in again)
+def _logits(prober: Prober, plan: CallPlan) -> Tensor:
+    """Of one batch, with the graph that made them."""
+    inputs = prober.inputs(plan, *prober.sizes[0][:2], 9, prober.sizes[0][2])
+    with torch.enable_grad():
+        seeded()
+        return call_logits(prober.module, plan, inputs.input_ids, target_ids=inputs.target_ids)
 
 
 def _graded(logits: Tensor, layers: dict[str, nn.Parameter], names: list[str]) -> dict[str, bool]:
