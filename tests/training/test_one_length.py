@@ -173,3 +173,51 @@ class LastAlone(nn.Module):
 def test_optional_targets_are_no_second_text_of_the_same_length() -> None:
     plan = infer_call_plan(LastAlone())
     assert (plan.family, plan.targets_arg, plan.only_length, plan.max_positions) == ("decoder", "y", None, T)
+
+
+class Required(Whole):
+    """A decoder that cannot be called without targets."""
+
+    def __init__(self) -> None:
+        super().__init__(causal=True)
+
+    def forward(self, idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logits(idx)
+        return logits, nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def test_required_targets_are_no_second_text_either() -> None:
+    plan = infer_call_plan(Required())
+    assert (plan.family, plan.targets_arg, plan.only_length) == ("decoder", "targets", T)
+
+
+class MemoryMasked(Translator):
+    """Hides padding from the decoder, and lets the encoder mix it in."""
+
+    def forward(self, src: Tensor, tgt: Tensor, memory_key_padding_mask: Tensor) -> Tensor:  # type: ignore[override]
+        places = self.places(torch.arange(T))
+        memory = self.encoder(self.source(src) + places)
+        past = torch.ones(T, T, dtype=torch.bool).triu(1)
+        x = self.decoder(
+            self.target(tgt) + places, memory, tgt_mask=past, memory_key_padding_mask=memory_key_padding_mask
+        )
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class Leaks(Translator):
+    """The target is read without a causal mask."""
+
+    def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
+        places = self.places(torch.arange(T))
+        logits: Tensor = self.head(self.decoder(self.target(tgt) + places, self.encoder(self.source(src) + places)))
+        return logits
+
+
+@pytest.mark.parametrize(("model", "short"), [(MemoryMasked, (9, T)), (Translator, (9, T)), (Leaks, (T, 9))])
+def test_padding_that_a_mask_is_not_proven_to_hide_is_refused(model: type[Translator], short: tuple[int, int]) -> None:
+    module = model().eval()
+    plan = infer_call_plan(module)
+    assert plan.only_length == T
+    with pytest.raises(CallError, match="9 tokens: the model runs at T = 24 alone"):
+        call_logits(module, plan, ids(2, short[0]), target_ids=ids(2, short[1]))

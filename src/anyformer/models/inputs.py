@@ -70,6 +70,8 @@ def filled(plan: CallPlan, inputs: Inputs, length: int) -> Inputs:
     Raises CallError where it would: the plan has no mask that hides padding, and earlier positions see later ones.
     """
     if inputs.target_ids is not None and inputs.target_ids.shape[1] < length:
+        if not plan.causal:
+            raise _seen(inputs.target_ids.shape[1], length)
         inputs = _target_to(inputs, length)  # its logits see no later token: causality was proven
     T = inputs.input_ids.shape[1]
     if length <= T:
@@ -78,7 +80,11 @@ def filled(plan: CallPlan, inputs: Inputs, length: int) -> Inputs:
         return _source_to(inputs, length, masked=True)
     if plan.family == "decoder" and plan.causal:
         return _source_to(inputs, length, masked=False)
-    raise CallError(
+    raise _seen(T, length)
+
+
+def _seen(T: int, length: int) -> CallError:
+    return CallError(
         f"a sequence of {T:,} tokens: the model runs at T = {length:,} alone",
         "it takes no mask that would hide padding, which would change what it gives",
         f"pad the ids to {length:,} tokens, as those were that the model was made for",
@@ -86,10 +92,8 @@ def filled(plan: CallPlan, inputs: Inputs, length: int) -> Inputs:
 
 
 def hides_padding(plan: CallPlan) -> bool:
-    """Whether the plan has a mask by which tokens of the source are hidden."""
-    masks = [a for a in plan.extras if a.role in ("mask", "memory_mask")]
-    methods = [a for m in plan.methods for a in m.arguments if a.role == "mask"]
-    return plan.mask_arg is not None or bool(masks or methods)
+    """Whether the plan has a mask of which it was proven that it hides tokens of the source."""
+    return any(f.name == "mask" and f.verdict == "ok" for f in plan.findings)
 
 
 def _source_to(inputs: Inputs, length: int, *, masked: bool) -> Inputs:

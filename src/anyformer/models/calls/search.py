@@ -204,7 +204,7 @@ def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated
 
 def refuses_others(prober: Prober, found: Found, L: int) -> bool:
     """Whether no other length runs: one row of numbers per text, or two texts of one length, tell of none."""
-    return all(_run(prober, found.plan, 2, T, T, 0)[0] is None for T in (5, L - 1, L + 1))
+    return all(_run(prober, found.plan, 2, T, T, 0)[0] is None for T in (5, L - 1, L + 1, L // 2, 2 * L))
 
 
 def _by_chance(prober: Prober, found: Found, L: int) -> bool:

@@ -62,10 +62,21 @@ def find_seq2seq(prober: Prober, stated: Stated, failures: list[str]) -> Found |
         return usual
     for L in [n for n in candidates(prober.module, []) if n <= _LONGEST_TRIED][:_LENGTHS_TRIED]:
         found = _by_forward(prober, stated, [], (((2, L, L), (3, L, L)),))
-        if found is not None and refuses_others(prober, found, L):
+        if found is not None and refuses_others(prober, found, L) and _writes(prober, found.plan):
             return found
         prober.sizes = ()
     return None
+
+
+def _writes(prober: Prober, plan: CallPlan) -> bool:
+    """Whether the second text moves any logit: of two texts of one length its shape tells nothing."""
+    T = prober.length
+    inputs = prober.inputs(plan, 2, T, 1, T)
+    base = prober.try_logits(plan, inputs)
+    others = [prober.try_logits(plan, changed_inputs(prober, plan, inputs, t, target=True)) for t in (0, T // 2)]
+    return base is not None and any(
+        other is not None and bool((difference(base, other) > tolerance(base)).any()) for other in others
+    )
 
 
 def _by_forward(
