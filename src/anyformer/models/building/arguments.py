@@ -17,7 +17,7 @@ from anyformer.models.building.configs import MISSING, VARIADIC
 from anyformer.models.building.reads import Reads, reads_of
 from anyformer.models.building.sizes import CLASS_KEYS, Sizes, is_absent, is_trial
 from anyformer.models.building.unsaid import class_counts, is_stored_only
-from anyformer.models.building.written import CallSite, Unknown
+from anyformer.models.building.written import CallSite, Partly, Unknown
 
 _MAX_DEPTH = 8
 _FIELDS = "__dataclass_fields__"
@@ -45,6 +45,7 @@ class Arguments(Sizes):
         meanings |= class_counts(target, names, meanings)
         found = self._matched(names, meanings, [p.name for p in parameters if p.default is not MISSING])
         required = [p for p in parameters if p.default is MISSING and p.name not in found]
+        by_name = {p.name: p for p in _signature(target)}
         defaults = {p.name: p.default for p in parameters}
         shown = self._from_site(target, site, depth) if required and site is not None else {}
         for name, value in shown.items():
@@ -52,7 +53,8 @@ class Arguments(Sizes):
             own = defaults.get(name)
             # one number per text is a score; the classes are what can be trained
             score = meanings.get(name) == "num_classes" and value == 1 and type(own) is int and own > 1
-            if name not in found and not trial and not score:
+            partly = isinstance(value, Partly) and not self._is_config(target, by_name[name], reads)
+            if name not in found and not trial and not score and not partly:
                 found[name] = value
         plain = {n: v for n, v in found.items() if n in shown and isinstance(v, int | float | str | bool)}
         self.ledger.written.update(plain)
@@ -99,7 +101,8 @@ class Arguments(Sizes):
                     break
                 value = self.written.evaluate(node, site.scope)
                 if name is None:  # Model(**settings)
-                    found |= {k: v for k, v in dict(value).items() if k in names}
+                    whole = value.known_values if isinstance(value, Partly) else dict(value)
+                    found |= {k: v for k, v in whole.items() if k in names}
                 elif isinstance(value, CallSite):
                     found[name] = self.module(value.target, value, depth + 1)
                 else:
@@ -203,6 +206,8 @@ class Arguments(Sizes):
             inner: dict[str, Any] = shown
             self.given = {**self.given, **inner}
             self._given_roles = aliases.roles(self.given)
+        elif isinstance(shown, Partly):
+            options.append(("as the file calls it", lambda: self._completed(shown, path, reads)))
         elif shown is not MISSING and shown is not None:
             options.append(("as the file calls it", lambda: self._changed(shown, path, reads)))
         default_config = getattr(target, "get_default_config", None)
@@ -268,6 +273,18 @@ class Arguments(Sizes):
                     value = configs.from_reads(value, styles)
                 found.append((fits, name, value))
         return [(name, value) for _, name, value in sorted(found, key=lambda f: -f[0])]
+
+    def _completed(self, shown: Partly, path: tuple[str, ...], reads: Reads) -> Any:
+        """A configuration of which the file states some values: those, and what is given or chosen for the others."""
+        given, roles = self.given, self._given_roles
+        try:
+            self.given = {**shown.known_values, **given}
+            self._given_roles = aliases.roles(self.given)
+            if shown.record_class is dict:
+                return self._plain(path, reads, {"key"})
+            return self._instance(shown.record_class, path, reads)
+        finally:
+            self.given, self._given_roles = given, roles
 
     def _changed(self, instance: Any, path: tuple[str, ...], reads: Reads) -> Any:
         """A configuration of the file with the given values, and the sizes that it leaves open."""

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from anyformer.models.building import aliases
 from anyformer.models.building.flags import flag_defaults, flags_beside
 from anyformer.models.files.constants import TooBig, folded
 from anyformer.models.files.records import Records
@@ -51,6 +50,27 @@ class CallSite:
     """Local names and their values where the call stands; other CallSites among them."""
     rank: int
     """0 module level and ``__main__``, 1 main() and train(), 2 other functions, 3 methods of classes."""
+
+
+@dataclass(frozen=True)
+class Partly:
+    """A dict or record that the file makes with values of which some are unknown: a tokenizer's vocabulary, mostly.
+
+    It is never made as it stands: what the file works out of it is unknown, but for the values that are known.
+    """
+
+    record_class: Any
+    known_values: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        if self.record_class is not dict and name in self.known_values:
+            return self.known_values[name]
+        raise AttributeError(name)
+
+    def __getitem__(self, name: str) -> Any:
+        if self.record_class is not dict:
+            raise TypeError(name)
+        return self.known_values[name]
 
 
 class Written:
@@ -120,12 +140,9 @@ class Written:
                 return eval(code, {**vars(self._module), **scope})
         return self._partly(node, scope)
 
-    def _partly(self, node: ast.expr, scope: Mapping[str, Any]) -> Any:
-        """A dict or a record without those of its values that are unknown: a vocabulary, mostly, of a tokenizer.
-
-        An unknown vocabulary that it cannot be without is −1. Unknown is raised where no value is known.
-        """
-        given: list[tuple[str | None, ast.expr]] = []
+    def _partly(self, node: ast.expr, scope: Mapping[str, Any]) -> Partly:
+        """A dict or a record of which some values are known; Unknown is raised for everything else."""
+        given: list[tuple[Any, ast.expr]] = []
         target: Any = dict
         if isinstance(node, ast.Dict):
             given = [(getattr(key, "value", None), value) for key, value in zip(node.keys, node.values, strict=True)]
@@ -138,13 +155,11 @@ class Written:
         known: dict[str, Any] = {}
         for name, value in given:
             with contextlib.suppress(Unknown):
-                known[str(name)] = self.evaluate(value, scope)
-        known = {name: value for name, value in known.items() if not isinstance(value, CallSite)}
-        unsaid = {str(n): -1 for n, _ in given if n not in known and aliases.role(str(n)) in aliases.VOCABULARIES}
-        for more in ({}, unsaid) if known else ():
-            with contextlib.suppress(Exception):  # what the user's class would raise there; the value stays unknown
-                return target(**known, **more)
-        raise Unknown
+                known[name] = self.evaluate(value, scope)
+        known = {name: value for name, value in known.items() if not isinstance(value, CallSite | Partly)}
+        if not known:
+            raise Unknown
+        return Partly(target, known)
 
     def resolve(self, node: ast.expr, scope: Mapping[str, Any]) -> Any:
         """The object that a dotted name stands for, or None."""
@@ -276,6 +291,8 @@ def _builds_module(target: Any, module: types.ModuleType) -> bool:
 
 
 def _is_configuration(value: Any, module: types.ModuleType) -> bool:
+    if isinstance(value, Partly):
+        return False
     if isinstance(value, dict):
         return bool(value) and all(isinstance(k, str) for k in value)
     if isinstance(value, types.SimpleNamespace | argparse.Namespace):
