@@ -23,7 +23,7 @@ from anyformer.models.calls.backwards import backward_finding
 from anyformer.models.calls.causal import Sight, causality_findings, measure, only_in_training
 from anyformer.models.calls.criteria import criteria_finding
 from anyformer.models.calls.culprit import leak_reason
-from anyformer.models.calls.evidence import Evidence, gather, sees_nothing_later
+from anyformer.models.calls.evidence import Evidence, gather, says_masked, sees_nothing_later
 from anyformer.models.calls.failures import nothing_found, sameness
 from anyformer.models.calls.forcing import order_findings, settle_forcing
 from anyformer.models.calls.labels import tagger_finding
@@ -341,7 +341,7 @@ def _family(
         plan = replace(plan, causal=sight.causal)
         _objective_fits(prober, plan, objective)
         return plan, [*about, source_finding(prober, plan)], repeats
-    plan, about = _one_sequence(plan, sight, evidence, said, objective)
+    plan, about = _one_sequence(prober.module, plan, sight, evidence, said, objective)
     if plan.family == "decoder" and sight.leak is not None:
         why = only_in_training(prober, plan, target=False)
         if about[0].verdict == "fail":
@@ -356,7 +356,7 @@ def _family(
 
 
 def _one_sequence(
-    plan: CallPlan, sight: Sight, evidence: Evidence, said: Stated, objective: Objective | None
+    module: nn.Module, plan: CallPlan, sight: Sight, evidence: Evidence, said: Stated, objective: Objective | None
 ) -> tuple[CallPlan, list[Finding]]:
     asked = "encoder" if objective == "masked" else "decoder" if objective == "causal" else said.family
     measured = causality_findings(sight)
@@ -366,8 +366,8 @@ def _one_sequence(
             return replace(plan, family="encoder"), [
                 Finding("family", "warn", "encoder, as asked; it is causal", "", why)
             ]
-        if asked is None and evidence.says_masked and sight.causal:
-            measured = [sees_nothing_later(evidence), *measured]
+        if asked is None and sight.causal and (sign := says_masked(module, evidence)):
+            measured = [sees_nothing_later(module, sign), *measured]
         return replace(plan, family="decoder", causal=sight.causal), measured
     both = Finding("causality", "note", f"none: {sight.leak.text().replace('; must be 0', '')}")
     if asked == "encoder":

@@ -21,7 +21,11 @@ _ENCODER = re.compile(
     r"|ESM\d?(?![a-z])|Esm[A-Z\d]|XLMR?(?![a-z])|FNet|[rR]o[fF]ormer|[lL]ongformer|[bB]ig_?[bB]ird|[nN]ystromformer|MPNet"
     r"|ERNIE|Ernie"
 )
-_MASKED = re.compile(r"[bB]ert(?![a-z])|BERT|[eE]lectra|ELECTRA|MLM|[mM]asked_?L")
+_MASKED = re.compile(
+    r"(?<![a-z])[bB]ert(?![a-z])|(ro|al|distil|de|tiny|mini|baby)bert(?![a-z])|BERT|(?<![a-zA-Z])MLM(?![a-z])|[mM]asked_?L"
+    r"|(?<=[a-z])MLM(?![a-z])|^[eE]lectra|ELECTRA"
+)
+_MASKED_HEAD = re.compile(r"mlm(_.*)?|.*_mlm|mask_?lm|masked_?lm.*|cls_predictions")
 _NEITHER = re.compile(
     r"[aA]uto_?[eE]ncod(er|ing)|VAE(?![a-z])|[dD]iffusion|LLaDA|MDLM|SEDD|D3PM|MaskGIT|[dD]enois(er|ing)"
 )
@@ -51,18 +55,23 @@ class Evidence:
         """Something speaks for an encoder and nothing for a decoder or another objective."""
         return bool(self.encoder) and not self.decoder and not self.neither
 
-    @property
-    def says_masked(self) -> bool:
-        """Its name and its parts, or its own loss, speak of masked language modelling, and nothing of a decoder."""
-        named = [e for e in self.encoder if e.startswith("class") and _MASKED.search(e)]
-        return self.says_encoder and bool(named) and any(not e.startswith(("class", "file")) for e in self.encoder)
+
+def says_masked(module: nn.Module, evidence: Evidence) -> str:
+    """What, beside its own name, says that it is a masked language model; "" where it does not say so."""
+    module = getattr(module, "_orig_mod", module)
+    config = getattr(module, "config", None)
+    if not evidence.says_encoder or getattr(config, "is_decoder", False) or not _MASKED.search(type(module).__name__):
+        return ""
+    heads = [f"submodule {n}" for n, _ in module.named_children() if _MASKED_HEAD.fullmatch(n.lower())]
+    return next(iter([*heads, *(e for e in evidence.encoder if e.startswith("its "))]), "")
 
 
-def sees_nothing_later(evidence: Evidence) -> Finding:
+def sees_nothing_later(module: nn.Module, sign: str) -> Finding:
     """Of a masked language model that is causal, which is not what it says it is."""
-    text = "no position sees a later token, yet it speaks of masked language modelling: "
-    why = "a mask of its own hides them, by mistake perhaps; if it is meant so: --objective causal, or masked"
-    return Finding("family", "fail", text + ", ".join(evidence.encoder[:3]), "an encoder sees both sides", why)
+    names = f"class {type(module).__name__}, {sign}"
+    text = f"no position sees a later token, yet it speaks of masked language modelling: {names}"
+    why = "a mask of its own hides them, by mistake perhaps; if it is meant so: --objective causal"
+    return Finding("family", "fail", text, "an encoder sees both sides", why)
 
 
 def gather(module: nn.Module) -> Evidence:
