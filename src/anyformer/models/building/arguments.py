@@ -15,7 +15,7 @@ from torch import nn
 from anyformer.models.building import aliases, configs
 from anyformer.models.building.configs import MISSING, VARIADIC
 from anyformer.models.building.reads import Reads, reads_of
-from anyformer.models.building.sizes import CLASS_KEYS, Sizes, is_absent, is_trial
+from anyformer.models.building.sizes import CLASS_KEYS, Sizes, is_absent, is_open, is_trial
 from anyformer.models.building.unsaid import class_counts, is_stored_only
 from anyformer.models.building.written import CallSite, Partly, Unknown
 
@@ -76,6 +76,9 @@ class Arguments(Sizes):
         if missing:
             raise Missing(missing, target)
         self.seen.add(names, defaults, found)
+        if depth:  # a part's own sizes are those of what is built around it
+            own_sizes = {meanings[n]: v for n, v in {**defaults, **found}.items() if meanings.get(n) in aliases.SIZES}
+            self.decided = {m: v for m, v in own_sizes.items() if type(v) is int} | self.decided
         usable = {n: self._usable(n, v, meanings.get(n), _by_name(parameters, n)) for n, v in found.items()}
         scope = self._scope(target)
         declared = {p.name: configs.annotation_of(p, scope) for p in parameters if p.name in usable}
@@ -130,7 +133,7 @@ class Arguments(Sizes):
             return found[p.name]
         meaning = meanings.get(p.name)
         if p.default is not MISSING:
-            if meaning in aliases.VOCABULARIES and (p.default is None or p.default == -1):
+            if meaning in aliases.VOCABULARIES and is_open(p.default):
                 return self.size(p.name, meaning, known)
             if p.default is None and meaning in ("src_pad_id", "tgt_pad_id"):
                 return self.size(p.name, meaning, known)  # texts of two lengths are always padded
@@ -368,7 +371,7 @@ class Arguments(Sizes):
         for name in wanted:
             value = defaults.get(name, MISSING)
             meaning = meanings.get(name)
-            open_vocabulary = meaning in aliases.VOCABULARIES and (value is None or value == -1)
+            open_vocabulary = meaning in aliases.VOCABULARIES and is_open(value)
             empty = value is None and self.fill_none and name in needed and name in aliases.roles(wanted)
             if name in found or name in containers or not (value is MISSING or open_vocabulary or empty):
                 continue

@@ -221,6 +221,11 @@ def is_trial(vocabulary: Any) -> bool:
     return isinstance(vocabulary, int) and not isinstance(vocabulary, bool) and 0 <= vocabulary < _TRIAL_VOCABULARY
 
 
+def is_open(vocabulary: Any) -> bool:
+    """Whether a vocabulary is left for later: None, -1 or 0."""
+    return vocabulary is None or (type(vocabulary) is int and vocabulary in (-1, 0))
+
+
 def is_absent(device: Any) -> bool:
     """Whether a device is named that this machine has not."""
     name = str(device).partition(":")[0]

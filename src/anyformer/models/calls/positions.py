@@ -144,7 +144,9 @@ def candidates(module: nn.Module, position_rows: list[int]) -> list[int]:
             config = held(submodule, name)
             if config is not None and not isinstance(config, nn.Module):
                 told |= _named_ints(config if isinstance(config, Mapping) else getattr(config, "__dict__", {}))
-    tensors = [t for name, t in [*module.named_parameters(), *module.named_buffers()] if _TENSORS.search(name)]
+    plain = [(k, v) for m in module.modules() for k, v in vars(m).items() if isinstance(v, Tensor)]
+    held_tensors = [*module.named_parameters(), *module.named_buffers(), *plain]
+    tensors = [t for name, t in held_tensors if _TENSORS.search(name)]
     sizes = {int(n) for t in tensors if t.dim() >= 2 for n in t.shape if n > 7}
     return sorted([*told, *sorted(sizes - told)][:_TRIED])
 

@@ -6,6 +6,7 @@ B batch, T time, V vocabulary, C classes.
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -175,7 +176,7 @@ def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated
                 found = _with_targets(prober, replace(plan, packed=packed), targets, needed, stated, [])
                 if found is not None and found.place.use == "sequence":
                     return [found]
-            run, _ = _run(prober, plan, *SIZES[0][0], 0)
+            run, error = _run(prober, plan, *SIZES[0][0], 0)
             if run is not None and rows_alone(run, SIZES[0][0][0]):
                 continue  # at other lengths it would give no more
             begun = prober.seconds()
@@ -187,7 +188,7 @@ def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated
                     return [found]
             mixing = mixing_sizes(prober.module)[:_LENGTHS_TRIED]
             named = [n for n in candidates(prober.module, []) if n not in mixing][:_LENGTHS_TRIED]
-            for L in [n for n in [*mixing, *named] if n <= 1024]:
+            for L in [n for n in dict.fromkeys([*_lengths_told(error), *mixing, *named]) if n <= 1024]:
                 if prober.seconds() - begun > _SECONDS_LENGTHS:
                     break
                 found = _with_targets(prober, plan, targets, needed, stated, [], (((2, L, L), (3, L, L)),))
@@ -200,6 +201,14 @@ def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated
                 prober.sizes = pooled[0].sizes
                 return pooled[:1]
     return []
+
+
+def _lengths_told(error: Exception | None) -> list[int]:
+    """The length that torch says it met instead of the one that was tried."""
+    found = re.search(r"size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)", str(error))
+    tried_length = SIZES[0][0][1]
+    sizes = [int(n) for n in found.groups()] if found is not None else []
+    return [n for n in sizes if n > tried_length] if tried_length in sizes else []
 
 
 def refuses_others(prober: Prober, found: Found, L: int) -> bool:

@@ -21,7 +21,7 @@ from anyformer.core.errors import AnyformerError, ConstructError, DependencyErro
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
 from anyformer.models.building import aliases
-from anyformer.models.building.sizes import is_trial
+from anyformer.models.building.sizes import is_open, is_trial
 from anyformer.models.building.written import Written
 from anyformer.models.files.assigned import holds_model
 from anyformer.models.files.definitions import Definitions, LeftOut, shown_lines, starts_work
@@ -224,7 +224,8 @@ class UserFile:
         """
         space = vars(self.module)
         names = reached(mentions(ast.parse(self.text)), getattr(cls, "__name__", ""))
-        open_names = sorted(n for n in names if n not in space and not hasattr(builtins, n))
+        later = {n for n in names & space.keys() if aliases.role(n) in aliases.VOCABULARIES and is_open(space[n])}
+        open_names = sorted(later | {n for n in names if n not in space and not hasattr(builtins, n)})
         if not open_names:
             return
         written = Written(self.text, self.module).names()
