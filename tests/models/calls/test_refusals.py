@@ -60,3 +60,19 @@ def test_an_output_that_cannot_be_read_is_no_sign_of_features(kind: str) -> None
     with pytest.raises(CallError, match="no way to call Odd") as caught:
         infer_call_plan(Odd())
     assert "float features" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_one_number_per_text_is_told_with_the_way_to_classes(flat: bool) -> None:
+    class Score(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.emb, self.head = nn.Embedding(30, 8), nn.Linear(8, 1)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            z: Tensor = self.head(self.emb(ids).mean(1))
+            return z[:, 0] if flat else z
+
+    with pytest.raises(CallError, match="Score gives one number per text, no logits") as caught:
+        infer_call_plan(Score())
+    assert "two numbers per text, (0, z) in the place of z" in str(caught.value)

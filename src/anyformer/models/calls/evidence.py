@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.findings import Finding
-from anyformer.models.calls.names import hint, parameters_of
+from anyformer.models.calls.names import held, hint, parameters_of
 from anyformer.models.calls.options import source_of
 
 _ENCODER = re.compile(
@@ -59,8 +59,8 @@ class Evidence:
 def says_masked(module: nn.Module, evidence: Evidence) -> str:
     """What, beside its own name, says that it is a masked language model; "" where it does not say so."""
     module = getattr(module, "_orig_mod", module)
-    config = getattr(module, "config", None)
-    if not evidence.says_encoder or getattr(config, "is_decoder", False) or not _MASKED.search(type(module).__name__):
+    decodes = getattr(held(module, "config"), "is_decoder", False) is True
+    if not evidence.says_encoder or decodes or not _MASKED.search(type(module).__name__):
         return ""
     heads = [f"submodule {n}" for n, _ in module.named_children() if _MASKED_HEAD.fullmatch(n.lower())]
     return next(iter([*heads, *(e for e in evidence.encoder if e.startswith("its "))]), "")

@@ -33,6 +33,9 @@ def sameness(failure: str) -> str:
     return re.sub(r"\d+", "0", failure.rsplit("\n", 1)[-1])
 
 
+_ONE_NUMBER = re.compile(r"^\*?\w+( with [^:]*)?: ids \(2, 5\) gave a tensor \(2(,|, 1)\) of float")
+
+
 def nothing_found(
     prober: Prober, parameters: list[inspect.Parameter], failures: list[str], stated: Stated
 ) -> CallError:
@@ -49,6 +52,13 @@ def nothing_found(
     )
     if stated.lines():
         detail += "\nanyformer.yaml states " + ", ".join(stated.lines())
+    if any(_ONE_NUMBER.search(failure) for failure in failures):
+        return CallError(
+            f"{type(prober.module).__name__} gives one number per text, no logits",
+            detail,
+            "a yes or no is trained as two classes: give two numbers per text, (0, z) in the place of z;"
+            " a score has no classes that could be trained",
+        )
     known = [p.name for p in parameters]
     likely = [n.lstrip("*") for n in token_candidates(parameters)]
     tokens = next(iter([*([stated.tokens.lstrip("*")] if stated.tokens else []), *likely, *known]), "input_ids")
