@@ -221,3 +221,21 @@ def test_padding_that_a_mask_is_not_proven_to_hide_is_refused(model: type[Transl
     assert plan.only_length == T
     with pytest.raises(CallError, match="9 tokens: the model runs at T = 24 alone"):
         call_logits(module, plan, ids(2, short[0]), target_ids=ids(2, short[1]))
+
+
+def test_a_decoder_that_runs_at_short_lengths_is_not_searched_at_its_longest() -> None:
+    class Long(LastAlone):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block_size, self.places = 512, nn.Embedding(512, D)
+            self.shapes: list[tuple[int, ...]] = []
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+            shapes.append(tuple(x.shape))
+            return super().forward(x, y)
+
+    shapes: list[tuple[int, ...]] = []
+    plan = infer_call_plan(Long())
+    assert (plan.family, plan.max_positions) == ("decoder", 512)
+    assert shapes
+    assert [shape for shape in shapes if shape[0] > 1 and shape[1] >= 512] == []

@@ -47,6 +47,7 @@ from anyformer.models.calls.search import (
     seen_of,
 )
 from anyformer.models.calls.seq2seq import (
+    find_at_one_length,
     find_seq2seq,
     names_two_sequences,
     settle_seq2seq,
@@ -171,6 +172,7 @@ def _find(prober: Prober, said: Stated, objective: Objective | None) -> Found:
             return _by_graph(prober, said, objective)
         refuse_other_input(module)
         two = find_seq2seq(prober, said, failures) if len(required(parameters_of(module))) > 1 else None
+        two = two or find_at_one_length(prober, said)
         if two is None:
             if failures:
                 told = {sameness(line).strip() for line in error.detail.splitlines()}

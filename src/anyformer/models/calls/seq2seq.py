@@ -57,9 +57,13 @@ def find_seq2seq(prober: Prober, stated: Stated, failures: list[str]) -> Found |
     """The first call with two sequences of different lengths that gives logits (B, S, V) for the second."""
     if has_methods(prober.module):
         return _by_methods(prober, stated, failures)
-    usual = _by_forward(prober, stated, failures)
-    if usual is not None or not names_two_sequences(prober.module, stated):
-        return usual
+    return _by_forward(prober, stated, failures)
+
+
+def find_at_one_length(prober: Prober, stated: Stated) -> Found | None:
+    """The same for a module that runs at one length alone, of both sequences; where nothing else was found."""
+    if has_methods(prober.module) or not names_two_sequences(prober.module, stated):
+        return None
     for L in [n for n in candidates(prober.module, []) if n <= _LONGEST_TRIED][:_LENGTHS_TRIED]:
         found = _by_forward(prober, stated, [], (((2, L, L), (3, L, L)),))
         if found is not None and refuses_others(prober, found, L) and _writes(prober, found.plan):
