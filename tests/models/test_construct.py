@@ -355,6 +355,50 @@ def test_sizes_beside_a_vocabulary_that_is_the_tokenizers_are_kept(tmp_path, con
     assert load(tmp_path, body, {"vocab_size": 70}).module.e.weight.shape == (70, 48)
 
 
+def test_a_parts_own_sizes_hold_for_the_configuration_beside_it(tmp_path):
+    body = """
+        class Bert(nn.Module):
+            def __init__(self, vocab_size, hidden=80):
+                super().__init__()
+                self.e = nn.Embedding(vocab_size, hidden)
+        class Whole(nn.Module):
+            def __init__(self, bert, config):
+                super().__init__()
+                self.bert = bert
+                self.head = nn.Linear(config.hidden, config.vocab_size)
+    """
+    module = load(tmp_path, body).module
+    assert (module.bert.e.weight.shape, module.head.weight.shape) == ((1024, 80), (1024, 80))
+
+
+@pytest.mark.parametrize("unset", ["None", "0", "-1"])
+def test_a_vocabulary_that_is_set_later_is_open(tmp_path, unset):
+    body = f"""
+        from dataclasses import dataclass
+        @dataclass
+        class Config:
+            vocab_size: int = {unset}
+            dim: int = 24
+        class Net(nn.Module):
+            def __init__(self, config):
+                super().__init__()
+                self.e = nn.Embedding(config.vocab_size, config.dim)
+    """
+    assert load(tmp_path, body).module.e.weight.shape == (1024, 24)
+    glob = f"""
+        vocab_size = {unset}
+        def load_tokens(path):
+            global vocab_size
+            vocab_size = len(open(path).read())
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.e = nn.Embedding(vocab_size, 24)
+    """
+    assert load(tmp_path, glob).module.e.weight.shape == (1024, 24)
+    assert load(tmp_path, glob, {"vocab_size": 90}).module.e.weight.shape == (90, 24)
+
+
 CFG = """
     {globals}
     class Block(nn.Module):

@@ -86,3 +86,23 @@ def test_a_classifier_of_one_length_is_found_and_told() -> None:
     require_trainable(plan)
     told = next(f for f in plan.findings if f.name == "positions")
     assert (told.verdict, told.measured) == ("warn", "exactly 20; others fail")
+
+
+class Table(nn.Module):
+    """Adds a whole table of places, which is a plain tensor or one that nothing names, to what comes in."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.mlm_head = nn.Embedding(50, 16), nn.Linear(16, 50)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 24, 0.0, batch_first=True)
+        self.name = name
+        setattr(self, name, torch.randn(1, 23, 16))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.mlm_head(self.encoder(self.tokens(ids) + getattr(self, self.name)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["pe", "table"])
+def test_a_length_that_only_a_tensor_or_an_error_tells_is_found(name: str) -> None:
+    assert infer_call_plan(Table(name), objective="masked").only_length == 23

@@ -231,7 +231,7 @@ class UserFile:
         written = Written(self.text, self.module).names()
         found: dict[str, Any] = {}
         for name in open_names:
-            trial = aliases.role(name) in aliases.VOCABULARIES and is_trial(written.get(name))
+            trial = name in later or (aliases.role(name) in aliases.VOCABULARIES and is_trial(written.get(name)))
             value = written.get(name) if name not in (given or {}) and not trial else None
             value = _size(name, {**space, **written, **found}, given or {}, fallback or {}) if value is None else value
             if value is not None:
