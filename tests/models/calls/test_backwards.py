@@ -41,6 +41,35 @@ class Overwrites(Past):
         return gate
 
 
+class _Refuses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        raise AssertionError
+
+
+class Silent(Past):
+    """Its backward pass ends without a word."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return _Refuses.apply(x.cumsum(1))  # type: ignore[no-any-return,no-untyped-call]
+
+
+class ByVersion(Past):
+    """Keeps what it made of its weights, as long as they are the same: an optimizer's step makes it anew."""
+
+    made: tuple[int, Tensor] | None = None
+
+    def between(self, x: Tensor) -> Tensor:
+        version = self.mix.weight._version
+        if self.made is None or self.made[0] != version or not self.made[1].requires_grad:
+            self.made = version, self.mix.weight.square().sum()
+        return x + x.cumsum(1) + 0.01 * self.made[1]
+
+
 class Keeps(Past):
     """The sum of the last call, with the graph that made it; its share in the logits is nothing."""
 
@@ -57,6 +86,7 @@ class Keeps(Past):
     [
         (Floors, ("an operation of the model cannot be differentiated", "test_backwards.py:", "floor_divide")),
         (Overwrites, ("an in-place operation of the model", "x = x + y for x += y")),
+        (Silent, ("cannot be differentiated", "AssertionError")),
         (Keeps, ("a state is kept between steps with its gradient", "detach()")),
     ],
 )
@@ -72,6 +102,7 @@ def test_what_cannot_be_trained_is_told_with_the_plan(model: type[Past], words: 
 
 
 def test_nothing_is_said_where_it_runs_and_nothing_is_left_behind() -> None:
+    assert [f for f in infer_call_plan(ByVersion()).findings if f.name == "backward pass"] == []
     module = Past()
     module.head.weight.grad = torch.full_like(module.head.weight, 3.0)
     module.mix.weight.requires_grad_(False)

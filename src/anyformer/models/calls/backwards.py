@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
@@ -62,9 +63,8 @@ def backward_finding(module: nn.Module, plan: CallPlan, sizes: tuple[Size, ...])
                 why = f"{told.detail}; {told.fix}" if told.fix else told.detail
                 measured = told.what.removeprefix("the backward pass ")
                 return [Finding("backward pass", "fail", measured, "it runs, step after step", " ".join(why.split()))]
-            with torch.no_grad():
-                for weight in weights:
-                    weight.mul_(1.0)  # as an optimizer's step: what was made of the weights before is out of date
+            for weight in weights:
+                increment_version(weight)  # as an optimizer's step does: what was made of the weights is out of date
     return []
 
 
@@ -85,6 +85,7 @@ def some_loss(logits: Tensor) -> Tensor:
 
 def not_differentiable(error: Exception, again: Callable[[], None]) -> CallError:
     """What to raise for a backward pass that failed; again: the same step, run once more to learn its line."""
+    said = str(error).strip() or type(error).__name__  # an assert may say nothing
     inplace = "inplace" in str(error)
     twice = "second time" in str(error)
     what = "an in-place operation" if inplace else "an operation"
@@ -93,7 +94,7 @@ def not_differentiable(error: Exception, again: Callable[[], None]) -> CallError
         "the backward pass fails: a state is kept between steps with its gradient"
         if twice
         else f"the backward pass fails: {what} of the model cannot be differentiated",
-        f"{_line(again)}{str(error).splitlines()[0].partition(' Hint:')[0]}",
+        f"{_line(again)}{said.splitlines()[0].partition(' Hint:')[0]}",
         "detach() what forward keeps for the next call" if twice else fix,
     )
 
@@ -105,7 +106,7 @@ def _line(again: Callable[[], None]) -> str:
         try:
             with torch.enable_grad(), torch.autograd.set_detect_anomaly(True):
                 again()
-        except Exception:  # noqa: BLE001
+        except Exception:  # noqa: BLE001  (a stranger's Function may raise anything)
             pass  # it failed before; the record of the forward pass is in the warning
     frames = [line for w in caught for line in user_lines(str(w.message))]
     return f"{frames[-1]}\n" if frames else ""
