@@ -25,7 +25,7 @@ from anyformer.models.building.configs import MISSING, VARIADIC
 from anyformer.models.building.finish import initialised, one_dtype
 from anyformer.models.building.reads import function_node
 from anyformer.models.building.sections import models_own
-from anyformer.models.building.sizes import CLASS_KEYS, Ledger, Seen, chosen_sizes, is_json
+from anyformer.models.building.sizes import CLASS_KEYS, Ledger, Seen, chosen_sizes, guessed_sizes, is_json
 from anyformer.models.building.written import Written
 from anyformer.models.files.limits import (
     BUILD_SECONDS,
@@ -44,6 +44,8 @@ FACTORY = re.compile(r"(build|create|get|make|init|load|construct)_?\w*|\w+_(fac
 _CLASS_FACTORY = re.compile(r"(build|create|make)(_model)?|from_(config|args|cfg)")
 _MAX_FILLED = 64
 _MAX_TOLD = 8
+_GUESSES = (4, 2, 8, 1, 16, 64, 0.5, 0.1)
+"""For a number that nobody knows: counts and widths first, which other sizes mostly divide, then rates."""
 
 
 @dataclass
@@ -58,6 +60,8 @@ class _Try:
     """With tuples for the lists of the configuration: JSON has no tuples."""
     fill_parameters: bool = False
     """With sizes for the constructor's own defaults of None."""
+    guess: int | float | None = None
+    """For required numbers of which neither the name nor the use says what they mean."""
 
 
 def construct(
@@ -132,7 +136,7 @@ class _Builder:
             given = {k: configs.tupled(v) for k, v in self._given.items()} if attempt.tuples else self._given
             arguments = Arguments(given, self._fallback, self._written, self._scope)
             arguments.option, arguments.fill_none = attempt.option, attempt.fill_none
-            arguments.fill_parameters = attempt.fill_parameters
+            arguments.fill_parameters, arguments.guess = attempt.fill_parameters, attempt.guess
             built = self._attempt(attempt, arguments, state)
             if built is not None:
                 module, how = built
@@ -170,8 +174,14 @@ class _Builder:
         for tuples, target in itertools.product((False, True) if lists else (False,), self._targets()):
             for everything in self._keywords(target) if _leaves_sizes_open(target) else ():
                 yield _Try(target, 0, True, everything, tuples, fill_parameters=True)
+        for target in self._targets():
+            for guess in _GUESSES:
+                yield _Try(target, 0, False, False, False, guess=guess)
+                if not self._guessed:
+                    break
 
     _options = 1
+    _guessed = False
 
     def _targets(self) -> list[Any]:
         if not inspect.isclass(self._cls):
@@ -258,6 +268,8 @@ class _Builder:
                     raise without_memory(module)
                 return module, self.how
             except Missing as error:
+                if attempt.guess is not None:
+                    return None
                 self._missing.append(error)
                 self._tell(f"{_name(error.target)} needs {error}")
                 return None
@@ -268,10 +280,12 @@ class _Builder:
                 if name is not None and name not in arguments.extra and len(arguments.extra) < _MAX_FILLED:
                     arguments.extra.add(name)
                     continue
-                self._tell(f"{self.how}:\n  " + blame(error).replace("\n", "\n  "))
+                if attempt.guess is None:
+                    self._tell(f"{self.how}:\n  " + blame(error).replace("\n", "\n  "))
                 return None
             finally:
                 self._options = max(1, len(arguments.options))
+                self._guessed = bool(arguments.ledger.guessed)
 
     def _tell(self, failure: str) -> None:
         if failure not in self._failures:
@@ -296,8 +310,9 @@ class _Builder:
         told = "; ".join(f.replace("\n", " ") for f in self._failures[:2])
         reason = f"after {len(self._failures)} other ways failed: {told}" if self._failures else ""
         findings = [Finding("construction", "note", how, reason=reason)]
-        if ledger.chosen or ledger.asked:
+        if ledger.chosen.keys() - ledger.guessed.keys() or ledger.asked:
             findings.append(chosen_sizes(ledger))
+        findings += guessed_sizes(ledger)
         if ledger.flags:
             said = ", ".join(f"{name}={value!r}" for name, value in ledger.flags.items())
             findings.append(

@@ -115,3 +115,167 @@ def test_the_use_of_a_letter_counts_more_than_the_letter(tmp_path: Path) -> None
     module = load_model(tmp_path / "model.py").module
     assert module.position_embedding.num_embeddings == 256  # a length; N is the number of layers elsewhere
     assert len(module.layers) == 2
+
+
+ROOT = """
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.f = nn.Linear(width, width)
+
+        def forward(self, x):
+            return x + self.f(x.mean(1, keepdim=True))
+
+    class TextReader(nn.Module):
+        def __init__(self, vocab_size, d_model):
+            super().__init__()
+            self.e, self.block = nn.Embedding(vocab_size, d_model), Block(d_model)
+
+        def forward(self, x):
+            return self.block(self.e(x))
+    {other}
+    class Classifier(nn.Module):
+        def __init__(self, backbone, d_model, num_classes=3):
+            super().__init__()
+            self.inner = backbone
+            self.head = nn.Linear(d_model, num_classes)
+
+        def forward(self, x):
+            return self.head({used}.mean(1))
+"""
+OTHER = """
+    class Another(TextReader):
+        pass
+"""
+
+
+def test_a_part_is_the_only_class_that_is_no_part_of_another(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(textwrap.dedent(ROOT.format(other="", used="self.inner(x)")))
+    module = load_model(f"{tmp_path / 'model.py'}:Classifier", fallback={"vocab_size": 50}).module
+    assert type(module.inner).__name__ == "TextReader"
+    assert module.inner.e.weight.shape == (50, module.head.in_features)
+
+
+@pytest.mark.parametrize(("other", "used"), [(OTHER, "self.inner(x)"), ("", "self.inner.weight[x]")])
+def test_of_two_that_it_can_be_or_where_it_is_not_called_none_is_taken(tmp_path: Path, other: str, used: str) -> None:
+    (tmp_path / "model.py").write_text(textwrap.dedent(ROOT).format(other=textwrap.dedent(other), used=used))
+    with pytest.raises(ConstructError, match="needs backbone"):
+        load_model(f"{tmp_path / 'model.py'}:Classifier", fallback={"vocab_size": 50})
+
+
+VECTORS = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self, embeddings, num_classes=2):
+            super().__init__()
+            self.e = nn.Embedding.from_pretrained({made})
+            self.classifier = nn.Linear(embeddings.{width}, num_classes)
+
+        def forward(self, x):
+            return self.classifier(self.e(x).mean(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "width"), [("embeddings, freeze=False", "size(1)"), ("torch.FloatTensor(embeddings)", "shape[1]")]
+)
+def test_vectors_learnt_elsewhere_are_random_and_said(tmp_path: Path, made: str, width: str) -> None:
+    (tmp_path / "model.py").write_text(textwrap.dedent(VECTORS.format(made=made, width=width)))
+    loaded = load_model(tmp_path / "model.py", fallback={"vocab_size": 70})
+    assert loaded.module.e.weight.shape == (70, loaded.module.classifier.in_features)
+    assert loaded.module.e.weight.std() > 0.5
+    said = next(f for f in loaded.findings if f.name == "vectors")
+    assert said.verdict == "warn"
+    assert "embeddings: random" in said.measured
+    again = load_model(tmp_path / "model.py", config=loaded.provenance.config)
+    assert again.module.e.weight.shape == loaded.module.e.weight.shape
+    assert all(f.name != "configuration" for f in again.findings)  # every value of the record is used
+
+
+UNKNOWN = """
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self, vocab_size, {name}{hint}):
+            super().__init__()
+            assert {name} {condition}
+            self.e = nn.Embedding(vocab_size, 8)
+            self.f = {use}
+            self.head = nn.Linear(8, vocab_size)
+
+        def forward(self, x):
+            return self.head(self.e(x))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "hint", "condition", "use", "value"),
+    [
+        ("wobble", "", "> 0", "nn.Linear(8, 8 * wobble)", 4),
+        ("wobble", ": int", "== 2", "8 // wobble", 2),
+        ("wobble", "", "< 1", "1 - wobble", 0.5),
+        ("wobble", ": float", "< 1", "1 - wobble", 0.5),
+    ],
+)
+def test_a_number_that_nobody_knows_is_tried_and_said(
+    tmp_path: Path, name: str, hint: str, condition: str, use: str, value: float
+) -> None:
+    body = UNKNOWN.format(name=name, hint=hint, condition=condition, use=use)
+    (tmp_path / "model.py").write_text(textwrap.dedent(body))
+    loaded = load_model(tmp_path / "model.py")
+    said = next(f for f in loaded.findings if f.name == "guessed")
+    assert (said.verdict, said.measured) == ("warn", f"wobble={value!r}")
+    assert loaded.provenance.config is not None
+    assert loaded.provenance.config["wobble"] == value
+    given = load_model(tmp_path / "model.py", config=loaded.provenance.config)
+    assert all(f.name != "guessed" for f in given.findings)
+
+
+@pytest.mark.parametrize(
+    ("hint", "use"), [("", "wobble.strip()"), (": str", "8 * wobble"), ("", "len(wobble) * 2"), ("", "[wobble]")]
+)
+def test_what_is_no_number_is_missing(tmp_path: Path, hint: str, use: str) -> None:
+    body = UNKNOWN.format(name="wobble", hint=hint, condition="is not None", use=use)
+    (tmp_path / "model.py").write_text(textwrap.dedent(body))
+    with pytest.raises(ConstructError, match="Net needs wobble") as caught:
+        load_model(tmp_path / "model.py")
+    assert "could not be built" not in str(caught.value)
+
+
+def test_a_number_that_no_value_of_ours_fits_is_missing(tmp_path: Path) -> None:
+    body = UNKNOWN.format(name="wobble", hint="", condition="== 1234", use="8 * wobble")
+    (tmp_path / "model.py").write_text(textwrap.dedent(body))
+    with pytest.raises(ConstructError, match="Net needs wobble"):
+        load_model(tmp_path / "model.py")
+
+
+def test_an_open_global_that_a_file_beside_it_gives_again(tmp_path: Path) -> None:
+    (tmp_path / "settings.py").write_text("vocab_size = 0\nwidth = 8\ndef values():\n    return [vocab_size, width]\n")
+    (tmp_path / "model.py").write_text(
+        textwrap.dedent(
+            """
+            from torch import nn
+            import settings
+            vocab_size, width = settings.values()
+
+            def set_sizes(values):
+                global vocab_size, width
+                vocab_size, width = values
+
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    set_sizes(settings.values())
+                    self.e, self.head = nn.Embedding(vocab_size, width), nn.Linear(width, vocab_size)
+
+                def forward(self, x):
+                    return self.head(self.e(x))
+            """
+        )
+    )
+    module = load_model(tmp_path / "model.py", fallback={"vocab_size": 60}).module
+    assert module.e.weight.shape == (60, 8)

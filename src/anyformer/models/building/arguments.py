@@ -14,7 +14,8 @@ from torch import nn
 
 from anyformer.models.building import aliases, configs
 from anyformer.models.building.configs import MISSING, VARIADIC
-from anyformer.models.building.reads import Reads, reads_of
+from anyformer.models.building.parts import part_of
+from anyformer.models.building.reads import MATRIX, Reads, reads_of
 from anyformer.models.building.sizes import CLASS_KEYS, Sizes, is_absent, is_open, is_trial
 from anyformer.models.building.unsaid import class_counts, is_stored_only
 from anyformer.models.building.written import CallSite, Partly, Unknown
@@ -144,7 +145,7 @@ class Arguments(Sizes):
             if p.default is None and self.fill_parameters and aliases.role(p.name) in aliases.SIZES:
                 return self.size(p.name, meaning, known)
             return p.default if meaning == "device" and is_absent(p.default) else MISSING
-        part = self._part(p)
+        part = self._part(target, p)
         if part is not None and part is not target:
             sites = self.written.sites(part) if self.written is not None else []
             return self.module(part, sites[0] if sites else None, depth + 1)
@@ -156,25 +157,18 @@ class Arguments(Sizes):
         if is_stored_only(target, p.name):
             self.ledger.kept.append(p.name)
             return None
-        return self.size(p.name, meaning, known)
+        if meaning == MATRIX:
+            return self.vectors(p.name, known)
+        value = self.size(p.name, meaning, known)
+        return value if value is not MISSING else self.guessed(p.name, (p.name,), reads, annotation)
 
     def _scope(self, target: Any) -> Mapping[str, Any]:
         function = target.__init__ if inspect.isclass(target) else target
         scope: Mapping[str, Any] = getattr(inspect.unwrap(function), "__globals__", {})
         return {**scope, **self.scope}
 
-    def _part(self, p: inspect.Parameter) -> type[nn.Module] | None:
-        """The module class of the file that a parameter wants: annotated, or named like it (encoder → Encoder)."""
-        annotation = configs.annotation_of(p, self.scope)
-        own = [c for c in self.scope.values() if inspect.isclass(c) and issubclass(c, nn.Module) and _is_own(c)]
-        if annotation in own:
-            return annotation  # type: ignore[no-any-return]
-        plain = re.sub("_", "", p.name.lower())
-        named = next((c for c in own if c.__name__.lower() == plain), None)
-        if named is not None or p.default is not MISSING or annotation is not None or aliases.role(p.name):
-            return named
-        ending = [c for c in own if c.__name__.lower().endswith(plain)]  # bert: the only class of the file that is one
-        return ending[0] if len(ending) == 1 and len(plain) > 2 else None
+    def _part(self, target: Any, p: inspect.Parameter) -> type[nn.Module] | None:
+        return part_of(target, p, configs.annotation_of(p, self.scope), self.scope)
 
     def _is_config(self, target: Any, p: inspect.Parameter, reads: Reads) -> bool:
         annotation = configs.annotation_of(p, self._scope(target))
@@ -186,7 +180,7 @@ class Arguments(Sizes):
             return True
         if inspect.isclass(annotation) and configs.is_config_class(annotation) and hasattr(annotation, _FIELDS):
             return p.default is MISSING or not self.given.keys().isdisjoint(configs.field_names(annotation))
-        return p.default is MISSING and self._part(p) is None and bool(aliases.roles(reads.under((p.name,))))
+        return p.default is MISSING and self._part(target, p) is None and bool(aliases.roles(reads.under((p.name,))))
 
     # configuration objects
 
@@ -383,7 +377,10 @@ class Arguments(Sizes):
             empty = value is None and self.fill_none and name in needed and name in aliases.roles(wanted)
             if name in found or name in containers or not (value is MISSING or open_vocabulary or empty):
                 continue
-            if (chosen := self.size(name, meaning, known)) is not MISSING:
+            chosen = self.size(name, meaning, known)
+            if chosen is MISSING and value is MISSING and name in needed:
+                chosen = self.guessed(name, (*path, name), reads)
+            if chosen is not MISSING:
                 found[name] = chosen
         self.seen.add(wanted, defaults, found)
         self.set_values = {n: self._usable(n, v, meanings.get(n), None, defaults.get(n)) for n, v in found.items()}
@@ -415,7 +412,3 @@ def _is_vocabulary(name: str, reads: Reads) -> bool:
     if (name,) not in reads.sized or reads.under((name,)) or reads.maybe_under((name,)):
         return False
     return bool(_ENTRIES.search(name)) and (name,) not in reads.meanings
-
-
-def _is_own(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] not in ("torch", "transformers", "pytorch_lightning", "lightning")

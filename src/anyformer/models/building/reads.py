@@ -17,6 +17,8 @@ from torch import nn
 
 Path = tuple[str, ...]
 """A parameter's name, then the attributes or keys read from it: ``("config", "n_embd")``."""
+MATRIX = "matrix"
+"""The meaning of vectors, one for each token, that were learnt elsewhere."""
 _LOOKUPS = ("get", "pop", "setdefault")
 _TORCH = {"normalized_shape": "d_model", "in_features": "d_model", "embedding_dim": "d_model", "p": "dropout"}
 _OUTPUT = re.compile(r"head|logit|vocab|generator|fc_out|decoder$|classif|unembed|to_out|out$|proj_out|output", re.I)
@@ -44,6 +46,8 @@ class Reads:
 
     sized: set[Path] = field(default_factory=set)
     """What its length is asked of: ``len(vocab)``."""
+    numbers: set[Path] = field(default_factory=set)
+    """What is calculated with, or is an argument of one of torch's modules."""
 
     def under(self, container: Path) -> list[str]:
         """Names read directly of a container without a default, in order of the alphabet."""
@@ -210,6 +214,12 @@ class _Body(ast.NodeVisitor):
         read = self._reads.optional if self._scanner.guarded else self._reads.required
         (read if isinstance(node.ctx, ast.Load) else self._reads.stored).add(path)
 
+    def visit_BinOp(self, node: ast.BinOp) -> None:
+        sides = (node.left, node.right)
+        if not any(isinstance(s, ast.Constant | ast.List) and not _is_number(s) for s in sides):
+            self._reads.numbers.update(path for s in sides if (path := self._path(s)) is not None)
+        self.generic_visit(node)
+
     def visit_If(self, node: ast.If) -> None:
         self._switch(node)
 
@@ -255,10 +265,22 @@ class _Body(ast.NodeVisitor):
             for part in (*node.args, *(k.value for k in node.keywords)):
                 self.visit(part)
             return
+        if name == "from_pretrained" and getattr(node.func, "value", None) is not None and node.args:
+            self._matrix(node.func, node.args[0])
         if name == "len" and len(node.args) == 1 and (path := self._path(node.args[0])) is not None:
             self._reads.sized.add(path)
         self._hand_on(node, name)
         self.generic_visit(node)
+
+    def _matrix(self, function: ast.expr, given: ast.expr) -> None:
+        """``nn.Embedding.from_pretrained(vectors)``, also of ``torch.FloatTensor(vectors)``."""
+        owner = function.value if isinstance(function, ast.Attribute) else None
+        if getattr(owner, "attr", getattr(owner, "id", "")) != "Embedding":
+            return
+        if isinstance(given, ast.Call) and len(given.args) == 1:
+            given = given.args[0]
+        if (path := self._path(given)) is not None:
+            self._reads.meanings[path] = MATRIX
 
     def _look_up(self, base: Path | None, name: str, style: str, certain: bool) -> None:
         if base is not None:
@@ -277,6 +299,8 @@ class _Body(ast.NodeVisitor):
                     passed[names[index]] = path
                 self._grid(name, index, path)
         passed |= {k.arg: path for k in node.keywords if k.arg and (path := self._path(k.value)) is not None}
+        if inspect.isclass(callee) and issubclass(callee, nn.Module) and not _is_users(callee):
+            self._reads.numbers.update(passed.values())
         for parameter, path in passed.items():
             meaning = self._meaning(name, parameter)
             if meaning is not None:
@@ -323,6 +347,10 @@ class _Body(ast.NodeVisitor):
         order = self._cls.__mro__
         following = order[order.index(self._owner) + 1 :]
         return next((c for c in following if _is_users(c) and c is not nn.Module and "__init__" in vars(c)), None)
+
+
+def _is_number(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int | float)
 
 
 def _is_self(node: ast.AST) -> bool:

@@ -14,7 +14,8 @@ from anyformer.core.errors import ConstructError
 from anyformer.core.findings import Finding
 from anyformer.models.building import aliases
 from anyformer.models.building.configs import MISSING
-from anyformer.models.building.reads import Reads
+from anyformer.models.building.reads import MATRIX, Path, Reads
+from anyformer.models.building.words import meaning_of
 from anyformer.models.building.written import Written
 
 CLASS_KEYS = ("class_name", "model_name", "architectures", "factory", "model_type")
@@ -32,6 +33,10 @@ class Ledger:
     """Keys of the configuration."""
     chosen: dict[str, Any] = field(default_factory=dict)
     """Sizes that anyformer chose."""
+    guessed: dict[str, Any] = field(default_factory=dict)
+    """Those of them of which nobody knows what they mean."""
+    vectors: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Parameters that are random where vectors learnt elsewhere are wanted: rows, width."""
     asked: dict[str, Any] = field(default_factory=dict)
     """Values of the caller's fallback."""
     written: dict[str, Any] = field(default_factory=dict)
@@ -91,6 +96,8 @@ class Sizes:
         """Whether sizes that a configuration object holds as None are filled, too."""
         self.fill_parameters = False
         """Whether sizes that the constructor itself leaves at None are filled."""
+        self.guess: int | float | None = None
+        """What a number is set to of which neither the name nor the use says what it means."""
         self.option = 0
         """Which of the configuration objects that are possible is taken."""
         self.options: list[str] = []
@@ -134,6 +141,26 @@ class Sizes:
         self.ledger.chosen[name] = value
         return self._remember(meaning, known, value)
 
+    def guessed(self, name: str, path: Path, reads: Reads, annotation: Any = None) -> Any:
+        """A number that is tried for a required value without a known meaning; MISSING where it is no number."""
+        whole = isinstance(self.guess, int)
+        if self.guess is None or path not in reads.numbers or path in reads.sized or reads.under(path):
+            return MISSING
+        if reads.meanings.get(path) is not None or annotation not in (None, float, *((int,) if whole else ())):
+            return MISSING
+        value = float(self.guess) if annotation is float else self.guess
+        self.ledger.chosen[name] = self.ledger.guessed[name] = value
+        return value
+
+    def vectors(self, name: str, known: dict[str, Any]) -> Any:
+        """Random vectors (rows, width) in place of those that were learnt elsewhere."""
+        wanted = {"vocab_size": "vocab_size", "d_model": "d_model"}
+        given = self._matched(list(wanted), wanted)
+        rows, width = (given.get(n) or known.get(n) or self.size(n, n, known) for n in wanted)
+        self.ledger.vectors[name] = rows, width
+        self.ledger.made[name] = f"random ({rows:,}, {width:,})"
+        return torch.randn(rows, width)
+
     @staticmethod
     def _remember(meaning: str | None, known: dict[str, Any], value: Any) -> Any:
         if meaning is not None:
@@ -151,12 +178,14 @@ class Sizes:
         for name in names:
             path = (*container, name)
             used = reads.meanings.get(path)
-            if len(name) == 1 and used in aliases.SIZES:
-                found[name] = used  # N layers, and N places: a letter says less than its use
+            if used == MATRIX or (len(name) == 1 and used in aliases.SIZES):
+                found[name] = str(used)  # N layers, and N places: a letter says less than its use
             if name in found or aliases.flag(name) is not None:
                 continue
             handed = aliases.roles(sorted(reads.names.get(path, ())))
-            meaning = next(iter(handed.values()), reads.meanings.get(path))
+            meaning = next(iter(handed.values()), used)
+            if meaning in (None, "flag", "d_model"):  # "d_model" is what any Linear makes of it
+                meaning = meaning_of(name) or meaning
             if meaning is not None:
                 found[name] = meaning
         return found
@@ -207,9 +236,25 @@ def is_json(value: Any) -> bool:
     return True
 
 
+def guessed_sizes(ledger: Ledger) -> list[Finding]:
+    """What was made up: numbers without a known meaning, random vectors where learnt ones are wanted."""
+    found = []
+    if ledger.guessed:
+        said = ", ".join(f"{name}={value!r}" for name, value in ledger.guessed.items())
+        why = "a number that the constructor asks for and anyformer does not know; the model can be built with this one"
+        found.append(Finding("guessed", "warn", said, reason=f"{why}. Put yours into config.json beside it"))
+    for name, (rows, width) in ledger.vectors.items():
+        why = (
+            "the constructor wants vectors that were learnt elsewhere: build the model with yours, and pass the module"
+        )
+        found.append(Finding("vectors", "warn", f"{name}: random, {rows:,} of {width:,}", reason=why))
+    return found
+
+
 def chosen_sizes(ledger: Ledger) -> Finding:
     """What the constructor asks for and nothing gives."""
-    parts = [", ".join(f"{k}={v!r}" for k, v in d.items()) for d in (ledger.asked, ledger.chosen)]
+    known = {k: v for k, v in ledger.chosen.items() if k not in ledger.guessed}
+    parts = [", ".join(f"{k}={v!r}" for k, v in d.items()) for d in (ledger.asked, known)]
     said = "; ".join(p + w for p, w in zip(parts, (" (as asked)", ""), strict=True) if p)
     wide = [k for k in ledger.chosen if aliases.role(k) in ("vocab_size", "d_model", "n_layers", "n_heads")]
     return Finding(

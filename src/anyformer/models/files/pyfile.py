@@ -241,6 +241,11 @@ class UserFile:
             if value is not None:
                 found[name] = value
         space.update(found)
+        ours = {*self._names, self._package}
+        beside = [m for n, m in list(sys.modules.items()) if n.partition(".")[0] in ours]
+        for other in {id(m): m for m in (*beside, *self._siblings.values())}.values():  # it may read them there again
+            values = vars(other)
+            values.update({n: found[n] for n in later & found.keys() & values.keys() if is_open(values[n])})
         self.filled |= found
         if found:
             said = ", ".join(f"{k}={v!r}" for k, v in found.items())
