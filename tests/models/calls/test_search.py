@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.errors import CallError, SettingsError
-from anyformer.models.callplan import infer_call_plan
+from anyformer.models.callplan import call_logits, infer_call_plan
 from anyformer.models.calls.probing import Prober
 from anyformer.training.effective import choose_max_length
 from anyformer.training.objective import require_trainable
@@ -166,3 +166,32 @@ class DecoderAlone(nn.Module):
 def test_a_decoder_whose_encoder_is_left_out_is_a_decoder() -> None:
     plan = infer_call_plan(DecoderAlone())
     assert (plan.family, plan.token_arg, plan.causal) == ("decoder", "dec_in", True)
+
+
+class NeedsBoth(nn.Module):
+    """BERT's arguments with defaults of None that its forward cannot take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.types = nn.Embedding(30, 16), nn.Embedding(2, 16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.mlm_head = nn.Linear(16, 30)
+
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        h = self.words(input_ids) + self.types(token_type_ids)  # type: ignore[arg-type]
+        hidden = attention_mask.float() == 0  # type: ignore[union-attr]
+        return self.mlm_head(h + self.attention(h, h, h, key_padding_mask=hidden, need_weights=False)[0])  # type: ignore[no-any-return]
+
+
+def test_defaults_of_none_that_forward_cannot_take_are_given() -> None:
+    torch.manual_seed(0)
+    module = NeedsBoth()
+    plan = infer_call_plan(module)
+    assert (plan.mask_arg, plan.mask_shape, plan.mask_form, plan.needs_mask) == ("attention_mask", "BT", "keep", True)
+    assert [(a.name, a.role) for a in plan.extras] == [("token_type_ids", "segments")]
+    ids, mask = torch.randint(0, 30, (2, 6)), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    given = call_logits(module.eval(), plan, ids, attention_mask=mask)
+    assert torch.allclose(given, module(ids, torch.zeros_like(ids), mask), atol=1e-6)
+    assert not torch.allclose(given[1], module(ids, torch.zeros_like(ids), torch.ones_like(ids))[1], atol=1e-3)

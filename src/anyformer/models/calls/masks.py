@@ -132,7 +132,7 @@ def _padding(
     for parameter in ordered:
         if plan.mask_arg is not None and plan.mask_arg != parameter.name:
             break
-        needed = parameter.default is parameter.empty
+        needed = parameter.default is parameter.empty or _fails_without(prober, plan, parameter.name)
         if needed and plan.mask_arg == parameter.name:
             plan = replace(plan, needs_mask=True)
         plan, finding = _one_padding(prober, plan, parameter.name, needed, encoder)
@@ -140,6 +140,12 @@ def _padding(
         if finding.verdict == "ok":
             break
     return plan, findings
+
+
+def _fails_without(prober: Prober, plan: CallPlan, name: str) -> bool:
+    """Whether a mask that is given may not be left out, whatever its default."""
+    inputs = prober.inputs(plan, 2, prober.length, 1)
+    return current(plan, name) is not None and prober.try_logits(without(plan, name), inputs) is None
 
 
 def _one_padding(prober: Prober, plan: CallPlan, name: str, needed: bool, encoder: bool) -> tuple[CallPlan, Finding]:

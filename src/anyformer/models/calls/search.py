@@ -231,14 +231,15 @@ def _given(
     fixed = [argument for name in stated.arguments for argument in [_stated_options(name, stated, source, parameters)]]
     lists = [[*options(p, source), *states(module, p)] for p in others] + fixed
     found: list[tuple[Argument, ...]] = list(assignments(lists)) if lists else [()]
-    helpful = [
-        p
-        for p in parameters
-        if p.default is None and hint(p.name) in ("positions", "segments", "start", "lengths") and p not in others
-    ]
+    open_ones = [p for p in parameters if p.default is None and p not in others and p.name not in stated.arguments]
+    helpful = [p for p in open_ones if hint(p.name) in ("positions", "segments", "start", "lengths")]
+    more = [[o for o in options(p, source) if o.role != "constant" or o.value is not None][:3] for p in helpful]
     if helpful:
-        more = [[o for o in options(p, source) if o.role != "constant" or o.value is not None][:3] for p in helpful]
         found += list(assignments([*lists, *more]))[:40]
+    masks = [p for p in open_ones if hint(p.name) == "mask"]
+    if len(masks) == 1:  # a default of None that forward cannot take
+        forms = options(masks[0], source, masks="encoder")[1:]
+        found += list(assignments([*lists, forms])) + (list(assignments([*lists, *more, forms])) if helpful else [])
     return found
 
 
