@@ -195,3 +195,27 @@ def test_defaults_of_none_that_forward_cannot_take_are_given() -> None:
     given = call_logits(module.eval(), plan, ids, attention_mask=mask)
     assert torch.allclose(given, module(ids, torch.zeros_like(ids), mask), atol=1e-6)
     assert not torch.allclose(given[1], module(ids, torch.zeros_like(ids), torch.ones_like(ids))[1], atol=1e-3)
+
+
+class DropsAlways(nn.Module):
+    """Attention that drops out in eval mode, too, and takes its causal mask from the caller, 1 = keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.positions = nn.Embedding(30, 16), nn.Embedding(64, 16)
+        self.q, self.k, self.head = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 30)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        h = self.e(x) + self.positions(torch.arange(x.shape[1]))
+        seen = nn.functional.scaled_dot_product_attention(
+            self.q(h), self.k(h), h, attn_mask=mask.bool(), dropout_p=0.1
+        )
+        return self.head(h + seen)  # type: ignore[no-any-return]
+
+
+def test_a_mask_is_found_for_a_model_that_drops_out_in_eval_mode() -> None:
+    torch.manual_seed(0)
+    plan = infer_call_plan(DropsAlways())
+    assert [(a.role, a.form) for a in plan.extras] == [("causal_mask", "keep")]
+    assert plan.causal
+    assert next(f.verdict for f in plan.findings if f.name == "repeat") == "warn"

@@ -59,6 +59,17 @@ def rows_apart(prober: Prober, plan: CallPlan) -> float | None:
     return max(float(difference(together[i : i + 1], a).max()) / limit for i, a in enumerate(alone) if a is not None)
 
 
+def rows_mixed(prober: Prober, plan: CallPlan) -> float | None:
+    """As ``rows_apart``; None also for a module that draws at random in eval mode, where a row alone draws others."""
+    apart = rows_apart(prober, plan)
+    if apart is None or apart <= 1:
+        return apart
+    inputs = prober.inputs(plan, 2, max(2, prober.length), 3)
+    first, other = (prober.try_logits(plan, inputs, seed=seed) for seed in (0, 1))
+    draws = first is not None and other is not None and not _close(first, other, tolerance(first, 1e-4))
+    return None if draws else apart
+
+
 def batch_finding(prober: Prober, plan: CallPlan) -> Finding:
     """Whether a row alone gives what it gives among others."""
     apart = rows_apart(prober, plan)
