@@ -58,7 +58,12 @@ IDS = torch.randint(1, V, (6, 9), generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
 
 
-@pytest.mark.parametrize("returned", ["return z", "return z.squeeze(-1)", "return (z, None)", "return {{'logits': z}}"])
+WEIGHTS = "return z.squeeze(-1), torch.ones(*ids.shape, ids.shape[1])[:, None]"  # of attention, (B, 1, T, T)
+
+
+@pytest.mark.parametrize(
+    "returned", ["return z", "return z.squeeze(-1)", "return (z, None)", "return {{'logits': z}}", WEIGHTS]
+)
 def test_the_loss_and_its_gradients_are_those_of_bce_with_logits(tmp_path: Path, returned: str) -> None:
     module = built(
         tmp_path, returned=returned.replace("{{", "{").replace("}}", "}"), rest=BCE.format("BCEWithLogitsLoss")

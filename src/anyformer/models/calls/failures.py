@@ -34,8 +34,10 @@ def sameness(failure: str) -> str:
 
 
 _ONE_NUMBER = re.compile(
-    r"^\*?\w+( with [^:]*)?: ids \(2, 5\) gave a (tensor|\w+ with [\w.]+:) \(2(,|, 1)\)( of float\d+)?$"
+    r"^\*?\w+( with [^:]*)?: ids \(2, 5\) gave a "
+    r"(tensor|\w+ with [\w.]+:) \(2(,|, 1)\)( of float\d+)?(, [\w.]+: \([^)]*\)( of float\d+)?)*$"
 )
+"""The first thing that comes out; attention weights may follow."""
 
 
 class OneNumber(CallError):
