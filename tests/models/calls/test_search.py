@@ -207,9 +207,7 @@ class DropsAlways(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         h = self.e(x) + self.positions(torch.arange(x.shape[1]))
-        seen = nn.functional.scaled_dot_product_attention(
-            self.q(h), self.k(h), h, attn_mask=mask.bool(), dropout_p=0.1
-        )
+        seen = nn.functional.scaled_dot_product_attention(self.q(h), self.k(h), h, attn_mask=mask.bool(), dropout_p=0.1)
         return self.head(h + seen)  # type: ignore[no-any-return]
 
 

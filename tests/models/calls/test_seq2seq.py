@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from anyformer.models.callplan import CallPlan, call_logits, infer_call_plan
+from anyformer.models.calls.probing import Prober
+from anyformer.models.calls.seq2seq import source_finding
 from anyformer.training.objective import require_trainable
 
 
@@ -158,3 +162,52 @@ def test_rows_that_hide_themselves_do_not_stop_the_measurement() -> None:
     assert (plan.causal, verdicts["causality"], verdicts["id 0"]) == (True, "ok", "warn")
     leaking = {f.name: f for f in infer_call_plan(HidesZero(leaks=True)).findings}
     assert "earlier positions" in leaking["causality"].measured
+
+
+class ThreeMasks(nn.Module):
+    """nn.Transformer's masks under names of its author; the causal one stands last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.e = nn.Embedding(40, 16)
+        self.whole = nn.Transformer(16, 2, 1, 1, 32, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 40)
+
+    def forward(self, X: Tensor, Y: Tensor, X_mask: Tensor, Y_mask: Tensor, foresee_mask: Tensor) -> Tensor:
+        h = self.whole(
+            self.e(X),
+            self.e(Y),
+            tgt_mask=foresee_mask,
+            src_key_padding_mask=X_mask,
+            tgt_key_padding_mask=Y_mask,
+            memory_key_padding_mask=X_mask,
+        )
+        return self.head(h)  # type: ignore[no-any-return]
+
+
+def test_the_mask_of_the_future_may_have_any_name() -> None:
+    plan = infer_call_plan(ThreeMasks())
+    assert plan.family == "encoder_decoder"
+    assert (plan.mask_arg, plan.mask_form) == ("X_mask", "masked")
+    assert {a.name: a.role for a in plan.extras} == {"foresee_mask": "target_causal_mask", "Y_mask": "target_mask"}
+    assert require_trainable(plan)[0] == "seq2seq"
+
+
+class UnknownMask(ThreeMasks):
+    def forward(self, X: Tensor, Y: Tensor, X_mask: Tensor, Y_mask: Tensor, cover_mask: Tensor) -> Tensor:
+        return super().forward(X, Y, X_mask, Y_mask, cover_mask)
+
+
+def test_it_is_found_by_what_it_does() -> None:
+    plan = infer_call_plan(UnknownMask())
+    assert {a.name: a.role for a in plan.extras} == {"cover_mask": "target_causal_mask", "Y_mask": "target_mask"}
+
+
+def test_a_call_that_fails_at_another_length_of_the_target_is_told() -> None:
+    module = ThreeMasks().eval()
+    plan = infer_call_plan(module)
+    extras = (replace(a, role="mask", shape="BT") if a.role == "target_mask" else a for a in plan.extras)
+    of_source = replace(plan, extras=tuple(extras))
+    assert source_finding(Prober(module), plan).verdict == "ok"
+    assert source_finding(Prober(module), of_source).verdict == "fail"

@@ -7,6 +7,7 @@ import signal
 import sys
 import textwrap
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -458,3 +459,41 @@ def test_numbers_without_end_are_not_computed(tmp_path, size):
         names = Written(text, user.execute()).names()
     assert "rows" not in names
     assert names["small"] == 32
+
+
+def test_a_file_that_the_model_opens_beside_itself_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "repository" / "src"
+    folder.mkdir(parents=True)
+    (folder.parent / "sizes.json").write_text('{"width": 24}')
+    (folder / "names.txt").write_text("a\nb\n")
+    (folder / "model.py").write_text(
+        "import json\nfrom torch import nn\n"
+        'width = json.load(open("sizes.json"))["width"]\nnames = open("names.txt").read().split()\n'
+        "class Net(nn.Module):\n    def __init__(self, vocab_size=30):\n        super().__init__()\n"
+        "        self.e, self.n = nn.Embedding(vocab_size, width), len(names)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConstructError, match="NameError"):
+        load_model(folder / "model.py")  # no one folder holds both
+    (folder.parent / "names.txt").write_text("a\nb\nc\n")
+    loaded = load_model(folder / "model.py")
+    assert (loaded.module.e.embedding_dim, loaded.module.n) == (24, 3)
+    assert next(f.measured for f in loaded.findings if f.name == "working folder") == str(folder.parent)
+    assert {"src/model.py", "sizes.json"} <= loaded.sources.keys()  # a run keeps what its model needs
+    assert Path.cwd() == tmp_path
+
+
+def test_a_large_file_beside_the_model_is_not_opened_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "input.txt").write_text("x" * 100)
+    (tmp_path / "m" / "model.py").write_text(
+        'from torch import nn\ntext = open("input.txt").read()\nvocab_size = len(set(text))\n'
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.e = nn.Embedding(vocab_size, 4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_model(tmp_path / "m" / "model.py").module.e.num_embeddings == 1
+    monkeypatch.setattr("anyformer.models.files.pyfile._LARGEST_OPENED", 50)
+    assert load_model(tmp_path / "m" / "model.py", config={"vocab_size": 70}).module.e.num_embeddings == 70

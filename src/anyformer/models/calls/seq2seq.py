@@ -98,8 +98,9 @@ def _by_forward(
             if found is None or found.place.use != "sequence":
                 failures.append(failure or f"{plan.target_arg} as the decoder's input: no (B, S, V)")
                 continue
-            if source_finding(prober, found.plan).verdict == "fail":
-                failures.append(f"{plan.token_arg} as the source of {plan.target_arg}: it moves no logits")
+            source = source_finding(prober, found.plan)
+            if source.verdict == "fail":
+                failures.append(f"{plan.token_arg} as the source of {plan.target_arg}: {source.measured}")
                 continue
             if found.apart is not None and found.apart <= 1:
                 return found
@@ -304,7 +305,9 @@ def source_finding(prober: Prober, plan: CallPlan) -> Finding:
     """Whether every source token plays a part in the logits."""
     T = max(2, prober.length)
     inputs: Inputs = prober.inputs(plan, 2, T, 21, max(2, T - 2))
-    base = prober.logits(plan, inputs)
+    base = prober.try_logits(plan, inputs)
+    if base is None:
+        return Finding("source", "fail", f"a target of {max(2, T - 2)} tokens is refused", "a target of any length")
     if bool(base.isnan().any()):
         return Finding("source", "n/a", "cannot be measured", reason="the logits are NaN")
     moved = [

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import inspect
 import itertools
+import os
 import re
 import sys
 import types
@@ -33,6 +34,7 @@ from anyformer.models.files.neighbours import LEVELS, importable_names, neighbou
 from anyformer.models.files.siblings import LazyPackage, Siblings, enter_packages, used_places
 from anyformer.models.files.syntax import mentions, reached
 
+_LARGEST_OPENED = 10_000_000  # bytes of a data file that is kept with the model
 _COUNT = itertools.count(1)
 _KEPT = ("__name__", "__file__", "__package__", "__doc__", "__loader__", "__spec__")
 _OBJECTS = frozenset(("vocab", "layers", "blocks", "heads", "embed", "context", "length", "pad", "eos", "bos", "depth"))
@@ -80,6 +82,8 @@ class UserFile:
         self.filled: dict[str, Any] = {}
         """Globals that were given a size in place of a statement that was not run."""
         self.left = LeftOut()
+        self._opened: dict[Path, Path] = {}
+        """Data files that it opens by a relative name → the folder from which that is right."""
         self._failure: AnyformerError | None = None
         """What stopped the whole file, other than a package that is not installed."""
 
@@ -132,8 +136,32 @@ class UserFile:
         except AnyformerError:
             raise
         except (Exception, SystemExit, OutOfTime) as error:  # noqa: BLE001  (a stranger's code may raise anything)
+            if isinstance(error, FileNotFoundError) and self._works_beside(error):
+                self._empty()
+                return self._run(code)
             return self._told(error)
         return None
+
+    def _works_beside(self, error: FileNotFoundError) -> bool:
+        """Whether a file was opened by a name that is right in the model's own folder, or the one above: go there."""
+        name = str(error.filename or "")
+        for folder in (self.folder, self.folder.parent):
+            file = folder / name
+            if name and not os.path.isabs(name) and file not in self._opened and file.is_file():
+                if file.stat().st_size > _LARGEST_OPENED:
+                    return False
+                os.chdir(folder)  # whoever loads a model comes back
+                self._opened[file] = folder
+                self.findings.append(
+                    Finding("working folder", "note", str(folder), reason=f"the file opens {name} there")
+                )
+                return True
+        return False
+
+    def _empty(self) -> None:
+        kept = {n: v for n, v in vars(self.module).items() if n in _KEPT}
+        vars(self.module).clear()
+        vars(self.module).update(kept)
 
     def _told(self, error: BaseException) -> AnyformerError:
         """What went wrong while the file ran, in our words."""
@@ -163,9 +191,7 @@ class UserFile:
         self, tree: ast.Module, failure: AnyformerError, given: dict[str, Any] | None, fallback: dict[str, Any] | None
     ) -> None:
         """Load the definitions of a file that failed; raise the failure where no model is left."""
-        kept = {n: v for n, v in vars(self.module).items() if n in _KEPT}
-        vars(self.module).clear()
-        vars(self.module).update(kept)
+        self._empty()
         self._run_definitions(tree, given, fallback)
         if not holds_model(tree, self.module, self._finder.is_own):
             raise failure
@@ -331,7 +357,7 @@ class UserFile:
         if self._inside == self._package:  # a plain folder: its __init__.py is not asked for
             folders.discard(self.folder)
         found = sorted((paths | {f / "__init__.py" for f in folders if (f / "__init__.py").is_file()}) - {self.path})
-        return {p.relative_to(root).as_posix(): p for p in (self.path, *found)}
+        return {p.relative_to(root).as_posix(): p for p in (self.path, *found, *self._opened)}
 
     def root(self) -> Path:
         """The folder that holds the file and all that it imported: its own, or one above it."""
@@ -339,7 +365,7 @@ class UserFile:
         tops = [self.folder, *(p.parent for p in (*used_places(self._around.places, self._siblings).values(), *parts))]
         if self._inside.startswith(f"{self._package}."):
             tops.append(self.folder.parents[self._inside.count(".") - 1])
-        return min(tops, key=lambda p: len(p.parts))
+        return min([*tops, *self._opened.values()], key=lambda p: len(p.parts))
 
     def _imported(self) -> set[Path]:
         prefix = self._package + "."
