@@ -365,10 +365,7 @@ def _one_sequence(
 def _batch(prober: Prober, plan: CallPlan, repeats: Finding) -> Finding:
     if repeats.verdict == "fail":
         return Finding("batch", "n/a", "cannot be measured", reason=repeats.measured)
-    finding = batch_finding(prober, plan)
-    if finding.verdict == "fail" and repeats.verdict == "warn":
-        return replace(finding, verdict="n/a", measured="cannot be measured", reason=repeats.measured)
-    return finding
+    return batch_finding(prober, plan)
 
 
 def _objective_fits(prober: Prober, plan: CallPlan, objective: Objective | None) -> None:

@@ -14,7 +14,7 @@ from anyformer.models.calls.names import causal_switch, hint, parameters_of
 from anyformer.models.calls.options import causal_forms, padding_forms
 from anyformer.models.calls.overrides import Stated
 from anyformer.models.calls.probing import Prober
-from anyformer.models.calls.properties import hides, mask_matters, rows_mixed
+from anyformer.models.calls.properties import hides, mask_matters, rows_apart
 from anyformer.models.plan import Argument, CallPlan
 
 _MASKS = ("mask", "target_mask", "memory_mask")
@@ -111,7 +111,7 @@ def _causality(
         for argument in causal_forms(parameter.name):
             candidate = with_argument(plan, argument)
             sight = glance(prober, candidate)
-            if sight.decodes and (rows_mixed(prober, candidate) or 0) <= 1:
+            if sight.decodes and (rows_apart(prober, candidate) or 0) <= 1:
                 return candidate, [_given_finding(argument, sight)]
     return plan, []
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anyformer.core.findings import Finding
 from anyformer.models.calling import raw_output
+from anyformer.models.calls.calm import calm
 from anyformer.models.calls.positions import longest_sequence
 from anyformer.models.calls.probing import (
     Prober,
@@ -45,7 +46,18 @@ _GROWN = 1000.0
 
 
 def rows_apart(prober: Prober, plan: CallPlan) -> float | None:
-    """How far a row alone differs from the row in a batch, in tolerances; None where a single row does not run."""
+    """How far a row alone differs from the row in a batch, in tolerances; None where a single row does not run.
+
+    Dropout that is on in eval mode is passed over: alone, a row draws others. None also where a random choice stays.
+    """
+    apart = _apart(prober, plan)
+    if apart is None or apart <= 1 or not _draws(prober, plan):
+        return apart
+    with calm():
+        return None if _draws(prober, plan) else _apart(prober, plan)
+
+
+def _apart(prober: Prober, plan: CallPlan) -> float | None:
     T = max(2, prober.length)
     B = 3 if T != 3 else 4
     inputs = prober.inputs(plan, B, T, 3)
@@ -59,15 +71,10 @@ def rows_apart(prober: Prober, plan: CallPlan) -> float | None:
     return max(float(difference(together[i : i + 1], a).max()) / limit for i, a in enumerate(alone) if a is not None)
 
 
-def rows_mixed(prober: Prober, plan: CallPlan) -> float | None:
-    """As ``rows_apart``; None also for a module that draws at random in eval mode, where a row alone draws others."""
-    apart = rows_apart(prober, plan)
-    if apart is None or apart <= 1:
-        return apart
+def _draws(prober: Prober, plan: CallPlan) -> bool:
     inputs = prober.inputs(plan, 2, max(2, prober.length), 3)
     first, other = (prober.try_logits(plan, inputs, seed=seed) for seed in (0, 1))
-    draws = first is not None and other is not None and not _close(first, other, tolerance(first, 1e-4))
-    return None if draws else apart
+    return first is not None and other is not None and not _close(first, other, tolerance(first, 1e-4))
 
 
 def batch_finding(prober: Prober, plan: CallPlan) -> Finding:
@@ -75,7 +82,8 @@ def batch_finding(prober: Prober, plan: CallPlan) -> Finding:
     apart = rows_apart(prober, plan)
     order = " (ids go in as (T, B))" if plan.time_first else ""
     if apart is None:
-        return Finding("batch", "note", "a single row could not be run", "a row alone gives what it gives in a batch")
+        measured = "a single row does not run, or draws at random"
+        return Finding("batch", "note", measured, "a row alone gives what it gives in a batch")
     if apart <= 1:
         return Finding("batch", "ok", f"a row alone = the row in a batch{order}")
     why = "the rows see one another; nn.MultiheadAttention and nn.TransformerEncoderLayer need batch_first=True"

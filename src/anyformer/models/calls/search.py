@@ -22,7 +22,7 @@ from anyformer.models.calls.outputs import Place, places, rows_alone
 from anyformer.models.calls.overrides import Stated, role_stated
 from anyformer.models.calls.positions import candidates, mixing_sizes
 from anyformer.models.calls.probing import Prober, Run, Seen, describe, tensors_in
-from anyformer.models.calls.properties import rows_mixed
+from anyformer.models.calls.properties import rows_apart
 from anyformer.models.inputs import Inputs
 from anyformer.models.plan import Argument, CallPlan
 from anyformer.models.signature import forward_parameters
@@ -373,10 +373,10 @@ def _found(prober: Prober, plan: CallPlan, found: list[Place]) -> Found:
     chosen = decide(prober, plan, found, rows.target_rows or rows.embedding_rows)
     first, others = chosen.ordered[0], chosen.ordered[1:]
     placed = placed_at(plan, first)
-    apart = rows_mixed(prober, placed) if first.use != "last" else None
+    apart = rows_apart(prober, placed) if first.use != "last" else None
     if apart is not None and apart > 1 and first.layout == "NV":
         other = replace(first, layout="MV")
-        apart_other = rows_mixed(prober, placed_at(plan, other))
+        apart_other = rows_apart(prober, placed_at(plan, other))
         if apart_other is not None and apart_other <= 1:
             first, placed, apart = other, placed_at(plan, other), apart_other
     return Found(placed, first, others, apart, prober.sizes, chosen.kind, chosen.undecided)

@@ -21,7 +21,7 @@ from anyformer.models.calls.options import assignments, causal_forms, maybe_deco
 from anyformer.models.calls.overrides import Stated
 from anyformer.models.calls.positions import candidates
 from anyformer.models.calls.probing import Prober, changed_inputs, difference, tolerance
-from anyformer.models.calls.properties import hides, rows_mixed
+from anyformer.models.calls.properties import hides, rows_apart
 from anyformer.models.calls.search import Found, Size, blank, locate, out_of_time, refuses_others
 from anyformer.models.inputs import Inputs
 from anyformer.models.plan import Argument, CallPlan, MethodCall
@@ -257,7 +257,7 @@ def _target_causality(
     forms = [a for p in ordered[:3] for a in causal_forms(p.name, target=True)]
     for argument in [*flags, *forms]:
         candidate = with_argument(plan, argument)
-        if glance(prober, candidate, target=True).decodes and (rows_mixed(prober, candidate) or 0) <= 1:
+        if glance(prober, candidate, target=True).decodes and (rows_apart(prober, candidate) or 0) <= 1:
             why = "with it no later target token is seen, and earlier ones are; with another form that is not so"
             return candidate, [Finding("causal mask", "ok", argument.text(), reason=why)]
     return plan, []
