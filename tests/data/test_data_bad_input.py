@@ -18,7 +18,7 @@ ONE = '{"text": "a"}\n'
 
 # name, content, the parts of the message that tell the place, a part that tells what to do
 BAD: list[tuple[str, str | bytes, tuple[str, ...], str]] = [
-    ("latin.txt", "un café noir".encode("latin-1"), ("byte 0xe9 at offset 6",), "iconv -f WINDOWS-1252"),
+    ("latin.txt", "un café noir".encode("latin-1"), ("byte 0xe9 at offset 6",), "iconv -f ISO-8859-1"),
     ("late.txt", b"a" * 100_000 + b"\xff", ("byte 0xff at offset 100,000",), "iconv"),
     ("bom.txt", b"\xef\xbb\xbf\xff", ("offset 3",), "iconv"),
     ("utf16.txt", "hello".encode("utf-16"), ("NUL byte", "offset"), "iconv -f UTF-16"),
@@ -29,6 +29,21 @@ BAD: list[tuple[str, str | bytes, tuple[str, ...], str]] = [
     ("ragged.csv", "id,text\n1,a\n2,b,c\n", ("line 3 has 3 cells", "the first line has 2"), "quote cells"),
     ("ragged.tsv", "id\ttext\n1\ta\tb\n", ("line 2 has 3 cells",), ".jsonl"),
     ("short.csv", 'id,text\n1,"a\nb"\n2\n', ("line 4 has 1 cells",), "quote cells"),
+    (
+        "ragged2.csv",
+        "a;b\n" + "1;x, y\n" * 9 + "1;2;3\n",
+        ("line 11 has 3 cells; the first line has 2", "';'"),
+        '"a; b"',
+    ),
+    ("array.jsonl", json.dumps([{"text": "a"}] * 9), ("array.jsonl is one array",), "array.json"),
+    ("rows.jsonl", json.dumps([{"text": "a"}] * 9, indent=1), ("rows.jsonl is one array",), "rows.json"),
+    ("one.jsonl", json.dumps({"data": [{"text": "a"}]}, indent=1), ("one.jsonl is one object",), "one.json"),
+    ("lists.jsonl", "[1, 2]\n[3, 4]\n", ("line 1 is a list, not an object",), '{"text": …} in every line'),
+    ("a.zip", b"PK\x03\x04\0\0", ("a.zip is a zip archive",), "unzip"),
+    ("a.docx", b"PK\x03\x04\0\0", ("a.docx is an office document",), "save it as .txt"),
+    ("a.pdf", b"%PDF-1.4\n%\xe2\xe3\xcf\xd3", ("a.pdf is a PDF",), "pdftotext"),
+    ("a.tar.gz", gzip.compress(b"a\0" + bytes(255) + b"ustar"), ("a.tar.gz is a tar archive",), "tar -xf"),
+    ("a.bin", gzip.compress(b"text"), ("packed with gzip",), "end in .gz"),
     ("open.csv", 'text\na\n"b\nc\nd\n', ("line 3", "never closed"), 'write ""'),
     ("inner.csv", 'text\n"he said "no" to me"\n', ("line 2", "not doubled"), 'write ""'),
     ("mixed.jsonl", ONE * 150 + '{"text": 7}\n', ("line 151", "'text' holds 7, not text"), ""),
@@ -46,8 +61,8 @@ BAD: list[tuple[str, str | bytes, tuple[str, ...], str]] = [
     ("lengths.json", '{"a": ["x"], "b": ["y", "z"]}', ("different lengths", "a 1, b 2"), ""),
     ("number.json", "[1, 2]", ("item 1 is a int", "an object or a string"), ""),
     ("missing.jsonl", ONE * 101 + '{"body": "b"}\n', ("line 102 has no 'text'", "it has body"), ""),
-    ("numeric.jsonl", '{"n": 1}\n', ("no column with text", "columns: n"), "--text_column"),
-    ("numeric.csv", "a,b\n1,2\n3,4\n", ("no column with text",), "--text_column"),
+    ("numeric.jsonl", '{"n": 1}\n', ("no column with text", "columns: n (numbers)"), "a column of text"),
+    ("numeric.csv", "a,b\n1,2\n3,4\n", ("no column with text", "a (numbers)"), "a column of text"),
     ("heads.csv", "text\n", ("is empty: it has no rows", "columns: text"), "with rows"),
     ("blank.jsonl", "\n\n", ("is empty: it has no rows",), "with rows"),
     ("blank.json", "  \n", ("is empty",), "with rows"),
@@ -104,6 +119,7 @@ def test_parts_of_a_table_with_other_columns(tmp_path: Path) -> None:
     writers: dict[str, Callable[[pandas.DataFrame, Path], Any]] = {
         "csv": lambda part, path: part.to_csv(path, index=False),
         "parquet": lambda part, path: part.to_parquet(path),
+        "jsonl": lambda part, path: part.to_json(path, orient="records", lines=True),
         "json": lambda part, path: path.write_text(json.dumps(part.to_dict("list"))),
         "arrow": lambda part, path: part.to_feather(path),
     }
@@ -112,7 +128,9 @@ def test_parts_of_a_table_with_other_columns(tmp_path: Path) -> None:
         folder.mkdir()
         for number, part in enumerate(parts):
             write(part, folder / f"{number}.{kind}")
-        with pytest.raises(DataError, match=rf"1\.{kind} has no column 'text'(?s:.*)columns: body"):
+        with pytest.raises(
+            DataError, match=rf"1\.{kind} has no column 'text', from which 0\.{kind} (?s:.*)columns: body"
+        ):
             _ = open_corpus(folder).scan
 
 
@@ -142,8 +160,8 @@ def test_texts_in_another_encoding_are_named_where_others_are_read(tmp_path: Pat
         open_corpus(tmp_path / "a.txt")
     assert "byte 0xe9 at offset 13" in str(alone.value)
     assert warned.reason == alone.value.fix
-    assert "iconv -f WINDOWS-1252 -t UTF-8" in warned.reason
-    assert note.measured == "2 binary"
+    assert f"iconv -f ISO-8859-1 -t UTF-8 {tmp_path / 'a.txt'} > {tmp_path / 'a.utf8.txt'}" in warned.reason
+    assert note.measured == "2 binary: picture.png, zero.bin"
 
 
 def test_utf16_in_a_folder_is_named_too(tmp_path: Path) -> None:
@@ -158,7 +176,7 @@ def test_a_folder_of_nothing_but_another_encoding_and_one_with_a_table(tmp_path:
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(DataError, match="no text in the folder") as caught:
         open_corpus(tmp_path)
-    for part in (f"1 not UTF-8: {tmp_path / 'a.txt'} (byte 0xe9 at offset 3)", "iconv -f WINDOWS-1252"):
+    for part in (f"1 not UTF-8: {tmp_path / 'a.txt'} (byte 0xe9 at offset 3)", "iconv -f ISO-8859-1"):
         assert part in str(caught.value)
     (tmp_path / "t.jsonl").write_text('{"text": "x"}\n')
     corpus = open_corpus(tmp_path)

@@ -163,7 +163,8 @@ def test_any_hugging_face_tokenizer(tmp_path: Path, bpe: TextTokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["no meta", "cut meta", "short", "long", "bytes", "older format", "other", "empty folder", "file"]
+    "damage",
+    ["no meta", "cut meta", "count", "short", "long", "bytes", "older format", "other", "empty folder", "file"],
 )
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, bpe: TextTokenizer, damage: str) -> None:
     first = build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path)
@@ -173,6 +174,8 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, bpe: TextTokenizer, damage
         meta.unlink()
     elif damage == "cut meta":
         meta.write_text(meta.read_text()[:-20])
+    elif damage == "count":  # what the statistics are made of
+        meta.write_text(meta.read_text().replace('"bytes": ', '"bytes": 9', 1))
     elif damage == "short":
         os.truncate(folder / "train.bin", 100)
     elif damage == "long":
@@ -197,6 +200,9 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, bpe: TextTokenizer, damage
     assert again.train.tolist() == expected
     assert again.meta == first.meta
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]  # nothing is left lying about
+    told = [f.verdict for f in again.findings if f.name == "token cache"]
+    assert told == ([] if damage in ("no meta", "empty folder", "file") else ["warn"])
+    assert all(f.name != "token cache" for f in first.findings)
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
@@ -219,7 +225,7 @@ def test_nothing_half_written_stays(
     assert list(tmp_path.iterdir()) == []
     if expected is TrainingError:
         assert str(tmp_path) in str(caught.value)
-        assert "ANYFORMER_CACHE" in str(caught.value)
+        assert "cache_dir" in str(caught.value)  # one was given, which ANYFORMER_CACHE does not change
 
 
 def test_a_really_full_disk(tmp_path: Path) -> None:
@@ -238,10 +244,13 @@ build_token_cache(corpus, tokenizer, cache_dir={str(tmp_path)!r})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path, bpe: TextTokenizer) -> None:
+def test_a_place_that_cannot_be_written(tmp_path: Path, bpe: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="ANYFORMER_CACHE"):
+    with pytest.raises(TrainingError, match="give as cache_dir a folder of your own"):
         build_token_cache(open_corpus(DOCUMENTS), bpe, cache_dir=tmp_path / "file" / "cache")
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(TrainingError, match="set ANYFORMER_CACHE to a folder of your own"):
+        build_token_cache(open_corpus(DOCUMENTS), bpe)
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:
@@ -323,3 +332,42 @@ print(peaks[1] - peaks[0])
     arguments = [str(tmp_path / "small.txt"), str(tmp_path / "large.txt"), str(tmp_path / "cache")]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 20  # MB, for 36 MB more text and 72 MB more of tokens
+
+
+class Words:
+    """A tokenizer without a tokenizer.json, with a setting of its own."""
+
+    eos_token_id = None
+
+    def __init__(self, lower: bool) -> None:
+        self.lower = lower
+
+    def __len__(self) -> int:
+        return 256
+
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(n): n for n in range(256)}
+
+    def encode(self, text: str) -> list[int]:
+        return list((text.lower() if self.lower else text).encode())
+
+
+def test_the_cache_of_a_tokenizer_with_another_setting_is_another(tmp_path: Path) -> None:
+    plain, lower, same = (
+        build_token_cache(open_corpus(DOCUMENTS), Words(lower), cache_dir=tmp_path) for lower in (False, True, True)
+    )
+    assert plain.path != lower.path == same.path
+    assert bytes(plain.train.astype(np.uint8)).lower() == bytes(lower.train.astype(np.uint8))
+    assert not np.array_equal(plain.train, lower.train)
+
+
+def test_a_call_that_splits_special_tokens_changes_no_later_one(tmp_path: Path, bpe: TextTokenizer) -> None:
+    documents = [f"{n} </s> of many\n" for n in range(100)]
+    first = build_token_cache(open_corpus(documents), bpe, cache_dir=tmp_path / "a")
+    bpe("x </s>", split_special_tokens=True)
+    again = build_token_cache(open_corpus(documents), bpe, cache_dir=tmp_path / "b")
+    assert np.array_equal(first.train, again.train)
+    split = TextTokenizer(tokenizer_object=bpe.backend_tokenizer, eos_token="</s>", split_special_tokens=True)
+    apart = build_token_cache(open_corpus(documents), split, cache_dir=tmp_path / "a")
+    assert apart.path != first.path
+    assert len(apart.train) > len(first.train)

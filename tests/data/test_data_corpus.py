@@ -74,9 +74,11 @@ def test_folder(tmp_path: Path) -> None:
     assert not corpus.single_text
     assert list(corpus) == ["one", "two"]
     assert corpus.description == "2 files, 6 bytes"
-    skipped = {f.verdict: f for f in corpus.findings if f.name == "files skipped"}
-    assert skipped["note"].measured == "1 binary, 1 empty, 1 table"
-    assert skipped["warn"].measured == f"1 not UTF-8: {tmp_path / 'latin.txt'} (byte 0xe9 at offset 0)"
+    wide, tables, others = (f for f in corpus.findings if f.name == "files skipped")
+    assert (others.verdict, others.measured) == ("note", "1 binary: image.png; 1 empty: empty.txt")
+    assert (tables.verdict, tables.measured) == ("warn", "1 table: t.csv")
+    assert tables.reason == f"tables are read alone, or with tables of one kind (--data {tmp_path / 'c/t.csv'})"
+    assert (wide.verdict, wide.measured) == ("warn", f"1 not UTF-8: {tmp_path / 'latin.txt'} (byte 0xe9 at offset 0)")
 
 
 def test_a_folder_with_one_text_is_one_text(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_a_folder_with_packed_texts(tmp_path: Path) -> None:
     (tmp_path / "c.bin.gz").write_bytes(gzip.compress(b"\0\1\2"))
     corpus = open_corpus(tmp_path)
     assert list(corpus) == ["one", "two"]
-    assert [f.measured for f in corpus.findings if f.name == "files skipped"] == ["1 binary"]
+    assert [f.measured for f in corpus.findings if f.name == "files skipped"] == ["1 binary: c.bin.gz"]
 
 
 JSON = st.recursive(

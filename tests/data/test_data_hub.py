@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from anyformer.core.errors import DataError, DataNotFound
-from anyformer.data.hub import HubReference, hub_dataset, is_hub_name, parse_reference
+from anyformer.data.hub import HubReference, _in_words, hub_dataset, is_hub_name, parse_reference
 from tests.hub_server import Fault, HubServer, parquet, textbooks_files, wikitext_files
 
 CHILD = """
@@ -131,8 +131,13 @@ REFUSED: list[tuple[str, str, tuple[str, ...]]] = [
     ("hf:nosuch", "DataNotFound", ("no file or folder 'nosuch' here either", "most are OWNER/NAME")),
     ("hf:me/private", "DataNotFound", ("or it is private", "hf auth login")),
     ("hf:me/gated", "DataNotFound", ("lets in only those who were accepted", "/datasets/me/gated", "HF_TOKEN")),
-    ("hf:wikitext:nope", "DataNotFound", ("no configuration 'nope'", "wikitext-2-raw-v1", "config_name='wikitext-103")),
-    ("hf:wikitext::dev", "DataNotFound", ("no split 'dev'", "it has: test, train, validation")),
+    ("hf:wikitext:nope", "DataNotFound", ("no configuration 'nope'", "103-v1", "config_name='wikitext-2-raw-v1'")),
+    ("hf:wikitext:wikitext-103", "DataNotFound", ("config_name='wikitext-103-raw-v1', or hf:wikitext:wikitext-103-r",)),
+    (
+        "hf:wikitext::dev",
+        "DataNotFound",
+        ("no split 'dev'", "it has: train, validation, test", "→ split='validation', or hf:wikitext::validation"),
+    ),
     ("hf:me/nothing", "DataError", ("holds no data files",)),
     ("hf:me/norows::test", "DataError", ("the split 'test' of 'me/norows' is empty", "another split")),
     ("hf:me/script", "DataError", ("programs from the hub are not run", "parquet")),
@@ -154,6 +159,48 @@ def test_refusals(ask: Ask, reference: str, kind: str, says: tuple[str, ...]) ->
     for part in says:
         assert part in answer["error"]
     assert answer["seconds"] < 5
+
+
+@pytest.mark.parametrize("split", [None, "", 7, ["train", "test"]])
+def test_one_split_is_read_at_a_time(ask: Ask, hub: HubServer, split: Any) -> None:
+    before = hub.count("/storage/", "GET")
+    told = ask("loader", "wikitext", "wikitext-2-v1", split)["error"]
+    assert f"split is {split!r}; one split of 'Salesforce/wikitext' is read at a time" in told
+    assert "it has: train, validation, test" in told
+    assert "→ split='train', or hf:wikitext:wikitext-2-v1" in told
+    assert hub.count("/storage/", "GET") == before  # asked before anything is fetched
+
+
+@pytest.mark.parametrize(
+    ("asked", "names", "proposed"),
+    [
+        *((name, ["test", "train", "validation"], "validation") for name in ("dev", "val", "eval", "valid", "Dev")),
+        ("dev[:10%]", ["test", "train", "validation"], "validation"),
+        ("validation", ["test", "train", "dev"], "dev"),
+        ("dev", ["test", "train"], "test"),
+        ("tests", ["test", "train", "validation"], "test"),
+        ("training", ["test", "train", "validation"], "train"),
+        ("trian", ["test", "train", "validation"], "train"),
+        ("", ["test", "validation"], "validation"),
+        ("all", ["test", "train", "validation"], "train"),
+        ("validation", ["test", "train", "validation_matched"], "validation_matched"),
+        ("part-2", ["part-1", "part-3"], "part-3"),
+    ],
+)
+def test_the_likeliest_split_is_proposed(asked: str, names: list[str], proposed: str) -> None:
+    said = "Unknown split. Should be one of " + str(names)
+    error = _in_words(HubReference("a/b", None, asked), "a/b", None, ValueError(said))
+    assert error.fix.startswith(f"split='{proposed}'")
+
+
+def test_a_name_with_its_prefix_is_the_name_without(ask: Ask) -> None:
+    assert ask("loader", "hf:wikitext")["texts"] == ask("loader", "wikitext")["texts"]
+    other = ask("loader", "hf:wikitext:wikitext-103-v1:validation")
+    assert other["texts"][0] == " wikitext-103-v1 validation \n"
+    assert "two configurations are named" in ask("loader", "hf:wikitext:wikitext-103-v1", "wikitext-2-v1")["error"]
+    assert "two splits are named" in ask("loader", "hf:wikitext::test", None, "validation")["error"]
+    assert "config_name is 3 (int)" in ask("loader", "wikitext", 3)["error"]
+    assert "'' is no name of a dataset" in ask("loader", "hf:")["error"]
 
 
 def storage(hub: HubServer, name: str, texts: list[str]) -> str:
@@ -297,7 +344,8 @@ def test_train_model_takes_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     monkeypatch.chdir(tmp_path)
     assert resolve_dataset("wikitext", None, None) == ("hf:wikitext", None)
-    assert resolve_dataset("me/it", None, "config") == ("hf:me/it:config", None)
+    for name in ("me/it", "hf:me/it"):
+        assert resolve_dataset(name, None, "config") == ("hf:me/it:config", None)
     assert resolve_dataset("no_such_file.txt", None, None) == ("no_such_file.txt", None)
     (tmp_path / "wikitext").mkdir()
     assert resolve_dataset("wikitext", None, None) == ("wikitext", None)

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from anyformer.core.errors import DataError, DataNotFound
+from anyformer.core.view import QuietView
 from anyformer.data import AdaptiveTokenizerDataModule
 from anyformer.tokenization import CharacterLevelTokenizer, TextTokenizer
 
@@ -130,3 +131,28 @@ def test_only_the_first_pass_begins_where_the_state_says(
     assert loader.state_dict() == {"position": 5 * data.batch_size}
     assert [batch["input_ids"][:, 0].tolist() for batch in loader] == whole[5:]
     assert [batch["input_ids"][:, 0].tolist() for batch in loader] == whole
+
+
+def test_without_a_view_it_says_itself_what_it_read_once(
+    tokenizer: TextTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = {"question": ["why?"] * 60, "answer": [f"because of {n} and more\n" for n in range(60)]}
+    data = module(tokenizer, tmp_path, table)
+    data.prepare_data()
+    data.setup()
+    data.setup("fit")
+    said = "".join(capsys.readouterr())
+    assert said.count("text column: answer") == 1
+    assert "padding share: 0.0%" in said
+    assert f"{len(data.cache.train) + len(data.cache.val):,} tokens" in said
+    quiet = module(tokenizer, tmp_path, table, view=QuietView())
+    quiet.setup()
+    assert "".join(capsys.readouterr()) == ""
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": "4"}, {"batch_size": 2.5}, {"max_length": True}, {"num_workers": "0"}]
+)
+def test_sizes_are_whole_numbers(tokenizer: TextTokenizer, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="whole numbers"):
+        module(tokenizer, tmp_path, **wrong)

@@ -103,7 +103,7 @@ def test_a_cell_of_many_megabytes(tmp_path: Path) -> None:
 BAD = [
     ("cut.jsonl", '{"text": "a"}\n{"text": "b', "line 2 is not valid JSON"),
     ("cut2.jsonl", '{"text": "a"}\n{"text":', "line is cut off"),
-    ("list.jsonl", "[1, 2]\n", "line 1 is a list"),
+    ("list.jsonl", "[1, 2]\n", "is one array"),
     ("other.jsonl", '{"text": "a"}\n\n{"body": "b"}\n', "line 3 has no 'text'"),
     ("mixed.jsonl", '{"text": "a"}\n' * 150 + '{"text": 7}\n', "line 151: column 'text' holds 7, not text"),
     ("number.jsonl", '{"n": 1}\n{"n": 2}\n', "no column with text"),

@@ -17,6 +17,7 @@ from anyformer.data.cleaning import Cleaner, clean_text
 from anyformer.data.corpus import open_corpus
 from anyformer.data.dataset_loader import DatasetLoader
 from anyformer.data.rewrite import rewritten_dataset
+from anyformer.tokenization.columns import asked_column
 
 
 @pytest.fixture
@@ -62,6 +63,8 @@ def test_preprocessing(make: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", LINES)
     assert make(preprocessing=False, min_length=0).load_local_file(path)["text"][2] == "  an indented\tline  \r"
     assert make(preprocessing=True, min_length=0).load_local_file(path)["text"][2] == "an indented\tline"
+    assert "" in make(preprocessing=False, min_length=0).load_local_file(path)["text"][:]  # as the class says
+    assert "" not in make(preprocessing=True, min_length=0).load_local_file(path)["text"][:]
     assert clean_text("\ufeff\r\na \x00b\x1b  \r\n\r\n\n\n    c\td\n\n") == "a b\n\n    c\td"
     assert clean_text("Ünï 日本 😀 e\u0301") == "Ünï 日本 😀 e\u0301"
 
@@ -221,9 +224,10 @@ def test_long_rows_do_not_fill_the_memory(make: Any, tmp_path: Path) -> None:
     path.write_text("many words " * 2_000_000)  # 22 MB
     rows = [{"text": "many words " * 40_000} for _ in range(50)]
     whole = datasets.Dataset.from_list(rows)
+    column = asked_column("text", ())
     for load in (
         lambda: make().load_local_file(path),
-        lambda: rewritten_dataset(whole, "text", Cleaner(True, 10, None, False), "rows", tmp_path / "cache"),
+        lambda: rewritten_dataset(whole, column, Cleaner(True, 10, None, False), "rows", tmp_path / "cache"),
     ):
         tracemalloc.start()
         texts = load()
@@ -303,3 +307,13 @@ def test_a_hub_dataset_keeps_its_features(make: Any, monkeypatch: pytest.MonkeyP
     assert make(preprocessing=False, min_length=0).load_huggingface("me/it") is source
     with pytest.raises(DataError, match="no column 'body'"):
         loader.load_huggingface("me/it", text_column="body")
+
+
+def test_a_folder_that_cannot_be_written_names_what_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.txt", LINES)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path / "file" / "cache"))
+    for given, way_out in ((tmp_path / "file" / "own", "another cache_dir"), (None, "set ANYFORMER_CACHE")):
+        with pytest.raises(DataError, match="could not be written to") as caught:
+            DatasetLoader(cache_dir=given, view=QuietView()).load_local_file(path)
+        assert way_out in caught.value.fix

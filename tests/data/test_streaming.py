@@ -40,8 +40,43 @@ def write_rows(path: Path, documents: list[str]) -> Path:
     return path
 
 
+def texts_of_a_function() -> Iterator[str]:
+    yield from DOCUMENTS
+
+
 def of_function(folder: Path) -> Any:
     return lambda: iter(DOCUMENTS)
+
+
+def of_function_with_rows(folder: Path) -> Any:
+    return lambda: ({"n": n, "text": text} for n, text in enumerate(DOCUMENTS))
+
+
+class Anew:
+    """Can be iterated again and again, and is no iterator itself."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.items
+
+
+class OfTorch(torch.utils.data.IterableDataset[str]):
+    def __iter__(self) -> Iterator[str]:
+        yield from DOCUMENTS
+
+
+def of_object(folder: Path) -> Any:
+    return Anew(DOCUMENTS)
+
+
+def of_object_with_rows(folder: Path) -> Any:
+    return Anew([{"n": n, "content": text, "more": None} for n, text in enumerate(DOCUMENTS)])
+
+
+def of_torch(folder: Path) -> Any:
+    return OfTorch()
 
 
 def of_dataset(folder: Path) -> Any:
@@ -95,7 +130,7 @@ def of_list(folder: Path) -> Any:
 
 SOURCES: list[Callable[[Path], Any]] = [
     *(of_function, of_dataset, of_shuffled_dataset, of_mapped_dataset, of_table, of_tables, of_folder, of_text),
-    *(of_packed_text, of_list),
+    *(of_packed_text, of_list, of_function_with_rows, of_object, of_object_with_rows, of_torch),
 ]
 
 
@@ -300,7 +335,7 @@ def test_what_goes_wrong_in_the_thread_is_told(tmp_path: Path) -> None:
         yield from DOCUMENTS
         yield 5
 
-    with pytest.raises(DataError, match=r"text 162 of the function texts is 5, not a string"):
+    with pytest.raises(DataError, match=r"text 162 of the function texts is 5 \(int\), not a string"):
         for _ in loader(module(texts, tmp_path, num_workers=1, val_split=0.0)):
             pass
 
@@ -427,7 +462,7 @@ def test_the_record_names_the_source(tmp_path: Path) -> None:
     assert many.startswith("5 files, ")
     write_rows(tmp_path / "part-0.jsonl", ["another"])
     assert open_stream(str(tmp_path / "part-*.jsonl")).identity != many
-    assert open_stream(of_table).identity.endswith("test_streaming.of_table")
+    assert open_stream(texts_of_a_function).identity.endswith("test_streaming.texts_of_a_function")
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
@@ -439,6 +474,9 @@ def test_what_is_a_stream() -> None:
     assert is_stream({"train": rows})
     assert is_stream(lambda: iter(()))
     assert is_stream(functools.partial(iter, DOCUMENTS))
+    assert is_stream(OfTorch())  # by itself, without being asked for
+    assert module(OfTorch(), Path(), stream=False).stream is not None
+    assert not is_stream(Anew(DOCUMENTS))  # only where it is asked for
     for other in ("text.txt", DOCUMENTS, datasets.Dataset.from_dict({"text": DOCUMENTS}), {"text": DOCUMENTS}, list):
         assert not is_stream(other)
     assert open_stream({"test": rows, "train": rows}).findings[0].measured == "train"
@@ -449,7 +487,19 @@ BAD: list[tuple[str, Any, dict[str, Any], str]] = [
     ("only empty", lambda: iter(["", ""]), {}, "the stream gives no text"),
     ("no iterator", lambda: 5, {}, "gives no texts: 'int' object is not iterable"),
     ("arguments", lambda n: [n], {}, "gives no texts: .* missing 1 required positional argument"),
-    ("bytes", lambda: [b"bytes"], {}, "text 0 of the function function is b'bytes', not a string"),
+    ("bytes", lambda: [b"bytes"], {}, r"text 0 of the function function is b'bytes' \(bytes\), not a string\n"),
+    ("an object's bytes", Anew([b"bytes"]), {}, "text 0 of the object Anew is b'bytes'"),
+    ("an empty object", Anew([]), {}, "Anew is empty: the stream gives no text"),
+    ("rows behind texts", Anew([*DOCUMENTS, {"text": "a"}]), {}, r"text 162 of the object Anew is \{'text': 'a'\}"),
+    ("a text among rows", Anew([{"text": "a"}, "b"]), {}, "row 2 of the object Anew is 'b'"),
+    ("a text behind rows", Anew([{"text": "a"}] * 200 + ["b"]), {}, "row 201 of the object Anew is 'b'"),
+    ("a row without it", Anew([{"text": "a"}, {"b": 1}]), {}, r"Anew, row 2 read has no 'text'\n  it has b\n  → give"),
+    ("a row of numbers", Anew([{"text": "a"}, {"text": 7}]), {}, "Anew, row 2 read: column 'text' holds 7, not text"),
+    ("no column", Anew([{"n": 1}]), {}, "Anew has no column with text"),
+    ("no such column", of_object_with_rows(Path()), {"text_column": "b"}, "Anew has no column 'b'"),
+    ("a class", Anew, {}, r"data is the class Anew itself\n  → give an object of it: Anew\("),
+    ("a set", set(DOCUMENTS), {}, "data is set"),  # its order differs from process to process
+    ("a column of numbers", np.zeros(3), {}, "no column with text"),
     ("surrogate", lambda: ["\udc80"], {}, "not valid Unicode"),
     (
         "nothing held out",
@@ -473,8 +523,39 @@ def test_bad_input(data: Any, options: dict[str, Any], says: str, tmp_path: Path
 
 
 def test_a_generator_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="give the function that makes it, which is read as a stream"):
-        module((text for text in DOCUMENTS), tmp_path)
+    for stream in (True, False):
+        with pytest.raises(DataError, match="give the function that makes it, which is read as a stream"):
+            module((text for text in DOCUMENTS), tmp_path, stream=stream)
+
+
+def test_what_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
+    class Once:
+        def __init__(self) -> None:
+            self.texts = iter(DOCUMENTS)
+
+        def __iter__(self) -> Iterator[str]:
+            return self.texts
+
+    texts = iter(DOCUMENTS)
+    for data, says in (
+        (Once(), "the object Once gives the same iterator each time.*\n  → let __iter__ return a new one"),
+        (lambda: texts, "the function function gives the same iterator each time.*\n  → let it return a new one"),
+    ):
+        with pytest.raises(DataError, match=says):
+            module(data, tmp_path).setup()
+
+
+def test_what_is_said_of_an_object(tmp_path: Path) -> None:
+    rows = open_stream(of_object_with_rows(tmp_path))
+    assert (rows.name, rows.description) == ("Anew", "rows of a Python object")
+    assert rows.identity.endswith("test_streaming.Anew")
+    found = {finding.name: finding for finding in rows.findings}
+    assert found["text column"].measured == "content"
+    assert found["place in the stream"].measured == "counted: the object keeps none of its own"
+    texts = open_stream(of_object(tmp_path), "content")
+    assert texts.description == "texts of a Python object"
+    unused = next(finding for finding in texts.findings if finding.name == "text column")
+    assert (unused.verdict, unused.measured) == ("warn", "'content' is not used")
 
 
 def test_a_row_that_is_no_text_is_named(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from anyformer.data import table
 from anyformer.data.tables import choose_column, dataset_table
 from anyformer.tokenization import (
     AdaptiveTokenizer,
+    BPETrainerConfig,
     FastBPETrainer,
     KnownTokenizer,
     TextTokenizer,
@@ -436,3 +437,35 @@ def test_empty_texts_are_no_corpus(dataset: list[str], kept: Path) -> None:
     assert "there is no text to train on" in made.findings[0].reason
     begins_late = load(700, [""] * 20 + TEXTS, kept)
     assert said(begins_late)["tokenizer"].startswith("byte-level BPE")
+
+
+class Frame:
+    """What a pandas DataFrame does: it iterates over the names of its columns."""
+
+    def __init__(self, columns: dict[str, list[Any]]) -> None:
+        self.columns, self._values = list(columns), columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def to_dict(self, orient: str) -> dict[str, list[Any]]:
+        assert orient == "list"
+        return self._values
+
+
+def test_a_frame_is_its_texts_and_not_the_names_of_its_columns(kept: Path) -> None:
+    frame = Frame({"text": TEXTS, "label": list(range(len(TEXTS)))})
+    assert load(300, frame, kept).get_vocab() == load(300, {"text": TEXTS}, kept).get_vocab()
+    trainer = FastBPETrainer(BPETrainerConfig(vocab_size=300, exact=False))
+    assert trainer.train_on_dataset(frame).get_vocab() == trainer.train_on_dataset(TEXTS).get_vocab()
+
+
+def test_names_of_files_are_not_learnt_as_text(tmp_path: Path) -> None:
+    names = [tmp_path / f"corpus_{n}.txt" for n in range(3)]
+    for name in names:
+        name.write_text("some text of it\n" * 20)
+    trainer = FastBPETrainer(BPETrainerConfig(vocab_size=262, exact=False))
+    with pytest.raises(TokenizerError, match="names of 3 files"):
+        trainer.train_on_dataset([str(name) for name in names])
+    assert len(trainer.train_on_dataset(names)) == 262
+    trainer.train_on_dataset([str(names[0]), "and a text"])  # not all of them are

@@ -145,7 +145,11 @@ def test_a_file_is_read_whole_wherever_its_pieces_end(tmp_path: Path) -> None:
 def test_a_file_that_is_not_utf_8_names_the_byte(tmp_path: Path, place: int) -> None:
     file = tmp_path / "latin.txt"
     file.write_bytes(b"x" * place + b"\xe9 caf")
-    with pytest.raises(TokenizerError, match=f"byte {place:,} is 0xE9"):
+    with pytest.raises(TokenizerError, match=f"byte {place:,} is 0xE9") as caught:
+        train(file)
+    assert caught.value.fix.endswith(f"iconv -f ISO-8859-1 -t UTF-8 {file} > {tmp_path / 'latin.utf8.txt'}")
+    file.write_bytes(b"x" * place + "„caf\xe9“".encode("cp1252"))
+    with pytest.raises(TokenizerError, match="iconv -f WINDOWS-1252 -t UTF-8"):
         train(file)
 
 
@@ -338,3 +342,27 @@ def test_the_same_file_from_any_number_of_threads(tmp_path: Path) -> None:
         wholes += files
         assert len(json.loads(wholes[-1])["model"]["vocab"]) == 700
     assert wholes[0] != wholes[1]
+
+
+# ---------------------------------------------------------------- the user's process
+
+IMPORT_AND_TRAIN = """
+import json, os
+def differences():
+    return sorted(name for name in {**before, **os.environ} if before.get(name) != os.environ.get(name))
+before = dict(os.environ)
+import anyformer
+import anyformer.data
+import anyformer.tokenization
+imported = differences()
+config = anyformer.tokenization.BPETrainerConfig(vocab_size=300, exact=False)
+trained = anyformer.tokenization.FastBPETrainer(config).train_on_dataset(["some text, some more text"])
+trained("some text")
+print(json.dumps([imported, differences(), "TOKENIZERS_PARALLELISM" in os.environ]))
+"""
+
+
+def test_the_environment_of_the_users_process_stays_as_it_was() -> None:
+    own = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    told = subprocess.run([sys.executable, "-c", IMPORT_AND_TRAIN], env=own, capture_output=True, text=True, check=True)
+    assert json.loads(told.stdout) == [[], [], False]

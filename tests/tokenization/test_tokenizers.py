@@ -129,6 +129,28 @@ def test_batch_encode(tokenizer: TextTokenizer, tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ("hello", r"texts is one string: 'hello'\n.*a row\n.*batch_encode\(\['hello'\]\), or encode\('hello'\)"),
+        (b"hello", "texts is b'hello'"),
+        ({"text": "hello"}, "dict"),
+        (7, r"texts is 7 \(int\)\n  → give a list of strings"),
+        (["a", None], r"text 1 is None \(NoneType\)\n  → give a list of strings"),
+        ([], "the list is empty"),
+    ],
+)
+def test_what_is_no_batch(tokenizer: TextTokenizer, texts: Any, says: str) -> None:
+    with pytest.raises(TokenizerError, match=says):
+        tokenizer.batch_encode(texts)
+
+
+def test_batches_of_other_kinds(tokenizer: TextTokenizer) -> None:
+    expected = tokenizer.batch_encode(["a b", "c"])["input_ids"]
+    for texts in (("a b", "c"), (text for text in ("a b", "c")), {"a b": 1, "c": 2}.keys()):
+        assert tokenizer.batch_encode(texts)["input_ids"] == expected  # type: ignore[arg-type]
+
+
 def test_every_kind_pads(real_data: Path) -> None:
     ends = ["<s>", "</s>"]
     kinds = [
@@ -327,6 +349,61 @@ def test_without_unknown_and_bytes_it_refuses() -> None:
     ):
         with pytest.raises(TokenizerError, match=r"no id for 'é' \(U\+00E9\)"):
             encode("abé")
+
+
+def test_a_token_that_was_added_is_known_within_itself_only() -> None:
+    tokenizer = CharacterLevelTokenizer(4, special_tokens=["<p>"], texts=["abc"])
+    refused = ["é", "p", "<p", "xy"]
+    for text in refused:  # the alphabet is asked for before anything is added
+        with pytest.raises(TokenizerError, match="no id for"):
+            tokenizer.encode(text)
+    assert tokenizer.encode("a<p>b") == [1, 0, 2]
+    tokenizer.add_tokens(["é", "xy"])
+    for encode in (tokenizer.encode, lambda text: encode_texts(tokenizer, [text])[0]):
+        assert encode("éaxybé") == [4, 1, 5, 2, 4]
+        for text in ("p", "axb", "xéy"):
+            with pytest.raises(TokenizerError, match=f"no id for '{text.strip('abé')[0]}'"):
+                encode(text)
+    tokenizer.split_special_tokens = True
+    with pytest.raises(TokenizerError, match="no id for '<'"):
+        tokenizer.encode("a<p>b")
+
+
+def test_characters_of_other_texts(tmp_path: Path) -> None:
+    texts = ["hello world", "hell é"]
+    made = CharacterLevelTokenizer(100_000)
+    made.save_pretrained(tmp_path)
+    expected = CharacterLevelTokenizer(300, texts=texts)
+    for old in (made, load_tokenizer(tmp_path)):
+        for kind in (texts, iter(texts), [texts], (batch for batch in ([texts[0]], (texts[1],))), {"text": texts}):
+            new = old.train_new_from_iterator(kind, 300)
+            assert isinstance(new, CharacterLevelTokenizer)
+            assert new.get_vocab() == expected.get_vocab()
+            assert new.special_tokens_map == expected.special_tokens_map
+            assert new.decode(new.encode("ñ 世")) == "ñ 世"
+    small = made.train_new_from_iterator(
+        texts, 20, new_special_tokens=["<mask>"], special_tokens_map={"<pad>": "nothing", "<unk>": "[UNK]"}
+    )
+    assert small.convert_ids_to_tokens(list(range(7))) == ["nothing", "[UNK]", "<s>", "</s>", "<mask>", "l", " "]
+    assert (small.pad_token, small.unk_token, small.mask_token) == ("nothing", "[UNK]", "<mask>")
+    assert small.convert_ids_to_tokens(small.encode("qh")) == ["[UNK]", "h"]
+    cases: tuple[tuple[tuple[Any, int], dict[str, Any], str], ...] = (
+        (("hello", 300), {}, "texts is one string"),
+        (([3], 300), {}, "text 0 is 3"),
+        ((texts, 3), {}, "leave no room"),
+        ((texts, 300), {"special_tokens_map": {"<unk>": "??"}}, "no name of an unknown token"),
+        ((texts, 300), {"min_frequency": 2}, "no trainer with min_frequency"),
+    )
+    for arguments, options, says in cases:
+        with pytest.raises(TokenizerError, match=says):
+            made.train_new_from_iterator(*arguments, **options)
+
+
+def test_a_bpe_of_other_texts(bpe: TextTokenizer) -> None:
+    new = bpe.train_new_from_iterator([["the other line is a line"] * 9], 270)
+    assert isinstance(new, TextTokenizer)
+    assert (len(new), new.pad_token, new.eos_token_id) == (270, "<pad>", 3)
+    assert new.decode(new.encode("the é 世")) == "the é 世"
 
 
 def test_bad_character_tokenizers() -> None:

@@ -289,3 +289,16 @@ def test_a_failing_finding_is_refused() -> None:
 def test_more_ids_than_logits_are_refused() -> None:
     with pytest.raises(SettingsError, match=f"vocab_size is 24, but the model's logits cover {V}"):
         UniversalModelAdapter(gpt(), vocab_size=V + 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoints_of_a_plain_trainer_have_the_steps_that_they_hold(tmp_path: Path) -> None:
+    every = pl.callbacks.ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=7, save_top_k=-1, filename="{step}")
+    loader: Any = DataLoader([batch_of()] * 30, batch_size=None)  # type: ignore[arg-type]
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, callbacks=[every], max_steps=30, enable_progress_bar=False,
+        enable_model_summary=False, log_every_n_steps=10,
+    )  # fmt: skip
+    trainer.fit(UniversalModelAdapter(gpt(), vocab_size=V), loader)
+    held = {p.stem: torch.load(p, weights_only=False)["global_step"] for p in tmp_path.glob("*.ckpt")}
+    assert held == {f"step={n}": n for n in (7, 14, 21, 28)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import transformers
 from family_models import MeanClassifier, labelled
 
 from anyformer import api
-from anyformer.core.view import QuietView
+from anyformer.core.view import PlainView, QuietView
+from anyformer.models.example_gpt import GPT
 from anyformer.tokenization import CharacterLevelTokenizer
 from anyformer.training.coordinator import TrainResult
 
@@ -42,3 +44,21 @@ def test_a_hugging_face_folder_brings_its_own_tokenizer(tmp_path: Path) -> None:
     assert chosen.measured.startswith("the model's own, 300 entries from")
     saved = transformers.AutoTokenizer.from_pretrained(result.run_path / "tokenizer")
     assert saved.get_vocab() == own.get_vocab()
+
+
+def test_a_vocabulary_that_the_text_cannot_fill_is_shown(tmp_path: Path) -> None:
+    shown = io.StringIO()
+    result = api.train(
+        GPT(vocab_size=3000, block_size=16, n_layer=1, n_head=2, n_embd=16),
+        [f"a text of several words, number {n}. " * 3 for n in range(40)],
+        max_steps=1,
+        batch_size=2,
+        max_length=16,
+        output_dir=str(tmp_path / "runs"),
+        view=PlainView(shown),
+    )
+    said = shown.getvalue()
+    chosen = next(f for f in result.findings if f.name == "tokenizer")
+    assert f"· {chosen.reason}" in said
+    assert "tokenizer size: asked 3,000, the text gave" in said
+    assert f"unused ids: ids {len(result.tokenizer)}–2,999 of the model's 3,000" in said

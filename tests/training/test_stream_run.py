@@ -19,6 +19,7 @@ from test_resume import (  # the same ways to interrupt a run and to compare two
     rows,
     weights,
 )
+from torch.utils.data import IterableDataset
 
 from anyformer import api, cli
 from anyformer.core.errors import DataError, Interrupted, SettingsError
@@ -41,6 +42,17 @@ def streamed() -> datasets.IterableDataset:
     return datasets.Dataset.from_dict({"text": DOCUMENTS}).to_iterable_dataset(num_shards=2)
 
 
+class Anew:
+    """Rows that can be iterated again and again."""
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return ({"content": text} for text in DOCUMENTS)
+
+
+class OfTorch(Anew, IterableDataset[Any]):
+    """The same, and a stream by its kind."""
+
+
 def write(folder: Path, documents: list[str] = DOCUMENTS) -> str:
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
@@ -55,6 +67,8 @@ def write(folder: Path, documents: list[str] = DOCUMENTS) -> str:
         ([BATCHES + 20], 1, 0, "file"),  # in the second epoch
         ([BATCHES - 1, BATCHES + 8], 2, 0, "function"),
         ([BATCHES - 1], 1, 1, "function"),
+        ([40], 1, 0, "object"),
+        ([40], 1, 0, "torch"),
     ],
 )
 def test_an_interrupted_run_on_a_stream_ends_as_if_it_never_stopped(
@@ -62,8 +76,10 @@ def test_an_interrupted_run_on_a_stream_ends_as_if_it_never_stopped(
 ) -> None:
     settings: dict[str, Any] = {"shuffle_buffer": 50, "accumulate_grad_batches": accumulate, "eval_every": 40}
     settings |= {"max_steps": (max(stops) + 12) // accumulate, "log_every": 5, "num_workers": 0}
-    settings |= {"data": write(tmp_path), "stream": True} if source == "file" else {"data": f"<{source}>"}
-    given: dict[str, Any] = {"function": {"dataset": texts}, "dataset": {"dataset": streamed()}, "file": {}}[source]
+    settings |= {"data": write(tmp_path)} if source == "file" else {"data": f"<{source}>"}
+    settings["stream"] = source in ("file", "object")  # the others are read so by their kind
+    datas = {"function": texts, "dataset": streamed(), "object": Anew(), "torch": OfTorch()}
+    given: dict[str, Any] = {"dataset": datas[source]} if source in datas else {}
     whole = module()
     unbroken = fit(whole, name="unbroken", **given, **settings)
     settings["num_workers"] = workers

@@ -22,8 +22,10 @@ from anyformer.core.protocols import View
 from anyformer.data.corpus import Corpus
 from anyformer.data.filling import SIDES, fill, part_folder
 from anyformer.data.split import shared_documents, split_finding, split_pieces
+from anyformer.tokenization.base import encode_texts, splits_special_tokens
+from anyformer.tokenization.encoding import PROBES
 
-_FORMAT = 2  # of the files; 2: their sha256 in meta.json
+_FORMAT = 3  # of the files; 2: their sha256 in meta.json; 3: also that of meta.json's own fields
 _TOKENS = 1  # of the fingerprint, which runs record: raised only where the same text would give other tokens
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
@@ -55,9 +57,9 @@ def build_token_cache(
 
     Documents of a corpus with many end with the tokenizer's end-of-text id where it has one; pieces of a single text
     follow each other unmarked. One pass hashes the content (its fingerprint names the folder), a second encodes.
-    val_split 0 puts all into ``train``, 1 into ``val``. processes: that encode beside this one; as many as cores where
-    the text is large. A process that is killed loses seconds: the next one goes on where it stopped. Raises DataError
-    for text that cannot be used, that changed between the passes, or that is held out and trained on at once;
+    val_split 0 puts all into ``train``, 1 into ``val``. processes: that encode beside this one; some on four cores or
+    more where the text is large. A process that is killed loses seconds: the next one goes on where it stopped. Raises
+    DataError for text that cannot be used, that changed between the passes, or that is held out and trained on at once;
     TrainingError where the cache cannot be written; TokenizerError for what is no tokenizer.
     """
     if not hasattr(tokenizer, "get_vocab") or not hasattr(tokenizer, "eos_token_id"):
@@ -75,9 +77,16 @@ def build_token_cache(
     fingerprint = _fingerprint(corpus, tokenizer, val_split, val_corpus, shared)
     base = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
     final = base / fingerprint[:16]
+    there = (final / "meta.json").exists()
     found = _open(final, fingerprint, findings)
     if found is not None:
         return found
+    if there:
+        reason = "its files are not what was written; a disk that damages one file may damage others"
+        damaged = Finding("token cache", "warn", f"{final} is damaged or of an older version: made anew", reason=reason)
+        findings += (damaged,)
+        if view is not None:
+            view.status(damaged.measured)
     total = corpus.scan.size + (val_corpus.scan.size if val_corpus is not None else 0)
     with part_folder(base, final.name, view) as folder:
         found = _open(final, fingerprint, findings)  # another process may have filled it while this one waited
@@ -117,19 +126,25 @@ def _fingerprint(corpus: Corpus, tokenizer: Any, val_split: float, val_corpus: C
 
 
 def tokenizer_state(tokenizer: Any) -> Any:
-    """tokenizer.json without padding and truncation (they change with every call); else its class and vocabulary."""
+    """tokenizer.json without padding and truncation (they change with every call).
+
+    Of one without: its class, vocabulary, plain attributes, and the ids that it gives for hard texts.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        state = json.loads(backend.to_str())
-        return {key: value for key, value in state.items() if key not in ("truncation", "padding")}
-    return [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items())]
+        state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
+        return {**state, "split_special_tokens": True} if splits_special_tokens(tokenizer) else state
+    # it is known by what it does: its settings may lie anywhere
+    ids = [list(map(int, row)) for row in encode_texts(tokenizer, list(PROBES))]
+    plain = {n: v for n, v in vars(tokenizer).items() if isinstance(v, str | int | float | bool | None)}
+    return [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items()), ids, sorted(plain.items())]
 
 
 def _open(folder: Path, fingerprint: str, findings: tuple[Finding, ...]) -> TokenCache | None:
     """The cache in a folder; None where it is absent, half-written, damaged or another's."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        if meta["format"] != _FORMAT or meta["fingerprint"] != fingerprint:
+        if meta["format"] != _FORMAT or meta["fingerprint"] != fingerprint or meta.pop("own") != _own_hash(meta):
             return None
         dtype = np.dtype(meta["dtype"])
         for side in SIDES:
@@ -141,6 +156,10 @@ def _open(folder: Path, fingerprint: str, findings: tuple[Finding, ...]) -> Toke
         return None
     arrays = {side: _map(folder / f"{side}.bin", dtype, meta[side]["tokens"]) for side in SIDES}
     return TokenCache(folder, arrays["train"], arrays["val"], {**meta, "path": str(folder)}, findings)
+
+
+def _own_hash(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:
@@ -177,6 +196,6 @@ def _publish(folder: Path, final: Path, fingerprint: str, findings: tuple[Findin
 
 def _write_meta(path: Path, meta: dict[str, Any]) -> None:
     with path.open("w", encoding="utf-8") as stream:
-        json.dump(meta, stream, indent=2)
+        json.dump({**meta, "own": _own_hash(meta)}, stream, indent=2)
         stream.flush()
         os.fsync(stream.fileno())

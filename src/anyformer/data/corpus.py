@@ -6,6 +6,7 @@ import difflib
 import glob
 import hashlib
 import os
+import shlex
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -268,24 +269,31 @@ def _from_dataset(data: Any, text_column: str | None, name: str = "dataset", fou
         notes.append(Finding("dataset part", "note", "train", "", f"other parts, unused: {others}"))
         data = data["train"]
     table = dataset_table(data, name)
-    column, chosen = choose_column(table, text_column)
-    rows = len(data[column]) if isinstance(data, Mapping) else len(data) if hasattr(data, "__len__") else None
+    column = choose_column(table, text_column)
+    rows = len(data[column.name]) if isinstance(data, Mapping) else len(data) if hasattr(data, "__len__") else None
     description = f"{rows:,} rows" if rows is not None else "rows"
-    return Corpus(name, description, documents=lambda: table_texts(table, column), findings=[*notes, chosen])
+    return Corpus(name, description, documents=lambda: table_texts(table, column), findings=[*notes, column.finding])
 
 
 def _from_tables(paths: list[Path], name: str, text_column: str | None, notes: Iterable[Finding] = ()) -> Corpus:
     """One table, or the parts of one in several files, each row a document."""
     first = open_table(paths[0])
-    column, found = choose_column(first, text_column)
+    column = choose_column(first, text_column)
 
     def rows(path: Path) -> Iterator[str]:
-        return table_texts(first if path == paths[0] else open_table(path), column)
+        table = first if path == paths[0] else open_table(path)
+        if table.columns and column.name not in table.columns:
+            raise DataError(
+                f"{table.name} has no column {column.name!r}, from which {first.name} is read",
+                f"columns: {', '.join(table.columns)}",
+                f"give it a column {column.name!r}, or give the files without it",
+            )
+        return table_texts(table, column)
 
     size = human_bytes(sum(path.stat().st_size for path in paths))
     description = size if len(paths) == 1 else f"{len(paths):,} files, {size}"
     parts = [partial(rows, path) for path in paths]
-    return Corpus(name, description, findings=[*notes, *first.notes, found], files=paths, parts=parts)
+    return Corpus(name, description, findings=[*notes, *first.notes, column.finding], files=paths, parts=parts)
 
 
 def _from_folder(folder: Path, text_column: str | None) -> Corpus:
@@ -297,16 +305,17 @@ def _from_many(paths: Iterable[Path], name: str, where: str, text_column: str | 
     texts: list[Path] = []
     tables: list[Path] = []
     foreign: list[tuple[Path, NotText]] = []
-    binary = empty = 0
+    binary: list[Path] = []
+    empty: list[Path] = []
     for path in paths:
         if path.stat().st_size == 0:
-            empty += 1
+            empty.append(path)
         elif is_table(path):
             tables.append(path)
         elif (fault := text_fault(path)) is None:
             texts.append(path)
         elif fault.binary:
-            binary += 1
+            binary.append(path)
         else:
             foreign.append((path, fault))
     kinds = sorted({kind_of(path) for path in tables})
@@ -314,19 +323,26 @@ def _from_many(paths: Iterable[Path], name: str, where: str, text_column: str | 
     if not texts and len(kinds) == 1:
         return _from_tables(tables, name, text_column, left_out)
     if not texts:
-        held = f"{binary} binary, {empty} empty files" + (
+        held = f"{len(binary)} binary, {len(empty)} empty files" + (
             f", tables of several kinds: {', '.join(kinds)}" if kinds else ""
         )
         held += f", {left_out[0].measured}" if left_out else ""
         fix = f"name one kind: '*{kinds[0]}'" if kinds else "give a folder with text files"
         raise DataError(f"there is no text in {where}", f"it holds {held}", left_out[0].reason if left_out else fix)
     notes = [*_no_columns(text_column, where), *left_out]
-    skipped = [
-        f"{count:,} {kind}" for count, kind in ((binary, "binary"), (empty, "empty"), (len(tables), "table")) if count
-    ]
+    if tables:
+        reason = f"tables are read alone, or with tables of one kind (--data {shlex.quote(str(tables[0]))})"
+        notes.append(Finding("files skipped", "warn", _listed(tables, "table"), "", reason))
+    skipped = [_listed(files, kind) for files, kind in ((binary, "binary"), (empty, "empty")) if files]
     if skipped:
-        notes.append(Finding("files skipped", "note", ", ".join(skipped), "", "only UTF-8 text is read"))
+        notes.append(Finding("files skipped", "note", "; ".join(skipped), "", "only UTF-8 text is read"))
     return _from_files(texts, name, notes)
+
+
+def _listed(files: list[Path], kind: str) -> str:
+    """How many files of a kind, and the first three: "2 binary: a.zip, b.pdf"."""
+    names = [path.name for path in files[:_NAMED]] + (["…"] if len(files) > _NAMED else [])
+    return f"{len(files):,} {kind}: {', '.join(names)}"
 
 
 def _foreign_text(files: list[tuple[Path, NotText]]) -> Finding:

@@ -16,12 +16,13 @@ from anyformer.core.view import PlainView, percent, printable
 from anyformer.data.cleaning import Cleaner
 from anyformer.data.compressed import kind_of
 from anyformer.data.corpus import PYTHON_STDLIB, encode_utf8, is_glob, open_corpus, require_path
-from anyformer.data.hub import PREFIX, HubReference, hub_dataset, parse_reference
+from anyformer.data.hub import PREFIX, hub_dataset, named_reference
 from anyformer.data.quality import QualityCounter
 from anyformer.data.reading import SingleText
 from anyformer.data.rewrite import rewritten_dataset, rewritten_rows
 from anyformer.data.table import Table
 from anyformer.data.tables import TABLE_SUFFIXES, choose_column, dataset_table, open_table, table_texts
+from anyformer.tokenization.columns import asked_column
 
 FileFormat = Literal["txt", "md", "json", "jsonl", "csv", "tsv", "parquet", "arrow"]
 DRIVE = Path("/content/drive")
@@ -35,7 +36,8 @@ class DatasetLoader:
     """Loads text from the hub, a local file or Google Drive.
 
     preprocessing: clean each text (line ends, control characters, spaces at line ends, blank lines beyond one, white
-    space around it). min_length: leave out texts of fewer characters. max_length: cut texts to this many characters.
+    space around it). min_length: leave out texts of fewer characters; 0 keeps empty rows where preprocessing is False,
+    which else leaves them out. max_length: cut texts to this many characters.
     remove_duplicates: keep the first of equal texts (about 100 bytes of memory a text).
     cache_dir: where results that differ from their source are written; $ANYFORMER_CACHE/datasets where not given.
     ``findings`` holds what was chosen and left out in the last load; it is shown, too.
@@ -89,12 +91,12 @@ class DatasetLoader:
             raise DataError(
                 f"{dataset_name!r:.200} is no name of a dataset on the hub", fix="load_local_file reads files"
             )
-        parse_reference(PREFIX + dataset_name)  # DataError for a name that none can have
-        dataset, notes = hub_dataset(HubReference(dataset_name, config_name, split))
-        column, chosen = choose_column(dataset_table(dataset, dataset_name), text_column)
+        reference = named_reference(dataset_name, config_name, split)
+        dataset, notes = hub_dataset(reference)
+        column = choose_column(dataset_table(dataset, reference.name), text_column)
         cleaner = self._cleaner()
-        result = rewritten_dataset(dataset, column, cleaner, dataset_name, self._cache_dir)
-        self._tell([*notes, chosen, *cleaner.findings()])
+        result = rewritten_dataset(dataset, column, cleaner, reference.name, self._cache_dir)
+        self._tell([*notes, column.finding, *cleaner.findings()])
         return result
 
     def load_local_file(
@@ -121,11 +123,11 @@ class DatasetLoader:
         cleaner = self._cleaner()
         if path.is_file() and (kind or kind_of(path)) in TABLE_SUFFIXES:
             table = open_table(path, kind)
-            column, chosen = choose_column(table, text_column)
-            notes = [*table.notes, chosen]
+            column = choose_column(table, text_column)
+            notes = [*table.notes, column.finding]
         else:
-            column = text_column or "text"
-            table, notes = _plain_table(path, column, as_text=bool(kind))
+            column = asked_column(text_column or "text", ())
+            table, notes = _plain_table(path, column.name, as_text=bool(kind))
         result, more = rewritten_rows(table, column, cleaner, self._cache_dir)
         self._tell([*notes, *more, *cleaner.findings()])
         return result
@@ -141,7 +143,7 @@ class DatasetLoader:
         """num_samples, total_chars, total_words (parts between white space), avg_, min_, max_ and median_chars,
         avg_words, empty, short, duplicates (an estimate beyond a million different texts), columns, text_column."""
         table = dataset_table(dataset, "the dataset")
-        column, _ = choose_column(table, text_column)
+        column = choose_column(table, text_column)
         lengths: list[int] = []
         words = 0
         counter = QualityCounter()
@@ -164,7 +166,7 @@ class DatasetLoader:
             "short": quality.short,
             "duplicates": quality.duplicate,
             "columns": list(table.columns),
-            "text_column": column,
+            "text_column": column.name,
         }
 
     def print_statistics(self, dataset: Any, text_column: str | None = None) -> None:
@@ -185,7 +187,7 @@ class DatasetLoader:
         if num_samples < 1:
             raise SettingsError(f"num_samples is {num_samples}; it must be at least 1")
         table = dataset_table(dataset, "the dataset")
-        column, _ = choose_column(table, text_column)
+        column = choose_column(table, text_column)
         for number, text in enumerate(islice(table_texts(table, column), num_samples), start=1):
             more = f" … ({len(text):,} characters)" if len(text) > _PREVIEW else ""
             print(f"--- sample {number} ---\n{printable(text[:_PREVIEW])}{more}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,8 @@ from anyformer.data.quality import Quality, QualityCounter
 from anyformer.data.reading import human_bytes, read_text_file
 from anyformer.data.table import Table, text_in
 from anyformer.data.tables import choose_column, dataset_table, is_table, open_table
+from anyformer.tokenization.cells import joined_how
+from anyformer.tokenization.columns import TextColumn, asked_column
 
 Kind = Literal["classification", "seq2seq"]
 # Names under which datasets keep these, likeliest first.
@@ -84,13 +86,12 @@ def open_examples(data: Any, kind: Kind, columns: Columns) -> Examples:
     else:
         table, description = _as_table(data), ""
     if kind == "classification":
-        first, second, notes = _text_and_label(table, columns)
-        read: Callable[[Any, str], str] = _label
+        text, label, notes = _text_and_label(table, columns)
+        texts = _texts(table, text)
+        others = tuple(_label(value, where) for where, value in _located(table, label))
     else:
-        first, second, notes = _source_and_target(table, columns)
-        read = text_in
-    texts = tuple(text_in(value, where) for where, value in _located(table, first))
-    others = tuple(read(value, where) for where, value in _located(table, second))
+        source, target, notes = _source_and_target(table, columns)
+        texts, others = _texts(table, source), _texts(table, target)
     named = description or f"{len(texts):,} rows"
     return _usable(Examples(kind, table.name, named, texts, others, (*found, *table.notes, *notes)))
 
@@ -192,6 +193,10 @@ def _located(table: Table, column: str) -> Iterator[tuple[str, Any]]:
     return ((f"{table.name}, {where}, column {column!r}", value) for where, value in table.rows(column))
 
 
+def _texts(table: Table, column: TextColumn) -> tuple[str, ...]:
+    return tuple(text_in(value, where, column.nested) for where, value in _located(table, column.name))
+
+
 def _label(value: Any, where: str) -> str:
     if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         value = int(value)
@@ -208,7 +213,7 @@ def _label(value: Any, where: str) -> str:
 # --- which columns ------------------------------------------------------------------------------------------------
 
 
-def _text_and_label(table: Table, columns: Columns) -> tuple[str, str, list[Finding]]:
+def _text_and_label(table: Table, columns: Columns) -> tuple[TextColumn, str, list[Finding]]:
     names = list(table.columns)
     listing = f"columns: {', '.join(names) or 'none'}"
     label = _asked(table, columns.label, "--label_column") or _named(names, _LABEL_NAMES, columns.text)
@@ -216,22 +221,24 @@ def _text_and_label(table: Table, columns: Columns) -> tuple[str, str, list[Find
     if label is None:
         whole = [name for name in names if name != columns.text and _few_integers(table.columns[name])]
         if len(whole) != 1:
-            raise DataError(f"which column of {table.name} holds the classes?", listing, "--label_column NAME")
+            raise DataError(
+                f"which column of {table.name} holds the classes?",
+                listing,
+                "name it: label_column (--label_column NAME)",
+            )
         label, reason = whole[0], f"the only one with a few whole numbers; {listing}"
-    rest = replace(table, columns={name: values for name, values in table.columns.items() if name != label})
-    if not rest.columns:
-        raise DataError(f"{table.name} has no column with text", listing, "--text_column NAME")
-    text, found = choose_column(rest, columns.text)
-    return text, label, [found, Finding("label column", "note", label, reason=reason)]
+    text = choose_column(table, columns.text, without=label)
+    return text, label, [text.finding, Finding("label column", "note", label, reason=reason)]
 
 
-def _source_and_target(table: Table, columns: Columns) -> tuple[str, str, list[Finding]]:
+def _source_and_target(table: Table, columns: Columns) -> tuple[TextColumn, TextColumn, list[Finding]]:
     names = list(table.columns)
     listing = f"columns: {', '.join(names) or 'none'}"
     source = _asked(table, columns.source, "--source_column")
     target = _asked(table, columns.target, "--target_column")
     reason = "asked for" if source and target else f"by name; {listing}"
-    texts = [name for name in names if any(isinstance(value, str) and value for value in table.columns[name])]
+    joined = {name: how for name in names if (how := joined_how(table.columns[name]))}
+    texts = [name for name in names if name in joined or any(isinstance(v, str) and v for v in table.columns[name])]
     if source is None and target is None and len(texts) == 2 and _named(texts, _SOURCE_NAMES, None) is None:
         source, target, reason = texts[0], texts[1], f"in their order; {listing}"
     source = source or _named(texts, _SOURCE_NAMES, target)
@@ -245,7 +252,9 @@ def _source_and_target(table: Table, columns: Columns) -> tuple[str, str, list[F
             listing,
             "--source_column NAME --target_column NAME",
         )
-    return source, target, [Finding("columns", "note", f"{source} → {target}", reason=reason)]
+    reason = "; ".join([reason, *(f"{name}: {joined[name]}" for name in (source, target) if name in joined)])
+    first, second = (asked_column(name, table.columns[name]) for name in (source, target))
+    return first, second, [Finding("columns", "note", f"{source} → {target}", reason=reason)]
 
 
 def _asked(table: Table, name: str | None, flag: str) -> str | None:

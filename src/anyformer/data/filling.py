@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from anyformer.core.errors import TrainingError
 from anyformer.core.files import write_atomically
 from anyformer.core.findings import Finding
+from anyformer.core.places import default_cache_dir
 from anyformer.core.protocols import Progress, View
 from anyformer.data.split import Piece
 from anyformer.tokenization import encoding
@@ -68,18 +69,19 @@ def part_folder(base: Path, name: str, view: View | None) -> Iterator[Path]:
                 if not (folder / "progress.json").is_file():
                     shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
+        elsewhere = "set ANYFORMER_CACHE to" if base.is_relative_to(default_cache_dir()) else "give as cache_dir"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             shutil.rmtree(folder, ignore_errors=True)  # the space is needed more than the time it took
             raise TrainingError(
                 f"the disk is full: the token cache in {base} could not be written",
                 detail=str(error),
-                fix="free some space, or set ANYFORMER_CACHE to a folder on another disk",
+                fix=f"free some space, or {elsewhere} a folder on another disk",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise TrainingError(
                 f"the token cache cannot be written to {base}",
                 detail=str(error),
-                fix="set ANYFORMER_CACHE to a folder of your own",
+                fix=f"{elsewhere} a folder of your own",
             ) from error
         raise
 
@@ -158,7 +160,7 @@ def fill(
             (folder / "progress.json").unlink(missing_ok=True)  # from the start: what it encoded may be wrong
             finding = Finding("encoder", "note", "the tokenizers library", "equal ids", str(error))
     if processes is None:
-        processes = encoding.core_count() if total >= encoding.PROCESSES_FROM else 0
+        processes = encoding.process_count(total)
     filling = _Filling(folder, fingerprint, tokenizer, total, view)
     if processes < 2 or not encoding.EncoderPool.fits(tokenizer):
         return Filled(filling.run(pieces(), encoding.library_encode(tokenizer), 0), (finding,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
@@ -45,7 +46,14 @@ _KNOWN: dict[str, tuple[str, str | None]] = {
     "fineweb": ("HuggingFaceFW/fineweb", "sample-10BT"),
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
 }
+_USUAL = dict(reversed(_KNOWN.values()))  # of two short names for one dataset the first
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Names of one and the same part of a dataset, the usual one first; in the order in which they are listed.
+_SPLITS = (
+    ("train", "training"),
+    ("validation", "valid", "val", "dev", "development", "eval", "evaluation", "heldout", "held"),
+    ("test", "tests", "testing"),
+)
 
 
 # Known datasets that are programs on the hub → what to take instead.
@@ -78,6 +86,22 @@ def parse_reference(data: str) -> HubReference | None:
     return HubReference(name, config or None, split or "train")
 
 
+def named_reference(name: str, config: str | None = None, split: Any = "train") -> HubReference:
+    """The dataset of a name with or without "hf:", whose own configuration and split count where none are given.
+
+    Raises DataError for a name that no dataset can have, and where the name says one thing and the argument another.
+    """
+    if config is not None and not isinstance(config, str):
+        raise DataError(f"config_name is {config!r:.60} ({type(config).__name__})", fix="a name, or None")
+    said = parse_reference(PREFIX + name.removeprefix(PREFIX))
+    assert said is not None
+    if said.config and config and said.config != config:
+        raise DataError(f"two configurations are named: {said.config!r} in {name!r}, and {config!r}", fix="name one")
+    if said.split != "train" and split not in ("train", said.split):
+        raise DataError(f"two splits are named: {said.split!r} in {name!r}, and {split!r}", fix="name one")
+    return HubReference(said.name, config or said.config, split if said.split == "train" else said.split)
+
+
 def is_hub_name(data: str) -> bool:
     """Whether a text that is no path here may be a dataset's name: OWNER/NAME or NAME, without a file's ending."""
     if not _NAME.fullmatch(data) or Path(data).suffix.lower() in _FILE_SUFFIXES:
@@ -98,7 +122,12 @@ def hub_dataset(reference: HubReference) -> tuple[Any, list[Finding]]:
     reachable = _reachable(hub, name, transport)
     try:
         with impatient(hub) if reachable else _offline(hub, datasets) as answers:
+            if not isinstance(reference.split, str) or not reference.split:  # the library would give all of them
+                builder = datasets.load_dataset_builder(name, config)
+                raise _no_split(reference, name, list(builder.info.splits or builder.config.data_files or ()))
             dataset = datasets.load_dataset(name, config, split=reference.split)
+    except DataError:
+        raise
     except errors as error:
         if not reachable:
             raise _away(reference, name, config) from error
@@ -153,8 +182,7 @@ def reading_errors() -> tuple[type[Exception], ...]:
 
 def _resolved(reference: HubReference) -> tuple[str, str | None, list[Finding]]:
     """Name and configuration as the hub knows them; what was chosen is said."""
-    owners = dict(reversed(_KNOWN.values()))
-    full, default = _KNOWN.get(reference.name.lower(), (reference.name, owners.get(reference.name)))
+    full, default = _KNOWN.get(reference.name.lower(), (reference.name, _USUAL.get(reference.name)))
     notes = []
     if full != reference.name:
         notes.append(Finding("dataset", "note", full, "", f"{reference.name!r} is short for it"))
@@ -210,12 +238,49 @@ def _away(reference: HubReference, name: str, config: str | None) -> DataError:
     return DataNotFound(
         f"{which} cannot be had: {_endpoint()} cannot be reached",
         _not_here(reference.name) + "no copy is in the cache",
-        "check the network, or give a file: dataset_path='corpus.txt'",
+        "check the network, or give a file of your own (--data FILE)",
     )
 
 
 def _empty(reference: HubReference, name: str) -> DataError:
     return DataError(f"the split {reference.split!r} of {name!r} is empty", "it has 0 rows", "take another split")
+
+
+def _no_split(reference: HubReference, name: str, names: list[str]) -> DataError:
+    """The splits there are, those to train on first, and the one that is likely meant."""
+    asked = reference.split
+    ranked = sorted(names, key=_kind_of_split)
+    what = f"the dataset {name!r} has no split {asked!r}"
+    if not isinstance(asked, str) or not asked:
+        what = f"split is {asked!r:.60}; one split of {name!r} is read at a time"
+    if not ranked:
+        return DataNotFound(what)
+    likely = _likely_split(asked, ranked)
+    fix = f"split={likely!r}, or {HubReference(reference.name, reference.config, likely)}"
+    return DataNotFound(what, f"it has: {', '.join(ranked)}", fix)
+
+
+def _kind_of_split(name: str) -> int:
+    """Place among the usual parts, behind them for any other."""
+    word = re.split("[^a-z]", name.lower())[0]  # "validation_matched", "dev[:10%]"
+    return next((place for place, kind in enumerate(_SPLITS) if word in kind), len(_SPLITS))
+
+
+def _likely_split(asked: Any, ranked: list[str]) -> str:
+    """The one of the same kind; of what is held out, else another that is; else the nearest name; else the first."""
+    head = asked if isinstance(asked, str) else ""
+    kind = _kind_of_split(head)
+    order = {1: (1, 2), 2: (2, 1)}.get(kind, (kind,)) if kind < len(_SPLITS) else ()
+    alike = [name for wanted in order for name in ranked if _kind_of_split(name) == wanted]
+    return [*alike, *difflib.get_close_matches(head, ranked, n=1), *ranked][0]
+
+
+def _likely_configuration(asked: str | None, names: list[str], usual: str | None) -> str:
+    """The usual one, unless the name that was asked for is nearer to another."""
+    ranked = [usual, *names] if usual in names else names
+    begins = [name for name in ranked if asked and name.startswith(asked)]
+    near = difflib.get_close_matches(asked, names, n=1) if asked else []
+    return [*begins, *near, *ranked][0]
 
 
 def _in_words(
@@ -248,19 +313,15 @@ def _in_words(
         )
     if (listed := re.search(r"(?:Available|available configs): (\[.*?\])", said, re.S)) is not None:
         names = re.findall(r"'([^']+)'", listed[1])
+        likely = _likely_configuration(config, names, _USUAL.get(name)) if names else ""
         which = f"no configuration {config!r}" if config else "several configurations, and none is named"
         return DataNotFound(
             f"the dataset {name!r} has {which}",
             f"it has: {', '.join(names)}",
-            f"config_name={names[0]!r}, or hf:{reference.name}:{names[0]}" if names else "",
+            f"config_name={likely!r}, or {HubReference(reference.name, likely, reference.split)}" if names else "",
         )
     if (refusal := re.search(r"Unknown split.*Should be one of|Bad split.*Available splits", said, re.S)) is not None:
-        names = re.findall(r"'([^']+)'", said[refusal.end() :])
-        return DataNotFound(
-            f"the dataset {name!r} has no split {reference.split!r}",
-            f"it has: {', '.join(names)}",
-            f"split={names[0]!r}" if names else "",
-        )
+        return _no_split(reference, name, re.findall(r"'([^']+)'", said[refusal.end() :]))
     if "scripts are no longer supported" in said:
         return DataError(
             f"{what}: it is a program that fetches the data, and programs from the hub are not run",
@@ -283,7 +344,7 @@ def _broken(
     reference: HubReference, what: str, kinds: set[str], said: str, error: BaseException, streamed: bool
 ) -> DataError:
     """The connection, the transfer or the data itself."""
-    local = "or give a file: dataset_path='corpus.txt'"
+    local = "or give a file of your own (--data FILE)"
     if "OfflineModeIsEnabled" in said or "offline mode" in said.lower():
         return DataNotFound(
             f"{what}: the hub is switched off here (HF_HUB_OFFLINE), and no copy is in the cache",

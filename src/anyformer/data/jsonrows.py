@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from anyformer.core.errors import DataError
 from anyformer.core.findings import Finding
-from anyformer.data.compressed import open_bytes
+from anyformer.data.compressed import is_packed, open_bytes
 from anyformer.data.reading import SingleText, read_lines
 from anyformer.data.table import SAMPLE_ROWS, Table
 
@@ -39,6 +40,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
+            if number == 1 and (one := _one_value(path, text)) is not None:
+                raise one from error
             cut = "the line is cut off" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else error.msg
             raise DataError(
                 f"{path.name}, line {number:,} is not valid JSON",
@@ -48,9 +51,42 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except RecursionError as error:
             raise DataError(f"{path.name}, line {number:,} is nested too deep") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path.name}, line {number:,} is a {type(row).__name__}, not an object with columns")
+            if number == 1 and (one := _one_value(path, text)) is not None:
+                raise one
+            raise DataError(
+                f"{path.name}, line {number:,} is a {type(row).__name__}, not an object with columns",
+                fix='write {"text": …} in every line',
+            )
         text = ""  # not held while the reader works: it may be long
         yield number, row
+
+
+def _one_value(path: Path, text: str) -> DataError | None:
+    """What to say of a file whose first line is no row, where it is one array or one object over several lines."""
+    if text.lstrip().startswith("["):
+        kind = "array"
+        more = any(line.strip() for _, _, line in islice(read_lines(path), 1, None))
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            more = False  # it goes on in the lines below
+        if more:
+            return None  # an array in each line
+    elif text.strip() == "{":
+        kind = "object"
+    else:
+        return None
+    return DataError(
+        f"{path.name} is one {kind}, as .json files are",
+        "a .jsonl file has an object in every line",
+        f"let its name end in .json: mv {shlex.quote(str(path))} {shlex.quote(str(_as_json(path)))}",
+    )
+
+
+def _as_json(path: Path) -> Path:
+    """The same name with .json for .jsonl."""
+    inner, packed = (path.with_suffix(""), path.suffix) if is_packed(path) else (path, "")
+    return inner.with_name(f"{inner.stem}.json{packed}")
 
 
 def _located(name: str, word: str, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -58,7 +94,8 @@ def _located(name: str, word: str, rows: Iterator[tuple[int, dict[str, Any]]]) -
 
 
 def json_table(path: Path) -> Table:
-    """The table of a .json file, by its layout: [{…}, …], ["…", …], {"column": […], …}, or lines of objects.
+    """The table of a .json file, by its layout: [{…}, …], ["…", …], {"column": […], …}, {"data": [{…}, …]}, or lines of
+    objects.
 
     Raises DataError for any other.
     """
@@ -67,7 +104,7 @@ def json_table(path: Path) -> Table:
     if first == "[":
         return _array(path)
     if first == "{":
-        return json_lines_table(path) if _is_lines(path) else _object_of_lists(path)
+        return json_lines_table(path) if _is_lines(path) else _object(path)
     if not first:
         raise DataError(f"{path.name} is empty", fix="give a file with rows in it")
     raise DataError(
@@ -88,27 +125,28 @@ def _is_lines(path: Path) -> bool:
 
 
 def _array(path: Path) -> Table:
-    sample = list(islice(_array_rows(path), SAMPLE_ROWS))
-    columns: dict[str, list[Any]] = {}
-    for _, row in sample:
-        for key, value in row.items():
-            columns.setdefault(key, []).append(value)
     first = _Characters(path)
     first.take("[")
     notes = (Finding("layout", "note", "an array of strings", "", f"read as the column {_STRINGS!r}"),)
-    return Table(
-        path.name,
-        columns,
-        lambda: _located(path.name, "item", _array_rows(path)),
-        notes if first.peek() == '"' else (),
-    )
+    return _table_of(path, None, notes if first.peek() == '"' else ())
 
 
-def _array_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _table_of(path: Path, key: str | None, notes: tuple[Finding, ...]) -> Table:
+    """The rows of an array, or of the one under a key of an object."""
+    columns: dict[str, list[Any]] = {}
+    for _, row in islice(_array_rows(path, key), SAMPLE_ROWS):
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return Table(path.name, columns, lambda: _located(path.name, "item", _array_rows(path, key)), notes)
+
+
+def _array_rows(path: Path, key: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     text = _Characters(path)
-    text.take("[")
+    if key is None:
+        text.take("[")
+    values = text.items() if key is None else _column(path, key)
     strings: bool | None = None
-    for number, value in enumerate(text.items(), start=1):
+    for number, value in enumerate(values, start=1):
         if strings is None:
             strings = isinstance(value, str)
         if not isinstance(value, str if strings else dict):
@@ -119,22 +157,23 @@ def _array_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 f"it is {value!r:.60}",
             )
         yield number, ({_STRINGS: value} if isinstance(value, str) else value)
-    text.end()
+    if key is None:
+        text.end()
 
 
-def _object_of_lists(path: Path) -> Table:
-    """Columns one after the other: each is read by a pass of its own, so that none is held in memory."""
+def _object(path: Path) -> Table:
+    """Columns one after the other, each read by a pass of its own, so that none is held in memory; or the rows that lie
+    under the only key with a list of objects."""
     columns: dict[str, list[Any]] = {}
     lengths: dict[str, int] = {}
+    others: dict[str, Any] = {}
     text = _Characters(path)
     for key in text.fields():
-        if text.peek() != "[":
-            raise DataError(
-                f"{path.name} is one object, not a table: {key!r} holds {text.value()!r:.60}",
-                'expected: [{"text": "…"}, …], ["…", …] or {"text": ["…", …]}',
-            )
-        if key in columns:
+        if key in columns or key in others:
             raise DataError(f"{path.name} has two columns of one name", f"it is {key!r}")
+        if text.peek() != "[":
+            others[key] = text.value()
+            continue
         text.take("[")
         columns[key], lengths[key] = [], 0
         for value in text.items():
@@ -142,10 +181,26 @@ def _object_of_lists(path: Path) -> Table:
             if lengths[key] <= SAMPLE_ROWS:
                 columns[key].append(value)
     text.end()
+    rows = [key for key, values in columns.items() if values and all(isinstance(value, dict) for value in values)]
+    alike = len(columns) > 1 and not others and len(set(lengths.values())) == 1
+    if len(rows) == 1 and not alike:
+        rest = [name for name in (*columns, *others) if name != rows[0]]
+        reason = f"the rows lie there; not read: {', '.join(rest)}" if rest else "the rows lie there"
+        return _table_of(path, rows[0], (Finding("layout", "note", f"the list under {rows[0]!r}", "", reason),))
+    if others:
+        key, held = next(iter(others.items()))
+        raise DataError(
+            f"{path.name} is one object, not a table: {key!r} holds {held!r:.60}",
+            'expected: [{"text": "…"}, …], ["…", …] or {"text": ["…", …]}',
+            "put [ ] around it where it is one row",
+        )
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{key} {length:,}" for key, length in lengths.items())
         raise DataError(f"the columns of {path.name} have different lengths", f"rows: {shown}")
+    return _table_of_columns(path, columns)
 
+
+def _table_of_columns(path: Path, columns: dict[str, list[Any]]) -> Table:
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         for number, values in enumerate(zip(*(_column(path, key) for key in columns), strict=True), start=1):
             yield f"row {number:,}", dict(zip(columns, values, strict=True))
@@ -157,8 +212,12 @@ def _object_of_lists(path: Path) -> Table:
 
 
 def _column(path: Path, column: str) -> Iterator[Any]:
+    """The values of the list under a key of an object."""
     text = _Characters(path)
     for key in text.fields():
+        if key != column and text.peek() != "[":
+            text.value()
+            continue
         text.take("[")
         if key == column:
             yield from text.items()

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from anyformer.core.errors import DataError
 from anyformer.core.findings import Finding
 from anyformer.core.protocols import View
+from anyformer.core.view import PlainView
 from anyformer.data.blocks import PackedBlocks, collate_blocks
 from anyformer.data.cache import TokenCache, Tokens, build_token_cache
 from anyformer.data.corpus import Corpus, open_corpus
@@ -60,10 +62,12 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
         view: View | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or max_length < 2 or num_workers < 0:
+        sizes = (batch_size, max_length, num_workers)
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in sizes)
+        if not whole or batch_size < 1 or max_length < 2 or num_workers < 0:
             raise DataError(
-                f"batch_size {batch_size}, max_length {max_length}, num_workers {num_workers} cannot be used",
-                detail="they must be at least 1, 2 and 0",
+                f"batch_size {batch_size!r}, max_length {max_length!r}, num_workers {num_workers!r} cannot be used",
+                detail="they must be whole numbers, at least 1, 2 and 0",
             )
         self.stream = open_stream(dataset, text_column) if stream or is_stream(dataset) else None
         self.corpus: Corpus | TextStream = self.stream or open_corpus(dataset, text_column)
@@ -78,6 +82,8 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
         self.shuffle_buffer = shuffle_buffer
         self._cache_dir = cache_dir
         self._view = view
+        self.told = view is not None
+        """Whether somebody says what was read; otherwise ``setup`` does, once."""
         self._cache: TokenCache | None = None
         self._streamed: Streamed | None = None
         self._stream_loader: StreamLoader | None = None
@@ -140,6 +146,19 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
         if self.stream is None:
             self._check(self.cache)
         self._check_held_out()
+        if not self.told and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self.told = True
+            self._tell(PlainView())
+
+    def _tell(self, view: View) -> None:
+        """What was read and how, for those who have no view of their own."""
+        read = self.streamed
+        size = "read as it comes" if read is not None else f"{len(self.cache.train) + len(self.cache.val):,} tokens"
+        view.stage("data", self.corpus.name, f"{self.corpus.description} → {size}")
+        found = read.findings if read is not None else (*self.cache.findings, *padding_saved(self))
+        for finding in (*self.corpus.findings, *found):
+            if finding.verdict != "ok" and finding.name != "encoder":
+                view.finding(finding)
 
     def _check(self, cache: TokenCache) -> None:
         tokens = len(cache.train)
@@ -156,7 +175,7 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
         if 0 < len(self.held_out) < 2:
             raise DataError(
                 f"the held-out text is too short: {len(self.held_out)} token",
-                fix="a larger val_split, or --val_data FILE",
+                fix="a larger val_split, or held-out text of its own (--val_data FILE)",
             )
 
     def train_dataloader(self) -> ResumableLoader | StreamLoader:

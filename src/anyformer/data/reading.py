@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from anyformer.core.errors import DataError
+from anyformer.core.text_encoding import utf8_command
 from anyformer.data.compressed import open_bytes, size_of, skip_bytes
 
 CHUNK_BYTES = 64 * 1024  # a document of a single text
@@ -18,8 +20,7 @@ _BOM = b"\xef\xbb\xbf"
 _SNIFF = 1 << 20  # bytes read to tell text from binary
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _NO_TEXT = frozenset(range(32)) - frozenset(b"\a\b\t\n\v\f\r\x1a\x1b")  # controls that no 8-bit text holds
-_FROM_UTF16 = "iconv -f UTF-16 -t UTF-8"
-_FROM_WESTERN = "iconv -f WINDOWS-1252 -t UTF-8 file > new_file converts an older Western encoding"
+_OFFICE = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".epub")  # zip archives by their content
 _CUT_WINDOW = 4096  # how far before the exact place a split may look for the end of a line
 
 
@@ -56,7 +57,7 @@ class SingleText:
                 if not last and len(block) < CHUNK_BYTES:
                     raise DataError(f"{self.name} became shorter while it was read")
                 piece = block if last else block[: _end_of_piece(block)]
-                yield decode_text(piece, self.name, self._offset + position)
+                yield decode_text(piece, self.name, self._offset + position, self.path)
                 rest = block[len(piece) :]
                 position += len(piece)
 
@@ -88,20 +89,25 @@ def _end_of_piece(block: bytes) -> int:
     return len(block)
 
 
-def decode_text(data: bytes, name: str, offset: int = 0) -> str:
-    """UTF-8 text; DataError with the offset of the first byte that is not, or of a NUL byte."""
+def decode_text(data: bytes, name: str, offset: int = 0, path: Path | None = None) -> str:
+    """UTF-8 text; DataError with the offset of the first byte that is not, or of a NUL byte.
+
+    path: the file it is from, which the advice then names.
+    """
     nul = data.find(b"\0")
+    if nul < 0:
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            wrong, reason = error.start, error.reason
+    if path is not None and (known := known_binary(path)) is not None:
+        raise DataError(f"{name} is {known[0]}, not a text", fix=known[1])
     if nul >= 0:
-        fix = f"save it as UTF-8 text ({_FROM_UTF16})" if _looks_utf16(data) else "give a text file"
+        fix = utf8_command(path, data, "UTF-16") if _looks_utf16(data) else "give a text file"
         raise DataError(f"{name} is not a text: NUL byte at offset {offset + nul:,}", fix=fix)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name} is not UTF-8: {_wrong_byte(data, error.start, offset)}",
-            detail=error.reason,
-            fix=_FROM_WESTERN,
-        ) from error
+    raise DataError(
+        f"{name} is not UTF-8: {_wrong_byte(data, wrong, offset)}", detail=reason, fix=utf8_command(path, data)
+    )
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, int, str]]:
@@ -120,7 +126,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, str]]:
                     "put line ends between the rows; text of one piece is read from a .txt file",
                 )
             skip = len(_BOM) if number == 1 and raw.startswith(_BOM) else 0
-            text = [decode_text(raw[skip:] if skip else raw, f"{path.name}, line {number:,}", offset + skip)]
+            text = [decode_text(raw[skip:] if skip else raw, f"{path.name}, line {number:,}", offset + skip, path)]
             begin, offset, raw = offset, offset + len(raw), b""  # not held while the reader works: it may be long
             yield number, begin, text.pop()
 
@@ -134,7 +140,7 @@ def read_text_file(path: Path) -> str:
     with open_bytes(path) as stream:
         data = stream.read()
     skip = len(_BOM) if data.startswith(_BOM) else 0
-    return decode_text(data[skip:], str(path), skip)
+    return decode_text(data[skip:], str(path), skip, path)
 
 
 @dataclass(frozen=True)
@@ -157,14 +163,47 @@ def text_fault(path: Path) -> NotText | None:
     nul = head.find(b"\0")
     if nul >= 0:
         text = head[:2] in _UTF16_MARKS
-        return NotText(not text, f"NUL byte at offset {nul:,}", f"{_FROM_UTF16} file > new_file" if text else "")
+        return NotText(not text, f"NUL byte at offset {nul:,}", utf8_command(path, head, "UTF-16") if text else "")
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
         if not whole and error.start >= len(head) - 3 and error.reason == "unexpected end of data":
             return None
-        binary = any(byte in _NO_TEXT for byte in head)
-        return NotText(binary, _wrong_byte(head, error.start), "" if binary else _FROM_WESTERN)
+        binary = any(byte in _NO_TEXT for byte in head) or known_binary(path) is not None
+        return NotText(binary, _wrong_byte(head, error.start), "" if binary else utf8_command(path, head))
+    return None
+
+
+def known_binary(path: Path) -> tuple[str, str] | None:
+    """(what a file is by its first bytes, how text is got from it); None for one that is not known."""
+    with open_bytes(path) as stream:
+        head = stream.read(512)
+    name = shlex.quote(str(path))
+    folder = shlex.quote(str(path.with_name(path.name.split(".")[0])))
+    if head.startswith(b"PK\x03\x04"):
+        if path.suffix.lower() in _OFFICE:
+            return "an office document", "save it as .txt, a table as .csv"
+        return "a zip archive", f"unpack it and give the folder: unzip {name} -d {folder}"
+    if head.startswith(b"%PDF-"):
+        return "a PDF", f"take its text out: pdftotext {name}"
+    if head[257:262] == b"ustar":
+        return "a tar archive", f"unpack it and give the folder: mkdir {folder} && tar -xf {name} -C {folder}"
+    for magic, kind, suffix in (
+        (b"\x1f\x8b", "packed with gzip", ".gz"),
+        (b"\x28\xb5\x2f\xfd", "packed with zstd", ".zst"),
+        (b"PAR1", "a parquet table", ".parquet"),
+        (b"ARROW1", "an arrow table", ".arrow"),
+    ):
+        if head.startswith(magic):
+            return kind, f"let its name end in {suffix}"
+    for magic, kind in (
+        (b"7z\xbc\xaf\x27\x1c", "a 7z"),
+        (b"Rar!", "a rar"),
+        (b"BZh", "a bzip2"),
+        (b"\xfd7zXZ", "an xz"),
+    ):
+        if head.startswith(magic):
+            return f"{kind} archive", "unpack it, and give what was in it"
     return None
 
 

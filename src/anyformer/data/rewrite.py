@@ -16,33 +16,40 @@ from anyformer.core.places import default_cache_dir
 from anyformer.data.cleaning import Cleaner
 from anyformer.data.corpus import encode_utf8
 from anyformer.data.table import Row, Table, text_in
+from anyformer.tokenization.columns import TextColumn
 
 _BATCH_ROWS = 1000
 _BATCH_CHARACTERS = 1 << 22  # of long texts fewer are written at a time
 _PURPOSE = "a datasets.Dataset"
 
 
-def rewritten_dataset(dataset: Any, column: str, cleaner: Cleaner, name: str, cache_dir: str | Path | None) -> Any:
-    """The dataset with its column cleaned; the same object where nothing changes. Types and features stay."""
+def rewritten_dataset(
+    dataset: Any, column: TextColumn, cleaner: Cleaner, name: str, cache_dir: str | Path | None
+) -> Any:
+    """The dataset with its column cleaned; the same object where nothing changes. Types and features stay, but lists
+    become texts."""
     arrow = require("pyarrow", purpose=_PURPOSE)
+    schema = dataset.with_format("arrow")[:1].schema.with_metadata(dataset.data.schema.metadata)
+    if column.nested:
+        value = require("datasets", purpose=_PURPOSE).Value("string")
+        schema = type(dataset.features)({**dataset.features, column.name: value}).arrow_schema
+    place = schema.get_field_index(column.name)
 
     def batches() -> Iterator[Any]:
         done = 0
         for part in _parts(dataset):
-            texts = part.column(column).to_pylist()
+            texts = part.column(column.name).to_pylist()
             results = [_cleaned(cleaner, text, name, f"row {done + i:,}", column) for i, text in enumerate(texts, 1)]
             done += len(texts)
-            place = part.schema.get_field_index(column)
-            values = arrow.array(results, type=part.schema.field(place).type)
-            kept = part.set_column(place, part.schema.field(place), values)
+            values = arrow.array(results, type=schema.field(place).type)
+            kept = part.set_column(place, schema.field(place), values)
             yield kept.filter(arrow.array([text is not None for text in results]))
 
-    schema = dataset.with_format("arrow")[:1].schema.with_metadata(dataset.data.schema.metadata)
-    return _written(batches(), schema, cleaner, name, cache_dir, unchanged=dataset)
+    return _written(batches(), schema, cleaner, name, cache_dir, unchanged=None if column.nested else dataset)
 
 
 def rewritten_rows(
-    table: Table, column: str, cleaner: Cleaner, cache_dir: str | Path | None
+    table: Table, column: TextColumn, cleaner: Cleaner, cache_dir: str | Path | None
 ) -> tuple[Any, list[Finding]]:
     """A table's rows as a dataset, and what is worth knowing of its columns.
 
@@ -52,7 +59,7 @@ def rewritten_rows(
     types: dict[str, Any] = {}
     left_out: list[str] = []
     for name, values in table.columns.items():
-        kind = arrow.string() if name == column else _type_of(arrow, values)
+        kind = arrow.string() if name == column.name else _type_of(arrow, values)
         if kind is None:
             left_out.append(name)
         else:
@@ -64,9 +71,9 @@ def rewritten_rows(
         size = 0
         for where, row in table.records():
             late.update(row.keys() - table.columns.keys())
-            text = _cleaned(cleaner, row.get(column), table.name, where, column)
+            text = _cleaned(cleaner, row.get(column.name), table.name, where, column)
             if text is not None:
-                kept.append((where, {**row, column: text}))
+                kept.append((where, {**row, column.name: text}))
                 size += len(text)
             if len(kept) >= _BATCH_ROWS or size >= _BATCH_CHARACTERS:
                 yield arrow.table([_array(arrow, kept, *of, table.name) for of in types.items()], names=list(types))
@@ -89,8 +96,8 @@ def _parts(dataset: Any) -> Iterator[Any]:
         yield from (part.slice(start, step) for start in range(0, part.num_rows, step))
 
 
-def _cleaned(cleaner: Cleaner, text: Any, name: str, where: str, column: str) -> str | None:
-    result = cleaner(text_in(text, f"{name}, {where}: column {column!r}"))
+def _cleaned(cleaner: Cleaner, text: Any, name: str, where: str, column: TextColumn) -> str | None:
+    result = cleaner(text_in(text, f"{name}, {where}: column {column.name!r}", column.nested))
     if result is not None:
         encode_utf8(result, f"{name}, {where}")
     return result
@@ -162,7 +169,10 @@ def _written(
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{name} could not be written to {folder}", str(error), "free some space, or set ANYFORMER_CACHE elsewhere"
+            f"{name} could not be written to {folder}",
+            str(error),
+            "free some space, or "
+            + ("set ANYFORMER_CACHE elsewhere" if cache_dir is None else "give another cache_dir, on a disk with room"),
         ) from error
     finally:
         if temporary is not None:

@@ -1,4 +1,4 @@
-"""Documents read as they come, never all of them in memory: datasets that stream, local files, functions.
+"""Documents read as they come, never all of them in memory: datasets that stream, local files, functions, iterables.
 
 A place says where in the source to go on: plain data, as JSON holds it. None is the beginning.
 """
@@ -11,11 +11,12 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import numpy as np
+from torch.utils.data import IterableDataset
 
 from anyformer.core.errors import DataError
 from anyformer.core.findings import Finding
@@ -23,8 +24,9 @@ from anyformer.data.corpus import Corpus, open_corpus
 from anyformer.data.hub import hub_stream, parse_reference, reading_errors
 from anyformer.data.patience import impatient_reading
 from anyformer.data.reading import human_bytes
-from anyformer.data.table import text_in
-from anyformer.data.tables import choose_column, dataset_table
+from anyformer.data.table import SAMPLE_ROWS, text_in
+from anyformer.data.tables import as_columns, choose_column, dataset_table
+from anyformer.tokenization.columns import TextColumn
 
 Place = Any
 Documents = Iterator[tuple[Place, str]]
@@ -65,10 +67,10 @@ class TextStream:
 
 
 def is_stream(data: Any) -> bool:
-    """Whether data can only be read as a stream: a dataset that streams, or a function that gives texts."""
+    """Whether data can only be read as a stream: a dataset that streams (torch's too), a function that gives texts."""
     if isinstance(data, Mapping):
         return bool(data) and all(_streams(part) for part in data.values())
-    return _streams(data) or (callable(data) and not isinstance(data, type))
+    return _streams(data) or isinstance(data, IterableDataset) or (callable(data) and not isinstance(data, type))
 
 
 def _streams(data: Any) -> bool:
@@ -76,8 +78,9 @@ def _streams(data: Any) -> bool:
 
 
 def open_stream(data: Any, text_column: str | None = None) -> TextStream:
-    """The stream of a ``datasets.IterableDataset``, of "hf:NAME…", of a function that returns an iterator of texts, or
-    of anything that ``open_corpus`` takes.
+    """The stream of a ``datasets.IterableDataset``, of "hf:NAME…", of a function that returns an iterator, of anything
+    else that can be iterated again and again (torch's IterableDataset, an object with ``__iter__``), or of anything
+    that ``open_corpus`` takes. What a function or an object gives is strings, or rows with a column of text.
 
     Raises DataNotFound where there is nothing, DataError where it is not text.
     """
@@ -94,6 +97,12 @@ def open_stream(data: Any, text_column: str | None = None) -> TextStream:
         return _of_dataset(data[part], "dataset", _dataset_identity(data[part]), text_column, (note,))
     if _streams(data):
         return _of_dataset(data, "dataset", _dataset_identity(data), text_column, ())
+    if isinstance(data, type) and issubclass(data, Iterable):
+        raise DataError(f"data is the class {data.__name__} itself", fix=f"give an object of it: {data.__name__}(…)")
+    if _gives_anew(data):
+        named = type(data).__name__
+        identity = f"an object of the Python class {type(data).__module__}.{type(data).__qualname__}"
+        return _of_items(lambda: data, named, "the object", identity, text_column)
     if is_stream(data):
         return _of_function(data, text_column)
     return _of_corpus(open_corpus(data, text_column))
@@ -102,30 +111,80 @@ def open_stream(data: Any, text_column: str | None = None) -> TextStream:
 # --- where documents come from --------------------------------------------------------------------------------------
 
 
+def _gives_anew(data: Any) -> bool:
+    """Whether data can be iterated again and again, in one order, and is nothing that ``open_corpus`` takes."""
+    if isinstance(data, IterableDataset):
+        return not isinstance(data, Iterator)
+    known = (str, bytes, bytearray, os.PathLike, list, tuple, set, frozenset, Mapping, Corpus, Iterator)
+    if not isinstance(data, Iterable) or isinstance(data, (*known, type)) or hasattr(data, "column_names"):
+        return False
+    return as_columns(data) is data
+
+
 def _of_function(make: Callable[[], Any], text_column: str | None) -> TextStream:
     name = getattr(make, "__name__", type(make).__name__)
     name = "function" if name == "<lambda>" else name
 
-    def read(epoch: int, place: Place) -> Documents:
+    identity = f"the Python function {getattr(make, '__module__', '')}.{getattr(make, '__qualname__', name)}"
+    return _of_items(make, name, "the function", identity, text_column)
+
+
+def _of_items(make: Callable[[], Any], name: str, kind: str, identity: str, text_column: str | None) -> TextStream:
+    """Strings, or rows with a column of text, as the first item is; they are iterated anew at each reading."""
+    itself = "__iter__" if kind == "the object" else "it"
+
+    def give() -> Iterator[Any]:
         try:
-            texts = iter(make())
+            return iter(make())
         except TypeError as error:
             raise DataError(
-                f"the function {name} gives no texts: {error}",
-                fix="let it take no arguments and return an iterator of strings, anew at each call",
+                f"{kind} {name} gives no texts: {error}",
+                fix=f"let {itself} take no arguments and return an iterator of strings, anew at each call",
             ) from error
-        for number, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise DataError(f"text {number:,} of the function {name} is {text!r:.60}, not a string")
-            if text and number >= (place or 0):
+
+    opened = give()
+    head = list(islice(opened, 1))
+    column: TextColumn | None = None
+    if head and isinstance(head[0], Mapping):
+        head += islice(opened, SAMPLE_ROWS - 1)
+        if others := [item for item in head if not isinstance(item, Mapping)]:
+            raise _no_item(others[0], head.index(others[0]), name, kind, rows=True)
+        column = choose_column(dataset_table(head, name), text_column)
+
+    def read(epoch: int, place: Place) -> Documents:
+        items = give()
+        if items is opened:
+            raise DataError(
+                f"{kind} {name} gives the same iterator each time, which can be read only once",
+                fix=f"let {itself} return a new one at each call",
+            )
+        for number, item in enumerate(items):
+            if number < (place or 0):
+                continue
+            if column is not None and isinstance(item, Mapping):
+                text = _text_of(item, column, name, number)
+            elif column is None and isinstance(item, str):
+                text = item
+            else:
+                raise _no_item(item, number, name, kind, rows=column is not None)
+            if text:
                 yield number, text
 
-    identity = f"the Python function {getattr(make, '__module__', '')}.{getattr(make, '__qualname__', name)}"
-    unused = (Finding("text column", "warn", f"{text_column!r} is not used", "", "a function gives texts alone"),)
-    found = _counted("the function", "documents given before are asked for again and left out")
-    return TextStream(
-        name, "texts of a function", read, identity=identity, findings=(found, *(unused if text_column else ()))
-    )
+    found = [_counted(kind, "documents given before are asked for again and left out")]
+    if column is not None:
+        found.insert(0, column.finding)
+    elif text_column:
+        why = f"{kind} gives texts alone"
+        found.append(Finding("text column", "warn", f"{text_column!r} is not used", "", why))
+    given = "texts" if column is None else "rows"
+    described = f"{given} of {'a function' if kind == 'the function' else 'a Python object'}"
+    return TextStream(name, described, read, identity=identity, findings=tuple(found))
+
+
+def _no_item(item: Any, number: int, name: str, kind: str, *, rows: bool) -> DataError:
+    where, wanted = (f"row {number + 1:,}", "a row") if rows else (f"text {number:,}", "a string")
+    what = f"{where} of {kind} {name} is {item!r:.60} ({type(item).__name__}), not {wanted}"
+    return DataError(what, fix="give strings, or rows with a column of text ({'text': …}), not both")
 
 
 def _of_corpus(corpus: Corpus) -> TextStream:
@@ -190,7 +249,7 @@ def _of_dataset(
     dataset: Any, name: str, identity: str, text_column: str | None, notes: tuple[Finding, ...]
 ) -> TextStream:
     with _Told(name, 0), impatient_reading:
-        column, chosen = choose_column(dataset_table(_copied(dataset), name), text_column)
+        column = choose_column(dataset_table(_copied(dataset), name), text_column)
     described = "a dataset that streams"
     kept, copying = _copied(dataset), threading.Lock()  # never read itself
 
@@ -230,7 +289,7 @@ def _of_dataset(
             given += 1
             yield item
 
-    return TextStream(name, described, told, identity=identity, findings=(*notes, chosen, found))
+    return TextStream(name, described, told, identity=identity, findings=(*notes, column.finding, found))
 
 
 def _copied(dataset: Any) -> Any:
@@ -239,8 +298,13 @@ def _copied(dataset: Any) -> Any:
     return copy.deepcopy(dataset, {id(value): value for name, value in facts.items() if name.endswith("__hffs_cache")})
 
 
-def _text_of(row: Mapping[str, Any], column: str, name: str, number: int) -> str:
-    return text_in(row[column], f"{name}, row {number + 1:,} read: column {column!r}")
+def _text_of(row: Mapping[str, Any], column: TextColumn, name: str, number: int) -> str:
+    if column.name not in row:
+        have = f"it has {', '.join(map(str, row)) or 'nothing'}"
+        raise DataError(
+            f"{name}, row {number + 1:,} read has no {column.name!r}", have, "give the row that column, or remove it"
+        )
+    return text_in(row[column.name], f"{name}, row {number + 1:,} read: column {column.name!r}", column.nested)
 
 
 def _counted(what: str, why: str) -> Finding:

@@ -1,23 +1,24 @@
-"""Rows of tables of every kind, one at a time, and which of their columns is the text. Here .csv and .tsv are read."""
+"""Rows of tables of every kind, one at a time, and which of their columns is the text."""
 
 from __future__ import annotations
 
-import csv
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from anyformer.core.errors import DataError
-from anyformer.core.findings import Finding
 from anyformer.data.arrowrows import arrow_table, parquet_table
-from anyformer.data.compressed import kind_of
+from anyformer.data.compressed import is_packed, kind_of
+from anyformer.data.delimited import delimited_table
 from anyformer.data.jsonrows import json_lines_table, json_table
-from anyformer.data.reading import LONGEST_LINE, read_lines
 from anyformer.data.table import SAMPLE_ROWS, Row, Table, text_in
-from anyformer.tokenization.columns import column_finding, is_number, is_text, pick_column
+from anyformer.tokenization.cells import described, way_out
+from anyformer.tokenization.columns import TextColumn, asked_column, is_text, pick_column
 
-_LONGEST_HEADING = 8  # words; where every heading has more they are texts, the first row of a table without headings
+_NAME_IT = "name the column: text_column (--text_column NAME)"
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 
@@ -30,144 +31,74 @@ def open_table(path: Path, kind: str = "") -> Table:
     """The table in a file. kind: read it as this suffix says, instead of its own. DataError where that is not so."""
     kind = kind or kind_of(path)
     if kind == ".parquet":
-        return parquet_table(path)
-    if kind == ".arrow":
-        return arrow_table(path)
-    if kind == ".jsonl":
-        return json_lines_table(path)
-    if kind == ".json":
-        return json_table(path)
-    return _delimited(path, tabs=kind == ".tsv")
+        table = parquet_table(path)
+    elif kind == ".arrow":
+        table = arrow_table(path)
+    elif kind == ".jsonl":
+        table = json_lines_table(path)
+    elif kind == ".json":
+        table = json_table(path)
+    else:
+        table = delimited_table(path, tabs=kind == ".tsv")
+    return replace(table, path=path)
 
 
-def choose_column(table: Table, asked: str | None) -> tuple[str, Finding]:
+def choose_column(table: Table, asked: str | None, without: str | None = None) -> TextColumn:
     """The column that holds the text: as asked, else by name, else by type; and the finding that says why.
 
-    Raises DataError for a column that is not there or holds no text.
+    without: a column that is taken for something else. Raises DataError for a column that is not there or holds no
+    text.
     """
     names = list(table.columns)
     listing = f"columns: {', '.join(names) or 'none'}"
     if asked is not None:
         if asked not in names:
-            raise DataError(f"{table.name} has no column {asked!r}", listing, "--text_column NAME")
+            raise DataError(f"{table.name} has no column {asked!r}", listing, _NAME_IT)
         if not is_text(table.columns[asked]):
-            texts = [name for name in names if is_text(table.columns[name])]
+            texts = [name for name in names if is_text(table.columns[name]) and name != without]
             example = next((v for v in table.columns[asked] if v is not None and v != ""), None)
+            fix = _NAME_IT.replace("NAME", texts[0] if len(texts) == 1 else "NAME")
             raise DataError(
                 f"column {asked!r} of {table.name} holds no text, but {example!r:.60}",
-                listing,
-                f"--text_column {texts[0]}" if len(texts) == 1 else "",
+                described(table.columns),
+                fix if texts else _made_of(table, {asked: table.columns[asked]}),
             )
-        return asked, column_finding(asked, "asked for")
-    if (picked := pick_column(table.columns)) is not None:
+        return asked_column(asked, table.columns[asked])
+    if (picked := pick_column(table.columns, without)) is not None:
         return picked
     if not any(table.columns.values()):
         raise DataError(f"{table.name} is empty: it has no rows", listing, "give data with rows in it")
-    raise DataError(f"{table.name} has no column with text", listing, "--text_column NAME")
+    raise DataError(
+        f"{table.name} has no column with text",
+        described(table.columns),
+        _made_of(table, {name: values for name, values in table.columns.items() if name != without}),
+    )
 
 
-def table_texts(table: Table, column: str) -> Iterator[str]:
+def table_texts(table: Table, column: TextColumn) -> Iterator[str]:
     """The texts of one column, an empty one for a missing one. DataError, with the place, for what is no text."""
-    for where, value in table.rows(column):
-        yield text_in(value, f"{table.name}, {where}: column {column!r}")
+    for where, value in table.rows(column.name):
+        yield text_in(value, f"{table.name}, {where}: column {column.name!r}", column.nested)
 
 
-# --- comma- and tab-separated -------------------------------------------------------------------------------------
-
-
-def _delimited(path: Path, *, tabs: bool) -> Table:
-    mark, notes = ("\t", ()) if tabs else _separator(path)
-    first = next(_cells(path, mark), None)
-    if first is None:
-        raise DataError(f"{path.name} is empty")
-    sample = [cells for _, cells in islice(_cells(path, mark), 1, 1 + SAMPLE_ROWS)]
-    names = first[1]
-    # a heading is never a number: where one stands above numbers, the file has no headings
-    headless = any(
-        is_number(name) and column and all(is_number(v) for v in column)
-        for name, column in zip(names, zip(*sample, strict=True) if sample else [[]] * len(names), strict=True)
+def _made_of(table: Table, columns: Mapping[str, Sequence[Any]]) -> str:
+    """How texts are made of a table that has none, in one line where they can be."""
+    made = way_out(columns)
+    if made is None:
+        return "give the text itself: a table with a column of text, or a text file"
+    column, expression = made
+    if table.path is None:
+        return f"make texts of it, in Python: [{expression} for v in (row[{column!r}] for row in data)]"
+    path = table.path
+    inner = path.with_suffix("") if is_packed(path) else path
+    new = inner.with_name(f"{inner.stem}.texts.jsonl")
+    script = (
+        "import json, pathlib; from anyformer.data.tables import open_table; "
+        f"[print(json.dumps({{'text': {expression}}})) "
+        f"for _, v in open_table(pathlib.Path({str(path)!r})).rows({column!r}) if v]"
     )
-    why = "its first line holds a number above numbers"
-    if not headless and all(is_number(name) or len(name.split()) > _LONGEST_HEADING for name in names):
-        headless, why = True, "its first line holds whole texts"
-    if headless:
-        sample = [names, *sample]
-        names = [f"column {number}" for number in range(1, len(names) + 1)]
-        notes = (*notes, Finding("headings", "note", f"{path.name} has none", "", why))
-    columns = {name: [cells[index] for cells in sample] for index, name in enumerate(names)}
-    if len(columns) < len(names):
-        raise DataError(f"{path.name} has two columns of one name", f"columns: {', '.join(names)}")
-
-    def lines() -> Iterator[tuple[int, list[str]]]:
-        return islice(_cells(path, mark), 0 if headless else 1, None)
-
-    def records() -> Iterator[tuple[str, Row]]:
-        return ((f"line {line:,}", dict(zip(names, cells, strict=True))) for line, cells in lines())
-
-    def cells(column: str) -> Iterator[tuple[str, Any]]:
-        index = names.index(column)
-        return ((f"line {line:,}", values[index]) for line, values in lines())
-
-    return Table(path.name, columns, records, notes, cells)
-
-
-def _separator(path: Path) -> tuple[str, tuple[Finding, ...]]:
-    """What parts the cells of a .csv: commas, or what spreadsheets of other countries write where there are none."""
-    first = next(_cells(path, ","), None)
-    if first is not None and len(first[1]) == 1:
-        for mark in (";", "\t", "|"):
-            try:
-                rows = list(islice(_cells(path, mark), 1 + SAMPLE_ROWS))
-            except DataError:
-                continue  # rows of different widths: it stands in the text
-            if len(rows) > 1 and len(rows[0][1]) > 1:
-                reason = f"no comma in the first line of {path.name}, and as many of these in every row"
-                return mark, (Finding("separator", "note", repr(mark), "", reason),)
-    return ",", ()
-
-
-def _cells(path: Path, mark: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of each row; all rows as wide as the first. Tab-separated files have no quoting (IANA)."""
-    csv.field_size_limit(LONGEST_LINE)  # the module's own limit is 128 kB a cell
-    reader = csv.reader(
-        (text for _, _, text in read_lines(path)),
-        delimiter=mark,
-        quoting=csv.QUOTE_NONE if mark == "\t" else csv.QUOTE_MINIMAL,
-        strict=True,  # else a quote that is never closed swallows the rest of the file without a word
-    )
-    width: int | None = None
-    while True:
-        begin = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise _csv_error(path, begin, str(error)) from error
-        if cells is None:
-            return
-        if not cells:
-            continue
-        if width is None:
-            width = len(cells)
-        if len(cells) != width:
-            raise DataError(
-                f"{path.name}, line {begin:,} has {len(cells)} cells; the first line has {width}",
-                fix="write the row again as .jsonl, where a text may hold tabs"
-                if mark == "\t"
-                else 'quote cells that hold the separator ("a, b"), or save as .jsonl',
-            )
-        yield begin, cells
-
-
-def _csv_error(path: Path, begin: int, why: str) -> DataError:
-    if "end of data" in why:
-        why = "a quote is opened in this row and never closed"
-    elif "expected after" in why:
-        why = "a quote inside a quoted cell is not doubled"
-    elif "field larger" in why:
-        why = f"a cell has more than {LONGEST_LINE:,} characters; perhaps a quote is never closed"
-    return DataError(
-        f"{path.name}, line {begin:,} cannot be read", why, 'write "" for a quote inside quotes, or save as .jsonl'
-    )
+    quoted = shlex.quote(script) if any(sign in script for sign in '"$`!') else f'"{script}"'
+    return f"make a table of texts: python -c {quoted} > {shlex.quote(str(new))}"
 
 
 # --- datasets -------------------------------------------------------------------------------------------------------

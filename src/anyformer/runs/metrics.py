@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ class CsvMetrics(Logger):
 
     run_path: the run's folder.
     resume_from: optimizer step of the checkpoint a run continues from; rows beyond it are dropped.
+    ``steps`` gives the finished optimizer steps, once the trainer is there; Lightning's own number is one behind.
     A disk that is full stops no training: one warning, and the rows are written once there is space again.
     """
 
     def __init__(self, run_path: str | Path, resume_from: int | None = None) -> None:
         super().__init__()
         self.path = Path(run_path) / FILE
+        self.steps: Callable[[], int] | None = None
         self._run_path = Path(run_path)
         self._row: dict[str, str] = {}
         self._written: tuple[dict[str, str], int] | None = None  # the row as it stands in the file, and where
@@ -62,6 +65,7 @@ class CsvMetrics(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Fill the row of ``step`` (optimizer steps); keys that are no columns are ignored."""
+        step = step if self.steps is None else self.steps()
         known = {key: float(value) for key, value in metrics.items() if key in COLUMNS and key != "step"}
         if step is None or not known.keys() - {"epoch"}:
             return

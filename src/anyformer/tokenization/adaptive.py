@@ -14,9 +14,10 @@ from anyformer.core.protocols import View
 from anyformer.core.view import PlainView
 from anyformer.tokenization import choose
 from anyformer.tokenization.base import TextTokenizer
+from anyformer.tokenization.cells import cell_text, described, way_out
 from anyformer.tokenization.choose import Strategy, Texts, choose_tokenizer
-from anyformer.tokenization.columns import SAMPLE_ROWS, column_finding, pick_column
-from anyformer.tokenization.texts import training_texts
+from anyformer.tokenization.columns import SAMPLE_ROWS, TextColumn, asked_column, pick_column
+from anyformer.tokenization.texts import is_frame, training_texts
 from anyformer.tokenization.validator import TokenizerValidator
 
 Tell = Callable[[Finding], object]
@@ -95,6 +96,8 @@ def texts_of(dataset: Any, text_column: str | None = None, tell: Tell = _untold)
         )
     if isinstance(dataset, Path):
         return training_texts(dataset)
+    if is_frame(dataset):
+        dataset = dataset.to_dict("list")
     if isinstance(dataset, Mapping):
         if dataset and all(_is_split(part) for part in dataset.values()):  # a DatasetDict: its training split
             part = dataset["train"] if "train" in dataset else next(iter(dataset.values()))
@@ -125,20 +128,20 @@ def _strings(texts: Iterable[Any]) -> Iterator[str]:
         yield text
 
 
-def _cells(values: Callable[[str], Iterable[Any]], chosen: tuple[str, Finding] | None, tell: Tell) -> Iterator[str]:
+def _cells(values: Callable[[str], Iterable[Any]], chosen: TextColumn | None, tell: Tell) -> Iterator[str]:
     """The texts of the chosen column; a missing one is no text, as the data layer has it. None: of no rows."""
     if chosen is None:
         return
-    column, finding = chosen
-    tell(finding)
-    for number, value in enumerate(values(column), start=1):
-        if value is not None and not isinstance(value, str):
+    tell(chosen.finding)
+    for number, value in enumerate(values(chosen.name), start=1):
+        text = cell_text(value, chosen.nested)
+        if text is None:
             raise TokenizerError(
-                f"row {number:,}: column {column!r} holds {value!r:.60} ({type(value).__name__}), not text",
+                f"row {number:,}: column {chosen.name!r} holds {value!r:.60} ({type(value).__name__}), not text",
                 fix="text_column='…' names another",
             )
-        if value:
-            yield value
+        if text:
+            yield text
 
 
 def _is_split(dataset: Any) -> bool:
@@ -166,18 +169,21 @@ def _as_columns(rows: list[Any], names: Sequence[str] = ()) -> dict[str, list[An
     return {name: [row.get(name) for row in rows] for name in every}
 
 
-def _column(columns: Mapping[str, list[Any]], named: str | None) -> tuple[str, Finding] | None:
+def _column(columns: Mapping[str, list[Any]], named: str | None) -> TextColumn | None:
     """The column that holds text, by the rule of the data layer, and why; None where there are no rows."""
     have = f"it has {', '.join(map(str, columns)) or 'none'}"
     if named is not None:
         if named not in columns:
             raise TokenizerError(f"the dataset has no column {named!r}", have)
-        return named, column_finding(named, "asked for")
+        return asked_column(named, columns[named])
     picked = pick_column(columns)
     if picked is None and any(columns.values()):
+        made = way_out(columns)
         raise TokenizerError(
             "the dataset has no column with text",
-            have,
-            "text_column='…' names one",
+            described(columns),
+            f"give its texts as a list: [{made[1]} for v in (row[{made[0]!r}] for row in data)]"
+            if made
+            else "give a column of text",
         )
     return picked

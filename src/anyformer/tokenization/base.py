@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import operator
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
@@ -106,10 +107,11 @@ class TextTokenizer(PreTrainedTokenizerFast):
     ) -> Any:
         """Several texts at once: "input_ids" and "attention_mask" (1 = keep), a row of each for every text.
 
-        The arguments mean what they mean in transformers. Raises TokenizerError as ``encode`` does.
+        The arguments mean what they mean in transformers. Raises TokenizerError as ``encode`` does, and for what is no
+        list of strings.
         """
         return self(
-            list(texts),
+            _listed(texts),
             add_special_tokens=add_special_tokens,
             padding=padding,
             truncation=truncation,
@@ -133,7 +135,8 @@ class TextTokenizer(PreTrainedTokenizerFast):
         if alphabet is None:
             return
         for text in texts:
-            if isinstance(text, str) and (unknown := set(text) - alphabet):
+            # a character of an added token is known within that token only
+            if isinstance(text, str) and set(text) - alphabet and (unknown := self._without_added(text) - alphabet):
                 shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in sorted(unknown)[:5])
                 raise TokenizerError(
                     f"the character tokenizer has no id for {shown}" + (" …" if len(unknown) > 5 else ""),
@@ -141,8 +144,15 @@ class TextTokenizer(PreTrainedTokenizerFast):
                     fix="leave these characters out, or use a vocabulary with room for <unk>",
                 )
 
+    def _without_added(self, text: str) -> set[str]:
+        """The characters of a text beside the special and added tokens in it."""
+        whole = splits_special_tokens(self)
+        added = [token for token in self.added_tokens_decoder.values() if not (whole and token.special)]
+        words = [rf"\b{re.escape(t.content)}\b" if t.single_word else re.escape(t.content) for t in added]
+        return set("".join(re.split("|".join(sorted(words, key=len, reverse=True)), text)) if words else text)
+
     def closed_alphabet(self) -> frozenset[str] | None:
-        """The only characters that can be encoded; None where every character can."""
+        """The only characters that can be encoded, those of added tokens aside; None where every character can."""
         if "_alphabet" not in self.__dict__:
             backend = self.backend_tokenizer
             model = backend.model
@@ -152,23 +162,57 @@ class TextTokenizer(PreTrainedTokenizerFast):
                 and not model.byte_fallback
                 and backend.pre_tokenizer is None
             )
-            self.__dict__["_alphabet"] = frozenset("".join(backend.get_vocab())) if closed else None
+            self.__dict__["_alphabet"] = _single_characters(backend) if closed else None
         alphabet: frozenset[str] | None = self.__dict__["_alphabet"]
         return alphabet
+
+    def train_new_from_iterator(
+        self,
+        text_iterator: Any,
+        vocab_size: int,
+        length: int | None = None,
+        new_special_tokens: Sequence[Any] | None = None,
+        special_tokens_map: Mapping[str, str] | None = None,
+        **trainer_options: Any,
+    ) -> Any:
+        """Another tokenizer of this kind for other texts, with the same special tokens, as transformers has it.
+
+        text_iterator: strings, or lists of them. trainer_options: of the library's trainer; there is none, and
+        TokenizerError, for a tokenizer of characters.
+        """
+        if not self._is_of_characters():
+            return super().train_new_from_iterator(  # type: ignore[no-untyped-call]
+                text_iterator, vocab_size, length, new_special_tokens, special_tokens_map, **trainer_options
+            )
+        from anyformer.tokenization.character import characters_anew  # it imports this module
+
+        if trainer_options:
+            raise TokenizerError(
+                f"a tokenizer of characters has no trainer with {', '.join(trainer_options)}",
+                fix="leave it out: vocab_size, new_special_tokens and special_tokens_map are what it takes",
+            )
+        return characters_anew(self, text_iterator, vocab_size, new_special_tokens or (), special_tokens_map or {})
+
+    def _is_of_characters(self) -> bool:
+        """Whether nothing is merged: the library would train a BPE of it that has lost its bytes."""
+        backend = self.backend_tokenizer
+        if not isinstance(backend.model, BPE) or backend.pre_tokenizer is not None:
+            return False
+        return not json.loads(backend.to_str())["model"]["merges"]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the one-file form (tokenizer.json of the ``tokenizers`` library) to ``path``."""
         target = Path(path)
         if target.is_dir():
             raise TokenizerError(f"{target} is a folder", fix="give a file name, or use save_pretrained(folder)")
-        backend = _without_padding(self.backend_tokenizer)
+        backend = as_made(self)
         with _told(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(target, backend.to_str(pretty=True).encode("utf-8"))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> tuple[str, ...]:
         """Write tokenizer.json and tokenizer_config.json into a folder, as transformers does."""
-        _without_padding(self.backend_tokenizer)
+        as_made(self)
         with _told(save_directory):
             files: tuple[str, ...] = super().save_pretrained(save_directory, *args, **kwargs)
             # transformers notes the class's name and looks it up among its own when loading
@@ -177,6 +221,34 @@ class TextTokenizer(PreTrainedTokenizerFast):
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
             config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return files
+
+
+def _single_characters(backend: tokenizers.Tokenizer) -> frozenset[str]:
+    """The characters with an id of their own; longer entries are special tokens, or merged of these."""
+    before, after = backend.model.continuing_subword_prefix or "", backend.model.end_of_word_suffix or ""
+    entries = backend.get_vocab(with_added_tokens=False)
+    return frozenset(e for entry in entries if len(e := entry.removeprefix(before).removesuffix(after)) == 1)
+
+
+def _listed(texts: Any) -> list[Any]:
+    """The texts as a list; TokenizerError where they are one string, or not strings (or pairs of them)."""
+    if isinstance(texts, str):
+        shown = f"{texts!r:.60}"
+        raise TokenizerError(
+            f"texts is one string: {shown}",
+            "each of its letters would become a row",
+            f"give a list of strings: batch_encode([{shown}]), or encode({shown}) for one text",
+        )
+    fix = "give a list of strings"
+    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+        raise TokenizerError(f"texts is {texts!r:.60} ({type(texts).__name__})", fix=fix)
+    listed = list(texts)
+    if not listed:
+        raise TokenizerError("there are no texts: the list is empty", fix="give at least one string")
+    for number, text in enumerate(listed):
+        if not isinstance(text, str | tuple | list):
+            raise TokenizerError(f"text {number:,} is {text!r:.60} ({type(text).__name__})", fix=fix)
+    return listed
 
 
 @contextmanager
@@ -267,7 +339,7 @@ def encode_texts(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     if isinstance(backend, tokenizers.Tokenizer):
         if isinstance(tokenizer, TextTokenizer):
             tokenizer.check_texts(texts)
-        _without_padding(backend)
+        as_made(tokenizer)
         try:
             return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
         except TypeError:
@@ -279,11 +351,18 @@ def encode_texts(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return [list(tokenizer.encode(text)) for text in texts]
 
 
-def _without_padding(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The backend with truncation and padding off: transformers leaves those of the last call switched on."""
+def as_made(tokenizer: Any) -> tokenizers.Tokenizer:
+    """The backend as it was made: transformers leaves padding and more of the last call switched on."""
+    backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
+    backend.encode_special_tokens = splits_special_tokens(tokenizer)
     return backend
+
+
+def splits_special_tokens(tokenizer: Any) -> bool:
+    """Whether a tokenizer is set to cut special tokens in a text like any other text."""
+    return bool(getattr(tokenizer, "split_special_tokens", False))
 
 
 def _check_unicode(texts: Any) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from anyformer.core.findings import Finding
 from anyformer.tokenization.base import SPECIAL_TOKENS, TextTokenizer, check_special_tokens, whole_number, wrap_backend
 from anyformer.tokenization.kept import Kept, fingerprint
 from anyformer.tokenization.texts import LONGEST_WORD, Passes, Sample, TooManyWords, draw, training_texts
+from anyformer.tokenization.training_progress import TrainingProgress, size_text
 
 BYTES = 256
 _LEAST_ROOM = 300_000  # a block of any text: 64 Ki characters of four bytes
@@ -95,36 +93,37 @@ class FastBPETrainer:
             config = replace(config, vocab_size=vocab_size)
         if special_tokens is not None:
             config = replace(config, special_tokens=check_special_tokens(special_tokens))
-        passes = training_texts(texts)
-        if cache_dir is None:
-            tokenizer, self.findings = _train(passes, config, show_progress)
+        merges = config.vocab_size - BYTES - len(config.special_tokens)
+        with TrainingProgress(texts, merges, show_progress) as progress:
+            passes = training_texts(progress.texts)
+            if cache_dir is None:
+                tokenizer, self.findings = _train(passes, config, progress)
+                return tokenizer
+            kept = Kept(Path(cache_dir).expanduser())
+            label = f"bpe-{config.vocab_size}"
+            made_from = {"trainer": asdict(config), "texts": fingerprint(progress.looking(passes()))}
+            held = kept.read(label, made_from)
+            if held is None:
+                held = _train(passes, config, progress)
+                kept.write(label, made_from, *held)
+            tokenizer, self.findings = held
             return tokenizer
-        kept = Kept(Path(cache_dir).expanduser())
-        label = f"bpe-{config.vocab_size}"
-        made_from = {"trainer": asdict(config), "texts": fingerprint(passes())}
-        held = kept.read(label, made_from)
-        if held is None:
-            held = _train(passes, config, show_progress)
-            kept.write(label, made_from, *held)
-        tokenizer, self.findings = held
-        return tokenizer
 
 
-def _train(passes: Passes, config: BPETrainerConfig, show_progress: bool) -> tuple[TextTokenizer, list[Finding]]:
+def _train(passes: Passes, config: BPETrainerConfig, progress: TrainingProgress) -> tuple[TextTokenizer, list[Finding]]:
     """Train on all of the text, or on the largest sample whose distinct words fit: each try on half of the last."""
     most, halved = config.max_bytes, False
     while True:
-        drawn, whole = (None, 0) if most is None else draw(passes(), most, config.seed)
-        with _Progress(config, show_progress) as progress:
-            sample = Sample(passes(), config.max_distinct_bytes, drawn, progress.read)
-            try:
-                backend = _learn(sample, config)
-            except TooManyWords as full:
-                most, halved = full.fed // 2, True
-                continue
-            if sample.taken == 0:
-                raise TokenizerError("there is no text to train a tokenizer on", fix="give at least one non-empty text")
-            progress.done(backend.get_vocab_size(), sample.taken)
+        drawn, whole = (None, 0) if most is None else draw(progress.looking(passes()), most, config.seed)
+        sample = Sample(passes(), config.max_distinct_bytes, drawn, progress.read)
+        try:
+            backend = _learn(progress.reading(sample, None if drawn is None else most), config)
+        except TooManyWords as full:
+            most, halved = full.fed // 2, True
+            continue
+        if sample.taken == 0:
+            raise TokenizerError("there is no text to train a tokenizer on", fix="give at least one non-empty text")
+        progress.done(backend.get_vocab_size(), sample.taken)
         tokenizer = wrap_backend(backend, config.special_tokens)
         found = [_size_finding(config, len(tokenizer), sample.taken, sampled=drawn is not None)]
         if drawn is not None:
@@ -135,7 +134,7 @@ def _train(passes: Passes, config: BPETrainerConfig, show_progress: bool) -> tup
         return tokenizer, found
 
 
-def _learn(sample: Sample, config: BPETrainerConfig) -> Tokenizer:
+def _learn(sample: Iterator[list[str]], config: BPETrainerConfig) -> Tokenizer:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
@@ -165,7 +164,7 @@ def _size_finding(config: BPETrainerConfig, got: int, taken: int, sampled: bool)
         ways.append("min_frequency=1")
     raise TokenizerError(
         f"vocab_size is {asked:,}, but the text could give only {got:,} entries",
-        detail=f"{_size(taken)} of text gave {got - base:,} merges, {asked - base:,} were needed\n"
+        detail=f"{size_text(taken)} of text gave {got - base:,} merges, {asked - base:,} were needed\n"
         f"min_frequency is {config.min_frequency}: {limit}",
         fix=f"{', or '.join(ways)}\nexact=False takes the smaller tokenizer",
     )
@@ -174,58 +173,4 @@ def _size_finding(config: BPETrainerConfig, got: int, taken: int, sampled: bool)
 def _sample_finding(config: BPETrainerConfig, sample: Sample, whole: int, blocks: int, halved: bool) -> Finding:
     limit = f"max_distinct_bytes is {config.max_distinct_bytes:,}" if halved else f"max_bytes is {config.max_bytes:,}"
     reason = f"{limit}; {blocks:,} blocks of 64 Ki characters drawn at random, seed {config.seed}"
-    return Finding("training text", "note", f"{_size(sample.taken)} of {_size(whole)}", "", reason)
-
-
-def _size(number: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= factor:
-            return f"{number / factor:.1f} {unit}"
-    return f"{number} bytes"
-
-
-class _Progress:
-    """What is being done, on stderr: characters read with their speed, then the time that learning takes."""
-
-    def __init__(self, config: BPETrainerConfig, shown: bool) -> None:
-        self._merges = config.vocab_size - BYTES - len(config.special_tokens)
-        self._shown = shown
-        self._start = self._heard = time.monotonic()
-        self._characters = 0
-        self._stop = threading.Event()
-        self._ticker = threading.Thread(target=self._tick, daemon=True)
-
-    def __enter__(self) -> _Progress:
-        if self._shown:
-            self._ticker.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            self._stop.set()
-            self._ticker.join()
-
-    def read(self, characters: int) -> None:
-        """So many more characters went to the library."""
-        self._characters += characters
-        self._heard = time.monotonic()
-
-    def done(self, entries: int, taken: int) -> None:
-        """The last line, which stays."""
-        if self._shown:
-            self._stop.set()
-            self._ticker.join()
-            seconds = time.monotonic() - self._start
-            self._write(f"BPE: {entries:,} entries from {_size(taken)} of text in {seconds:.1f} s", "\n")
-
-    def _tick(self) -> None:
-        while not self._stop.wait(0.5):
-            now = time.monotonic()
-            if now - self._heard < 1:
-                speed = self._characters / (now - self._start) / 1e6
-                self._write(f"BPE: {self._characters / 1e6:.1f} M characters read, {speed:.1f} M/s")
-            else:
-                self._write(f"BPE: learning up to {self._merges:,} merges, {now - self._start:.0f} s")
-
-    def _write(self, line: str, end: str = "") -> None:
-        print(f"\r{line:<70}", end=end, file=sys.stderr, flush=True)
+    return Finding("training text", "note", f"{size_text(sample.taken)} of {size_text(whole)}", "", reason)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models
@@ -83,6 +83,35 @@ class CharacterLevelTokenizer(TextTokenizer):
         """The saved tokenizer, as a plain house tokenizer (its characters are in the file)."""
         loaded: TextTokenizer = TextTokenizer.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         return loaded
+
+
+def characters_anew(
+    tokenizer: TextTokenizer, texts: Any, vocab_size: int, further: Sequence[Any], renamed: Mapping[str, str]
+) -> CharacterLevelTokenizer:
+    """The character tokenizer of other texts, with the special tokens of this one, their roles, and further ones.
+
+    texts: as the constructor takes them, or lists of strings. Raises TokenizerError.
+    """
+    mine = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    specials = [*(renamed.get(token, token) for token in mine), *map(str, further)]
+    unknown = renamed.get(str(tokenizer.unk_token))
+    if unknown is not None and "unk_token" not in special_roles([unknown]):
+        raise TokenizerError(
+            f"special_tokens_map renames {tokenizer.unk_token!r} to {unknown!r}, which is no name of an unknown token",
+            fix="<unk>, [UNK] or <|unk|>",
+        )
+    made = CharacterLevelTokenizer(vocab_size, list(dict.fromkeys(specials)), _each_text(texts))
+    for role in tokenizer.SPECIAL_TOKENS_ATTRIBUTES:
+        if (token := getattr(tokenizer, role, None)) is not None:
+            setattr(made, role, renamed.get(str(token), str(token)))
+    return made
+
+
+def _each_text(texts: Any) -> Any:
+    """The texts, batches of them taken apart: transformers gives lists of texts."""
+    if not isinstance(texts, list | tuple | Iterator):
+        return texts
+    return chain.from_iterable(item if isinstance(item, list | tuple) else [item] for item in texts)
 
 
 def count_characters(texts: Any) -> list[str]:

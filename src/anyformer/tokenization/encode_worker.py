@@ -6,12 +6,9 @@ texts, their lengths in bytes, and the bytes. Answered by the number of ids of e
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from typing import IO
-
-os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each: there are as many processes as cores
 
 import numpy as np
 from tokenizers import Tokenizer

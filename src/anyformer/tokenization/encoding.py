@@ -25,15 +25,16 @@ from numpy.typing import NDArray
 from anyformer.core.errors import TokenizerError
 from anyformer.core.findings import Finding
 from anyformer.tokenization import encode_worker
-from anyformer.tokenization.base import TextTokenizer, encode_texts
+from anyformer.tokenization.base import TextTokenizer, as_made, encode_texts, splits_special_tokens
 
 ACCELERATOR = "tokie"
 """Optional package (extra ``fast``); it reads tokenizer.json and gave the library's ids on all that we tried."""
 PROCESSES_FROM = 32 << 20  # bytes of text; below, starting processes (0.3 s) costs more than it gives
+_MOST_PROCESSES = 4
 ACCELERATE_FROM = 1 << 20
 _SLICE = 4096  # characters of each batch that are encoded both ways, for as long as the accelerator is used
 # What fast tokenizers get wrong: runs of white space, contractions, marks that combine, text beyond the BMP.
-_PROBES = (
+PROBES = (
     "  two  spaces\n\n\n and\ttabs \r\n end ",
     "don't I'll WE'RE 'tis can't've",
     "e\u0301 ñ 世界 שלום \u202eabc\u202c 👩‍👩‍👧‍👦 🇩🇪 \U0001f3fd",
@@ -90,9 +91,7 @@ def accelerated_encode(tokenizer: Any, sample: list[str]) -> tuple[Encode | None
     library = library_encode(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokenizer.json"
-        backend.no_truncation()
-        backend.no_padding()
-        backend.save(str(file))
+        as_made(tokenizer).save(str(file))
         try:
             fast: Any = tokie.Tokenizer.from_json(str(file))
         except (tokie.TokieError, OSError, ValueError) as error:
@@ -104,7 +103,7 @@ def accelerated_encode(tokenizer: Any, sample: list[str]) -> tuple[Encode | None
         return Ids(np.asarray(ids, dtype=np.uint32), np.asarray(lengths, dtype=np.int64))
 
     specials = [str(token) for token in backend.get_added_tokens_decoder().values()]
-    probes = [*_PROBES, *(f"a{token} b {token}{token}" for token in specials), *sample]
+    probes = [*PROBES, *(f"a{token} b {token}{token}" for token in specials), *sample]
     if isinstance(tokenizer, TextTokenizer) and tokenizer.closed_alphabet() is not None:
         probes = sample
     at = _first_difference(probes, encode, library)
@@ -134,17 +133,14 @@ def _first_difference(texts: list[str], one: Encode, other: Encode) -> int | Non
 
 
 class EncoderPool:
-    """As many processes as cores, each encoding whole batches by the library. Use it in a ``with``.
+    """Processes, each encoding whole batches by the library with its share of the cores. Use it in a ``with``.
 
     Only for tokenizers with a tokenizer.json (``fits``). Memory: some 60 MB per process and 2 batches in flight each.
     """
 
     def __init__(self, tokenizer: Any, processes: int) -> None:
         self._tokenizer = tokenizer
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        self._header = backend.to_str().encode("utf-8")
+        self._header = as_made(tokenizer).to_str().encode("utf-8")
         self._count = processes
         self._free: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         self._all: list[subprocess.Popen[bytes]] = []
@@ -152,12 +148,15 @@ class EncoderPool:
     @staticmethod
     def fits(tokenizer: Any) -> bool:
         """Whether the tokenizer can be handed to another process as text."""
-        return isinstance(getattr(tokenizer, "backend_tokenizer", None), tokenizers.Tokenizer)
+        whole = isinstance(getattr(tokenizer, "backend_tokenizer", None), tokenizers.Tokenizer)
+        return whole and not splits_special_tokens(tokenizer)  # which no tokenizer.json holds
 
     def __enter__(self) -> EncoderPool:
         command = [sys.executable, "-P", encode_worker.__file__]  # -P: the files beside it must not shadow others
+        threads = max(1, core_count() // self._count)
+        own = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(threads)}
         for _ in range(self._count):
-            worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=own)
             self._all.append(worker)
             self._free.put(worker)
             assert worker.stdin is not None
@@ -217,6 +216,14 @@ def encode_stream(encode: Encode, batches: Iterable[list[str]], ahead: int = 0) 
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def process_count(size: int) -> int:
+    """How many processes encode ``size`` bytes of text beside this one; 0: this one alone, by the library's threads.
+
+    On two cores the threads are faster (benchmarks/results/token_cache.md). Four processes at most bound the memory.
+    """
+    return min(_MOST_PROCESSES, core_count() // 2) if size >= PROCESSES_FROM and core_count() >= 4 else 0
 
 
 def core_count() -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from anyformer.core.errors import TokenizerError
+from anyformer.core.text_encoding import utf8_command
 from anyformer.tokenization.base import TextTokenizer, special_roles, with_padding, wrap_backend
 
 
@@ -55,7 +56,7 @@ def _from_wordpieces(file: Path) -> TextTokenizer:
     except UnicodeDecodeError as error:
         raise TokenizerError(
             f"{file} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start:,}",
-            fix="iconv -f WINDOWS-1252 -t UTF-8 converts an older Western encoding",
+            fix=utf8_command(file, error.object),
         ) from error
     if "[UNK]" not in pieces or len(set(pieces)) != len(pieces):
         raise TokenizerError(

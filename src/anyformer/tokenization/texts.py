@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from anyformer.core.errors import TokenizerError
+from anyformer.core.text_encoding import utf8_command
 
 BLOCK = 1 << 16  # characters that are drawn, or left out, together
 LONGEST_WORD = 256  # characters; the time of a merge grows with the length of the words it is in
@@ -49,7 +50,12 @@ def training_texts(texts: Any, text_column: str | None = None) -> Passes:
         texts = [texts]
     if isinstance(texts, list | tuple) and any(isinstance(item, Path) for item in texts):
         return lambda: chain.from_iterable(_read(item) if isinstance(item, Path) else [item] for item in texts)
-    if isinstance(texts, Mapping) or hasattr(texts, "column_names"):
+    if isinstance(texts, list | tuple) and texts and all(_is_file_name(item) for item in texts):
+        raise TokenizerError(
+            f"texts are the names of {len(texts):,} files, as strings: {texts[0]!r:.60}",
+            fix="[pathlib.Path(name) for name in names] reads the files",
+        )
+    if isinstance(texts, Mapping) or hasattr(texts, "column_names") or is_frame(texts):
         from anyformer.tokenization.adaptive import texts_of  # it imports the trainer, which imports this module
 
         return texts_of(texts, text_column) or list
@@ -61,6 +67,18 @@ def training_texts(texts: Any, text_column: str | None = None) -> Passes:
             f"texts is {texts!r:.60} ({type(texts).__name__})", fix="a list of strings, a Path, or a Dataset"
         )
     return lambda: texts
+
+
+def is_frame(data: Any) -> bool:
+    """Whether it is a pandas DataFrame, which iterates over the names of its columns."""
+    return hasattr(data, "columns") and hasattr(data, "to_dict")
+
+
+def _is_file_name(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and 0 < len(text) < 1024 and "\n" not in text and Path(text).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _read(path: Path) -> Iterator[str]:
@@ -78,7 +96,7 @@ def _read(path: Path) -> Iterator[str]:
                     raise TokenizerError(
                         f"{path} is not UTF-8 text: byte {done - waiting + error.start:,} is "
                         f"0x{error.object[error.start]:02X}",
-                        fix=f"iconv -f latin1 -t utf-8 {path} converts it, where it is Latin-1",
+                        fix=utf8_command(path, error.object),
                     ) from error
                 if not piece:
                     yield rest

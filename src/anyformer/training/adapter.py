@@ -297,7 +297,7 @@ class UniversalModelAdapter(pl.LightningModule):
         row = {"train_loss": self.last_train_loss, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
         if self._grad_norm is not None:
             row["grad_norm"] = float(self._grad_norm)
-        return {**row, "step": float(step)}  # rows count finished optimizer steps
+        return row
 
     def on_train_end(self) -> None:
         """The last steps are proven, too, where no evaluation followed them."""
@@ -331,7 +331,6 @@ class UniversalModelAdapter(pl.LightningModule):
         self.log("val_loss", loss)
         if self.objective in ("causal", "seq2seq"):
             self.log("val_perplexity", math.exp(min(loss, 700.0)))  # exp overflows a float64 above 709
-        self.log("step", float(self.global_step))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the sums since the last row of metrics; a resumed run writes the row that an unbroken one would."""

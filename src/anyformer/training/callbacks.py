@@ -334,6 +334,7 @@ def _write_row(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[s
         rate = trainer.callback_metrics.get("tokens_per_second")
         # in float32 as Lightning's own rows, so that an interrupted run's table equals an unbroken one's
         figures = {name: float(torch.tensor(value)) for name, value in row.items()}
+        figures["epoch"] = float(trainer.current_epoch)
         for logger in trainer.loggers:
             logger.log_metrics(
                 figures | ({} if rate is None else {"tokens_per_second": float(rate)}), trainer.global_step

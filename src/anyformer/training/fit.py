@@ -65,11 +65,12 @@ def build_trainer(
         patience = settings.early_stopping_patience
         callbacks.append(EarlyStopping("val_loss", patience=patience, mode="min", check_on_train_epoch_end=False))
     callbacks += [checkpoint, stop]  # last: what the others changed in a step is saved with it
+    metrics = CsvMetrics(run.path, resume_from=step_of(resume_from) if resume_from is not None else None)
     trainer = pl.Trainer(
         accelerator=ACCELERATORS[effective.device],
         devices=1,
         precision=LIGHTNING_NAMES[effective.precision],  # type: ignore[arg-type]
-        logger=[CsvMetrics(run.path, resume_from=step_of(resume_from) if resume_from is not None else None)],
+        logger=[metrics],
         callbacks=callbacks,
         plugins=[DirectoryCheckpointIO()],
         max_epochs=-1,
@@ -85,6 +86,7 @@ def build_trainer(
         use_distributed_sampler=False,  # our own sampler shards; Lightning's would shuffle
         default_root_dir=str(run.path),
     )
+    metrics.steps = lambda: int(trainer.global_step)
     return Fit(trainer, checkpoint, progress, stop)
 
 

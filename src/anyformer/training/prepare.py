@@ -21,7 +21,7 @@ from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.data.corpus import PYTHON_STDLIB, Corpus, is_glob, open_corpus
 from anyformer.data.examples import Kind, class_ids, fingerprint
-from anyformer.data.hub import HubReference, is_hub_name
+from anyformer.data.hub import is_hub_name, named_reference
 from anyformer.data.module import AdaptiveTokenizerDataModule, open_held_out, padding_saved
 from anyformer.data.pairs import PairDataModule, encode_examples, padding_finding
 from anyformer.data.quality import judge
@@ -56,7 +56,7 @@ def resolve_dataset(dataset: Any, dataset_path: str | Path | None, config_name: 
         here = dataset == PYTHON_STDLIB or is_glob(dataset) or Path(dataset).expanduser().exists()
         if here or not (config_name or is_hub_name(dataset)):
             return dataset, None
-        return str(HubReference(dataset, config_name)), None  # opened where all data is
+        return str(named_reference(dataset, config_name)), None  # opened where all data is
     return f"<{type(dataset).__name__}>", dataset
 
 
@@ -310,6 +310,7 @@ def _described(
 def _foreign(datamodule: pl.LightningDataModule, tokenizer: Any, limit: int, objective: Objective, view: View) -> Text:
     """A datamodule given by the caller: ours with its cache, any other as batches only."""
     if isinstance(datamodule, AdaptiveTokenizerDataModule):
+        datamodule.told = True  # below, with the tokenizer
         datamodule.setup()
         corpus = datamodule.corpus
         tokenizer = datamodule.tokenizer

@@ -22,6 +22,7 @@ from anyformer.models.masking import Masking
 from anyformer.models.plan import Objective
 from anyformer.training.objective import require_labels
 
+_OF_TOKENIZER = ("tokenizer size", "unused ids", "unknown characters", "separators")
 _TOLD = (
     *(
         "dataset",
@@ -121,6 +122,11 @@ def show(text: Text, view: View) -> None:
             view.finding(finding)  # what is left out must not be found out later
     measured = choice.measured if choice else f"{len(text.tokenizer):,} entries, {kind} as given"
     view.stage("tokenizer", measured, f"ready in {text.tokenizer_seconds:.1f} s")
+    if choice is not None and choice.reason:
+        view.line(f"  · {choice.reason}")
+    for finding in text.findings:
+        if finding.name in _OF_TOKENIZER and finding.verdict == "note":
+            view.finding(finding)
 
 
 def text_facts(text: Text) -> dict[str, Any]:

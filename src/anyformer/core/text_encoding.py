@@ -1,0 +1,66 @@
+"""The command that makes UTF-8 of a text file in another encoding."""
+
+from __future__ import annotations
+
+import codecs
+import shlex
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_STEP = 1 << 20
+_MOST = 1 << 28  # bytes of a file that are looked at
+_CONTROLS = bytes(range(0x80, 0xA0))  # letters, quotes and € in WINDOWS-1252; controls, in no text, in ISO-8859-1
+_UNUSED = b"\x81\x8d\x8f\x90\x9d"  # not in WINDOWS-1252
+_BY_HAND = "save it as UTF-8 with the program that wrote it"
+_UNPACKS = {".gz": "zcat", ".zst": "zstdcat"}
+
+
+def utf8_command(path: Path | None, head: bytes, encoding: str = "") -> str:
+    """What to do with a file that is not UTF-8: the command with the file's name, where its bytes tell one.
+
+    path: the file; None where there is none. head: bytes of it around the wrong one, unpacked. encoding: where it is
+    known. Else the whole file is looked at, unless it is packed: quotes may come late.
+    """
+    if path is None:
+        return _BY_HAND
+    packed = path.suffix.lower() in _UNPACKS
+    option, what = f"-f {encoding}", "convert it: "
+    if not encoding:
+        damaged, unused, controls = _look([head] if packed else _blocks(path))
+        if unused and not damaged:
+            return _BY_HAND
+        western = "WINDOWS-1252" if controls else "ISO-8859-1"
+        option, what = f"-f {western}", "if it is in a Western language: "
+        if damaged:
+            option, what = "-c -f UTF-8", "leave out the bytes that are not UTF-8: "
+    inner = path.with_suffix("") if packed else path
+    new = shlex.quote(str(inner.with_name(f"{inner.stem}.utf8{inner.suffix}")))
+    name = shlex.quote(str(path))
+    if packed:
+        return f"{what}{_UNPACKS[path.suffix.lower()]} {name} | iconv {option} -t UTF-8 > {new}"
+    return f"{what}iconv {option} -t UTF-8 {name} > {new}"
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        for _ in range(_MOST // _STEP):
+            if not (block := stream.read(_STEP)):
+                return
+            yield block
+
+
+def _look(blocks: Iterable[bytes]) -> tuple[bool, bool, bool]:
+    """Whether most of what is not ASCII is UTF-8, so that a few bytes are wrong and not the encoding; whether bytes are
+    in use that WINDOWS-1252 lacks; whether such that only it has, and not ISO-8859-1."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    right = wrong = 0
+    unused = controls = False
+    for block in blocks:
+        text = decoder.decode(block)
+        bad = text.count("\ufffd")
+        right += len(text) - len(text.encode("ascii", "ignore")) - bad
+        wrong += bad
+        left = block.translate(None, _UNUSED)
+        unused = unused or len(left) < len(block)
+        controls = controls or len(left.translate(None, _CONTROLS)) < len(left)
+    return right > wrong, unused, controls
