@@ -37,8 +37,9 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
     dataset: a path, "python-stdlib", a list of strings, a datasets.Dataset, or a Corpus; val_dataset likewise, held
     out instead of ``val_split`` of the dataset. tokenizer: any Hugging Face tokenizer. max_length: T, tokens.
     val_limit: evaluate on this many held-out blocks, spread evenly over the text; on all where not given.
-    stream: read the dataset as it comes, without a token cache; a datasets.IterableDataset, or a function that returns
-    an iterator of texts, is read so anyway. shuffle_buffer: blocks of a stream that are shuffled together.
+    stream: read the dataset as it comes, without a token cache: anything that can be iterated again. A function that
+    returns an iterator of texts, and an IterableDataset (of datasets or of torch), are read so anyway.
+    shuffle_buffer: blocks of a stream that are shuffled together.
     A mid-epoch checkpoint resumes with the very next batch, whatever num_workers was or is.
     Raises DataError for data that cannot be used, or with fewer than 2 blocks to train on.
     """

@@ -152,3 +152,20 @@ def test_a_trainer_that_is_the_model_stays(tmp_path):
                 self.block = Block()
     """
     assert chosen(tmp_path, body) == "GPTTrainer"
+
+
+def test_of_heads_around_one_body_the_language_models_is_taken(tmp_path):
+    body = """
+        class GPT(Embeds): pass
+        class GPTLMHead(nn.Module):
+            def __init__(self, gpt):
+                super().__init__()
+                self.gpt = gpt
+        class GPTClsHead(nn.Module):
+            def __init__(self, gpt):
+                super().__init__()
+                self.gpt = gpt
+    """
+    assert chosen(tmp_path, body) == "GPTLMHead"
+    with pytest.raises(ConstructError, match="several models"):
+        chosen(tmp_path, body.replace("GPTLMHead", "GPTScores").replace("GPTClsHead", "GPTTags"))

@@ -28,13 +28,15 @@ _PART = re.compile(
     r"|Encoding|Residual|Sublayer|SublayerConnection|Mixer|Wrapper|Router|Expert|Generator|Classifier|Pooler)(_?[vV]?\d+)?$"
 )
 _LANGUAGE_MODEL = re.compile(
-    r"(ForCausalLM|LMHeadModel|LanguageModel|ForConditionalGeneration|ForMaskedLM|LM)(_?[vV]?\d+)?$"
+    r"(ForCausalLM|LMHeadModel|LMHead|LanguageModel|ForConditionalGeneration|ForMaskedLM|LM)(_?[vV]?\d+)?$"
 )
 _MODEL = re.compile(
     r"(GPT|Transformer|BERT|Bert|LLa?[Mm][Aa]\d*|T5|Seq2Seq|Model|Net|Network|Mamba|RWKV|ViT)(_?[vV]?\d+)?$"
 )
 _TRAINS = re.compile(r"trainer|training", re.I)
-_OTHER_TASK = re.compile(r"For(Sequence|Token|Question|Multiple|Image|Audio|PreTraining|NextSentence)")
+_OTHER_TASK = re.compile(
+    r"For(Sequence|Token|Question|Multiple|Image|Audio|PreTraining|NextSentence|Classif)|Cls(Head|Model)"
+)
 _TRIAL = re.compile(r"^(Dummy|Toy|Test|Simple|Mini|Base|Abstract|_)", re.I)
 
 
