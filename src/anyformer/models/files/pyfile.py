@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import contextlib
 import importlib
 import inspect
@@ -22,8 +21,6 @@ from anyformer.core.errors import AnyformerError, ConstructError, DependencyErro
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
 from anyformer.models.building import aliases
-from anyformer.models.building.sizes import is_open, is_trial
-from anyformer.models.building.written import Written
 from anyformer.models.files.assigned import holds_model
 from anyformer.models.files.definitions import Definitions, LeftOut, shown_lines, starts_work
 from anyformer.models.files.filetext import compiled, read_text, syntax_error
@@ -31,20 +28,13 @@ from anyformer.models.files.late import LateImports, late_files
 from anyformer.models.files.leftbehind import LeftBehind, kept_places
 from anyformer.models.files.limits import IMPORT_SECONDS, OutOfTime, time_limit
 from anyformer.models.files.neighbours import LEVELS, importable_names, neighbours, shadowing, too_deep
+from anyformer.models.files.openglobals import filled, size_of
 from anyformer.models.files.siblings import LazyPackage, Siblings, enter_packages, used_places
 from anyformer.models.files.syntax import mentions, reached
 
 _LARGEST_OPENED = 10_000_000  # bytes of a data file that is kept with the model
 _COUNT = itertools.count(1)
 _KEPT = ("__name__", "__file__", "__package__", "__doc__", "__loader__", "__spec__")
-_OBJECTS = frozenset(("vocab", "layers", "blocks", "heads", "embed", "context", "length", "pad", "eos", "bos", "depth"))
-"""Globals of these names are as often objects as sizes."""
-_SIZES = frozenset(
-    (
-        *("vocab_size", "src_vocab_size", "tgt_vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "max_len"),
-        *("dropout", "device", "pad_id", "src_pad_id", "tgt_pad_id", "num_classes", "head_dim"),
-    )
-)
 
 
 class UserFile:
@@ -210,7 +200,7 @@ class UserFile:
 
     def _run_definitions(self, tree: ast.Module, given: dict[str, Any] | None, fallback: dict[str, Any] | None) -> None:
         def size(name: str, space: Mapping[str, Any]) -> Any:
-            return _size(name, space, given or {}, fallback or {})
+            return size_of(name, space, given or {}, fallback or {})
 
         self.left = Definitions(self.module, str(self.path), size).run(tree.body)
         self.filled = dict(self.left.filled)
@@ -252,33 +242,13 @@ class UserFile:
 
         In this order: the configuration's, the program's own under ``__main__``, the caller's, a small one of ours.
         """
-        space = vars(self.module)
-        names = reached(mentions(ast.parse(self.text)), getattr(cls, "__name__", ""))
-        later = {n for n in names & space.keys() if aliases.role(n) in aliases.VOCABULARIES and is_open(space[n])}
-        open_names = sorted(later | {n for n in names if n not in space and not hasattr(builtins, n)})
-        if not open_names:
-            return
-        written = Written(self.text, self.module).names()
-        found: dict[str, Any] = {}
-        for name in open_names:
-            trial = name in later or (aliases.role(name) in aliases.VOCABULARIES and is_trial(written.get(name)))
-            value = written.get(name) if name not in (given or {}) and not trial else None
-            value = _size(name, {**space, **written, **found}, given or {}, fallback or {}) if value is None else value
-            if value is not None:
-                found[name] = value
-        space.update(found)
         ours = {*self._names, self._package}
         beside = [m for n, m in list(sys.modules.items()) if n.partition(".")[0] in ours]
-        for other in {id(m): m for m in (*beside, *self._siblings.values())}.values():  # it may read them there again
-            values = vars(other)
-            values.update({n: found[n] for n in later & found.keys() & values.keys() if is_open(values[n])})
+        found, said = filled(
+            self.text, self.module, cls, given or {}, fallback or {}, (*beside, *self._siblings.values())
+        )
         self.filled |= found
-        if found:
-            said = ", ".join(f"{k}={v!r}" for k, v in found.items())
-            own = all(written.get(k) == v for k, v in found.items())
-            why = "the model reads these globals, and loading the file does not set them"
-            more = "; the values are those under __main__" if own else "; put your own into config.json"
-            self.findings.append(Finding("sizes", "note" if own else "warn", said, reason=why + more))
+        self.findings += said
 
     def explain(self, error: ConstructError) -> ConstructError:
         """The error of a construction, with the line that was not run where it comes of that.
@@ -412,20 +382,3 @@ _FIX = "run it with python to see the whole traceback"
 
 def _one_line(text: str) -> str:
     return "; ".join(line.strip() for line in text.splitlines())
-
-
-def _size(name: str, space: Mapping[str, Any], given: dict[str, Any], fallback: dict[str, Any]) -> Any:
-    """The value of a global: given by its very name, or a size by its name, the caller's or a small one of ours."""
-    if name in given:
-        return given[name]
-    meaning = aliases.role(name)
-    if meaning not in _SIZES or name in _OBJECTS:
-        return None
-    for source in (given, fallback):
-        roles = aliases.roles(source)
-        for wanted in (meaning, aliases.PARENTS.get(meaning)):
-            found = [source[k] for k in (name, *(k for k, r in roles.items() if r == wanted)) if k in source]
-            if found:
-                return found[0]
-    known = {r: space[n] for n, r in aliases.roles(n for n in space if not n.startswith("_")).items()}
-    return aliases.default(meaning, known)
