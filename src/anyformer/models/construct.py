@@ -276,9 +276,9 @@ class _Builder:
             except AnyformerError:
                 raise
             except (Exception, SystemExit, OutOfTime) as error:  # noqa: BLE001  (a stranger's code may raise anything)
-                name = _lacking(error)
-                if name is not None and name not in arguments.extra and len(arguments.extra) < _MAX_FILLED:
-                    arguments.extra.add(name)
+                lacking = {_lacking(error)} if _lacking(error) else _asked_for(error, self.seen)
+                if not lacking <= arguments.extra and len(arguments.extra) < _MAX_FILLED:
+                    arguments.extra |= lacking
                     continue
                 if attempt.guess is None:
                     self._tell(f"{self.how}:\n  " + blame(error).replace("\n", "\n  "))
@@ -378,13 +378,21 @@ def _described(target: Any, values: dict[str, Any], ledger: Ledger) -> str:
     return f"{_name(target)}({', '.join(shown(k, v) for k, v in values.items())})"
 
 
-def _lacking(error: BaseException) -> str | None:
+def _lacking(error: BaseException) -> str:
     """The value that a configuration object turned out not to have."""
     if isinstance(error, AttributeError) and not isinstance(error.obj, nn.Module | types.ModuleType):
-        return error.name if error.obj is not None and not isinstance(error.obj, int | float | str) else None
+        return error.name or "" if error.obj is not None and not isinstance(error.obj, int | float | str) else ""
     if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str) and error.args[0].isidentifier():
         return error.args[0]
-    return None
+    return ""
+
+
+def _asked_for(error: BaseException, seen: Seen) -> set[str]:
+    """Sizes without a value that the error names: a configuration that checks itself says which it needs."""
+    if not isinstance(error, ValueError | AssertionError | TypeError):
+        return set()
+    words = set(re.findall(r"\w+", str(error)))
+    return {n for n, v in seen.values.items() if v is None and n in words and aliases.role(n) in aliases.SIZES}
 
 
 def _leaves_sizes_open(target: Any) -> bool:

@@ -305,3 +305,34 @@ def test_a_configuration_with_slots_has_values_too() -> None:
 
     assert configs.contents(Config(d_model=8)) == {"vocab_size": 100, "d_model": 8}
     assert configs.with_values(Config(), {"vocab_size": 50}) == Config(vocab_size=50)
+
+
+def test_a_configuration_that_asks_for_its_sizes_itself_gets_them(tmp_path: Path) -> None:
+    body = """
+        from dataclasses import dataclass
+
+        @dataclass
+        class Config:
+            vocab_size: int | None = None
+            d_model: int | None = None
+            n_layers: int | None = None
+            n_kv_heads: int | None = None
+
+            def __post_init__(self):
+                missing = [n for n in ("vocab_size", "d_model", "n_layers") if getattr(self, n) is None]
+                if missing:
+                    raise ValueError(f"Missing required fields {missing}")
+                self.depth = self.n_layers
+
+        class Net(nn.Module):
+            def __init__(self, config: Config):
+                super().__init__()
+                self.config = config
+                self.e = nn.Embedding(config.vocab_size, config.d_model)
+                self.layers = nn.ModuleList(nn.Linear(config.d_model, config.d_model) for _ in range(config.depth))
+    """
+    loaded = load(tmp_path, body)
+    assert (loaded.module.e.weight.shape, len(loaded.module.layers)) == ((1024, 128), 2)
+    assert loaded.module.config.n_kv_heads is None  # it was not asked for
+    again = load(tmp_path, body, loaded.provenance.config).module
+    assert again.config == loaded.module.config or vars(again.config) == vars(loaded.module.config)
