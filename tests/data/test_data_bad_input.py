@@ -182,3 +182,15 @@ def test_a_folder_of_nothing_but_another_encoding_and_one_with_a_table(tmp_path:
     corpus = open_corpus(tmp_path)
     assert list(corpus) == ["x"]
     assert [f.measured[:11] for f in corpus.findings if f.verdict == "warn"] == ["1 not UTF-8"]
+
+
+class Again:
+    def __iter__(self) -> Any:
+        return iter(["one", "two"])
+
+
+def test_what_can_be_read_again_is_told_to_be_a_stream() -> None:
+    with pytest.raises(DataError, match="data is Again\n.*stream=True reads it as it comes"):
+        open_corpus(Again())
+    with pytest.raises(DataError, match="give the function that makes it"):
+        open_corpus(iter(["one"]))

@@ -163,6 +163,8 @@ def open_corpus(data: Any, text_column: str | None = None) -> Corpus:
     fix = "give a path, a list of strings, a dict of lists, or a datasets.Dataset"
     if isinstance(data, Iterator):
         fix = "it can be read only once: give the function that makes it, which is read as a stream"
+    elif isinstance(data, Iterable) and not isinstance(data, list | tuple):
+        fix = f"stream=True reads it as it comes; else {fix}"
     raise DataError(f"data is {kind}", fix=fix)
 
 

@@ -127,7 +127,8 @@ def dataset_table(dataset: Any, name: str) -> Table:
     dataset = as_columns(dataset)
     if isinstance(dataset, Mapping) and dataset and all(hasattr(part, "column_names") for part in dataset.values()):
         parts = ", ".join(map(str, dataset))
-        raise DataError(f"{name} has parts: {parts}", fix=f"give one of them: dataset[{next(iter(dataset))!r}]")
+        part = "train" if "train" in dataset else next(iter(dataset))
+        raise DataError(f"{name} has parts: {parts}", fix=f"give one of them: dataset[{part!r}]")
     if not isinstance(dataset, Mapping) and not hasattr(dataset, "column_names"):
         raise DataError(
             f"{name} is {dataset!r:.60} ({type(dataset).__name__})",
