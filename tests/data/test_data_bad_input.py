@@ -190,7 +190,7 @@ class Again:
 
 
 def test_what_can_be_read_again_is_told_to_be_a_stream() -> None:
-    with pytest.raises(DataError, match="data is Again\n.*stream=True reads it as it comes"):
+    with pytest.raises(DataError, match=r"data is Again\n.*stream=True reads it as it comes"):
         open_corpus(Again())
     with pytest.raises(DataError, match="give the function that makes it"):
         open_corpus(iter(["one"]))

@@ -371,3 +371,23 @@ def test_a_call_that_splits_special_tokens_changes_no_later_one(tmp_path: Path, 
     apart = build_token_cache(open_corpus(documents), split, cache_dir=tmp_path / "a")
     assert apart.path != first.path
     assert len(apart.train) > len(first.train)
+
+
+class OwnAlphabet(Words):
+    """Knows the characters of its text alone, has no __dict__, and counts its calls."""
+
+    __slots__ = ("calls", "lower")
+
+    def __init__(self, lower: bool = False) -> None:
+        self.lower, self.calls = lower, 0
+
+    def encode(self, text: str) -> list[int]:
+        self.calls += 1
+        return [{"a": 0, "b": 1, " ": 2}[c] for c in text]
+
+
+def test_a_tokenizer_that_knows_its_own_letters_alone(tmp_path: Path) -> None:
+    first = build_token_cache(open_corpus(["ab ba" * 20]), OwnAlphabet(), cache_dir=tmp_path, val_split=0)
+    again = build_token_cache(open_corpus(["ab ba" * 20]), OwnAlphabet(), cache_dir=tmp_path, val_split=0)
+    assert first.path == again.path
+    assert first.train.tolist() == [0, 1, 2, 1, 0] * 20

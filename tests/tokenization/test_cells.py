@@ -146,3 +146,9 @@ def test_the_way_out_makes_the_text(columns: dict[str, list[Any]], column: str, 
 
 def test_numbers_and_token_ids_are_no_text() -> None:
     assert way_out({"n": [1], "s": ["1"], "input_ids": [[5, 6]], "none": [None]}) is None
+
+
+def test_a_message_that_only_calls_a_tool_has_no_text() -> None:
+    chat = [{"role": "user", "content": "add"}, {"role": "assistant", "tool_calls": [{"name": "f"}]}]
+    assert cell_text(chat, nested=True) == "user: add\nassistant: "
+    assert cell_text([{"role": "user"}], nested=True) is None

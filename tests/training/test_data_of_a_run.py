@@ -6,12 +6,14 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import transformers
 from family_models import MeanClassifier, labelled
 
 from anyformer import api
 from anyformer.core.view import PlainView, QuietView
 from anyformer.models.example_gpt import GPT
+from anyformer.runs.rebuild import load_run
 from anyformer.tokenization import CharacterLevelTokenizer
 from anyformer.training.coordinator import TrainResult
 
@@ -62,3 +64,29 @@ def test_a_vocabulary_that_the_text_cannot_fill_is_shown(tmp_path: Path) -> None
     assert f"· {chosen.reason}" in said
     assert "tokenizer size: asked 3,000, the text gave" in said
     assert f"unused ids: ids {len(result.tokenizer)}–2,999 of the model's 3,000" in said
+
+
+def test_a_run_opens_the_data_files_that_were_kept_with_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "project" / "hp.json").write_text('{"scale": 3.0}')
+    (tmp_path / "elsewhere" / "hp.json").write_text('{"scale": 50.0}')
+    (tmp_path / "project" / "model.py").write_text(
+        "import json\nimport torch\nfrom torch import nn\n"
+        'scale = json.load(open("hp.json"))["scale"]\n'
+        "class Net(nn.Module):\n    def __init__(self, vocab_size=300):\n        super().__init__()\n"
+        "        self.e, self.head = nn.Embedding(vocab_size, 8), nn.Linear(8, vocab_size)\n"
+        "    def forward(self, x):\n        h = self.e(x)\n        steps = torch.arange(1, x.shape[1] + 1)[:, None]\n"
+        "        return self.head(scale * h.cumsum(1) / steps)\n"
+    )
+    monkeypatch.chdir(tmp_path / "project")  # nothing fails there
+    text = [f"a text of several words, number {n}. " * 3 for n in range(40)]
+    result = api.train("model.py", text, max_steps=1, batch_size=2, max_length=16, view=QuietView())
+    assert [f for f in result.findings if f.name == "rebuild" and f.verdict != "ok"] == []
+    path = result.run_path.resolve()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    module = load_run(path).module
+    assert type(module).forward.__globals__["scale"] == 3.0
+    assert Path.cwd() == tmp_path / "elsewhere"

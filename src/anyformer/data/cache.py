@@ -135,9 +135,16 @@ def tokenizer_state(tokenizer: Any) -> Any:
         state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
         return {**state, "split_special_tokens": True} if splits_special_tokens(tokenizer) else state
     # it is known by what it does: its settings may lie anywhere
-    ids = [list(map(int, row)) for row in encode_texts(tokenizer, list(PROBES))]
-    plain = {n: v for n, v in vars(tokenizer).items() if isinstance(v, str | int | float | bool | None)}
+    ids = [_ids_or_refusal(tokenizer, probe) for probe in PROBES]
+    plain = {n: v for n, v in getattr(tokenizer, "__dict__", {}).items() if isinstance(v, str | bool | None)}
     return [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items()), ids, sorted(plain.items())]
+
+
+def _ids_or_refusal(tokenizer: Any, text: str) -> Any:
+    try:
+        return [int(i) for row in encode_texts(tokenizer, [text]) for i in row]
+    except (LookupError, ValueError, TypeError, TokenizerError) as error:
+        return type(error).__name__  # an alphabet of its own, without these characters
 
 
 def _open(folder: Path, fingerprint: str, findings: tuple[Finding, ...]) -> TokenCache | None:

@@ -85,7 +85,7 @@ def _separator(path: Path) -> tuple[_Mark, tuple[Finding, ...]]:
         return _Mark(said[1], said=True), (Finding("separator", "note", repr(said[1]), "", reason),)
     widths = {sign: _widths(lines, sign) for sign in _MARKS}
     agree = {sign: Counter(of)[of[0]] / len(of) for sign, of in widths.items() if of and of[0] > 1}
-    best = max(agree, key=lambda sign: (agree[sign], widths[sign][0]), default=",")
+    best = max(agree, key=lambda sign: (agree[sign], sign == ",", widths[sign][0]), default=",")
     if agree.get(best, 0.0) <= 0.5:  # rows of all widths
         parted = [sign for sign in agree if sum(width > 1 for width in widths[sign]) > len(widths[sign]) / 2]
         best = parted[0] if parted and "," not in agree else ","

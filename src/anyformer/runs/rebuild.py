@@ -122,8 +122,9 @@ def stored_model(run: RunDirectory, provenance: Provenance) -> LoadedModel:
         values = {**(provenance.config or {}), "architectures": [provenance.class_name]}
         return load_model(f"hf:{run.path / 'model'}", config=values, seed=seed)
     main = next(iter(provenance.files))
-    source = f"{run.path / 'model' / main}:{provenance.class_name}"
-    return load_model(source, config=provenance.config, seed=seed)
+    copy = (run.path / "model" / main).resolve()
+    with contextlib.chdir(copy.parent):  # the data files that it opens are those that were kept with it
+        return load_model(f"{copy}:{provenance.class_name}", config=provenance.config, seed=seed)
 
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

@@ -111,8 +111,8 @@ def _message(item: Any) -> str | None:
     if not isinstance(item, Mapping):
         return None
     for who, what in _MESSAGES:
-        if who in item and what in item:
-            content = _content(item[what])
+        if who in item and (what in item or "tool_calls" in item):
+            content = _content(item.get(what))
             return f"{item[who]}: {content}" if isinstance(item[who], str) and content is not None else None
     return None
 

@@ -12,7 +12,7 @@ from anyformer.tokenization.texts import TEXT_COLUMNS
 SAMPLE_ROWS = 100
 """Rows that are looked at."""
 # Names under which datasets keep chats, likeliest first.
-_CHAT_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+_CHAT_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chosen")
 
 
 class TextColumn(NamedTuple):

@@ -218,7 +218,7 @@ UNKNOWN = """
         ("wobble", "", "> 0", "nn.Linear(8, 8 * wobble)", 4),
         ("wobble", ": int", "== 2", "8 // wobble", 2),
         ("wobble", "", "< 1", "1 - wobble", 0.5),
-        ("wobble", ": float", "< 1", "1 - wobble", 0.5),
+        ("wobble", ": float", "< 1", "1 - wobble", 0.1),
     ],
 )
 def test_a_number_that_nobody_knows_is_tried_and_said(
@@ -279,3 +279,35 @@ def test_an_open_global_that_a_file_beside_it_gives_again(tmp_path: Path) -> Non
     )
     module = load_model(tmp_path / "model.py", fallback={"vocab_size": 60}).module
     assert module.e.weight.shape == (60, 8)
+
+
+def test_a_choice_of_words_is_no_part(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        textwrap.dedent(
+            """
+            from torch import nn
+
+            class RMSNorm(nn.Module):
+                def __init__(self, d_model):
+                    super().__init__()
+                    self.g = nn.Linear(d_model, 1)
+
+            class Net(nn.Module):
+                def __init__(self, vocab_size, d_model, norm):
+                    super().__init__()
+                    self.e = nn.Embedding(vocab_size, d_model)
+                    self.norm = RMSNorm(d_model) if norm == "rms" else nn.Identity()
+            """
+        )
+    )
+    with pytest.raises(ConstructError, match="Net needs norm"):
+        load_model(f"{tmp_path / 'model.py'}:Net")
+
+
+def test_sizes_known_by_their_words_are_warned_of_as_others(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self, numCharacters, wordDim):\n"
+        "        super().__init__()\n        self.e = nn.Embedding(numCharacters, wordDim)\n"
+    )
+    found = next(f for f in load_model(tmp_path / "model.py").findings if f.name == "sizes")
+    assert (found.verdict, found.measured) == ("warn", "numCharacters=1024, wordDim=128")

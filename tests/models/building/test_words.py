@@ -24,7 +24,7 @@ OTHERWISE = {"d_hid"}  # of feed-forward layers in nn.Transformer's own tutorial
         ("dModel", "d_model"),
         ("wordDim", "d_model"),
         ("enc_dropout_ratio", "dropout"),
-        ("total_num_characters", "vocab_size"),
+        ("numCharacters", "vocab_size"),
         ("kvHeadCount", "n_kv_heads"),
     ],
 )
@@ -38,6 +38,7 @@ def test_the_words_of_a_name_say_what_it_means(name: str, meaning: str) -> None:
     [
         *("matrix_dim", "latent_dim", "input_dim", "output_dim", "target_dim", "pos_dim", "layer_size", "token"),
         *("pad", "no_dropout", "dropout_layer", "num_layers_per_block_of_experts", "head", "model", "text", "x", ""),
+        *("start_index", "end_idx", "num_mlp_layers", "num_ff_layers", "num_output_tokens", "no_heads", "total_tokens"),
         *("layer_norm_eps", "use_dropout", "flash", "mask_token_id", "block", "attention", "word2vec"),
     ],
 )

@@ -485,7 +485,7 @@ def test_a_file_that_the_model_opens_beside_itself_is_found_from_anywhere(
     assert Path.cwd() == tmp_path
 
 
-def test_a_large_file_beside_the_model_is_not_opened_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_read_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "input.txt").write_text("x" * 100)
     (tmp_path / "m" / "model.py").write_text(
@@ -494,6 +494,38 @@ def test_a_large_file_beside_the_model_is_not_opened_for_it(tmp_path: Path, monk
         "        self.e = nn.Embedding(vocab_size, 4)\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert load_model(tmp_path / "m" / "model.py").module.e.num_embeddings == 1
+    loaded = load_model(tmp_path / "m" / "model.py")
+    assert loaded.module.e.num_embeddings == 1
+    assert list(loaded.sources) == ["model.py", "input.txt"]
+    monkeypatch.chdir(tmp_path / "m")  # found at once; it is kept all the same
+    assert list(load_model("model.py").sources) == ["model.py", "input.txt"]
     monkeypatch.setattr("anyformer.models.files.pyfile._LARGEST_OPENED", 50)
-    assert load_model(tmp_path / "m" / "model.py", config={"vocab_size": 70}).module.e.num_embeddings == 70
+    assert list(load_model("model.py").sources) == ["model.py"]
+
+
+def test_a_file_that_writes_is_not_run_again_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m" / "logs").mkdir(parents=True)
+    (tmp_path / "m" / "logs" / "run.log").write_text("what was learnt")
+    (tmp_path / "m" / "model.py").write_text(
+        'from torch import nn\nlog = open("logs/run.log", "w")\n'
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.e = nn.Embedding(9, 4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    load_model(tmp_path / "m" / "model.py")
+    assert (tmp_path / "m" / "logs" / "run.log").read_text() == "what was learnt"
+
+
+def test_a_data_file_above_is_kept_where_the_copy_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "r" / "src").mkdir(parents=True)
+    (tmp_path / "r" / "data").mkdir()
+    (tmp_path / "r" / "data" / "v.txt").write_text("abc")
+    (tmp_path / "r" / "src" / "model.py").write_text(
+        'from torch import nn\nv = len(open("../data/v.txt").read())\n'
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.e = nn.Embedding(v, 4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    loaded = load_model(tmp_path / "r" / "src" / "model.py")
+    assert loaded.module.e.num_embeddings == 3
+    assert list(loaded.sources) == ["src/model.py", "data/v.txt"]

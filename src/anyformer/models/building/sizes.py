@@ -20,6 +20,9 @@ from anyformer.models.building.written import Written
 
 CLASS_KEYS = ("class_name", "model_name", "architectures", "factory", "model_type")
 """Keys of config.json that may name the class or the function that builds it."""
+_WIDE = ("vocab_size", "d_model", "n_layers", "n_heads")
+_RATES: dict[float, float] = {4: 0.1, 2: 0.5, 8: 1.0}
+"""What is tried for a ``float`` in place of a count: rates first."""
 _NUMBERS = re.compile(r"\d+(,\s*\d+)*")
 _TRIAL_VOCABULARY = 64
 """A smaller one in a call or a function's variable is a trial run's: no text can be written with it."""
@@ -148,7 +151,7 @@ class Sizes:
             return MISSING
         if reads.meanings.get(path) is not None or annotation not in (None, float, *((int,) if whole else ())):
             return MISSING
-        value = float(self.guess) if annotation is float else self.guess
+        value = _RATES.get(self.guess, float(self.guess)) if annotation is float else self.guess
         self.ledger.chosen[name] = self.ledger.guessed[name] = value
         return value
 
@@ -256,7 +259,7 @@ def chosen_sizes(ledger: Ledger) -> Finding:
     known = {k: v for k, v in ledger.chosen.items() if k not in ledger.guessed}
     parts = [", ".join(f"{k}={v!r}" for k, v in d.items()) for d in (ledger.asked, known)]
     said = "; ".join(p + w for p, w in zip(parts, (" (as asked)", ""), strict=True) if p)
-    wide = [k for k in ledger.chosen if aliases.role(k) in ("vocab_size", "d_model", "n_layers", "n_heads")]
+    wide = [k for k in ledger.chosen if (aliases.role(k) or meaning_of(k)) in _WIDE]
     return Finding(
         "sizes",
         "warn" if wide else "note",

@@ -8,7 +8,7 @@ import re
 _WORDS: dict[str, tuple[str, ...]] = {
     "source": ("src", "source", "enc", "encoder", "inp", "input"),
     "target": ("tgt", "trg", "target", "targ", "dec", "decoder", "output", "out"),
-    "count": ("n", "num", "nb", "number", "no", "count", "cnt", "total", "of", "nr"),
+    "count": ("n", "num", "nb", "number", "count", "cnt", "of", "nr"),
     "size": ("size", "sz"),
     "width": ("dim", "dims", "dimension", "d", "width", "units", "channels"),
     "length": ("len", "length", "lengths"),
@@ -36,7 +36,6 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "forward": ("ff", "ffn", "feedforward", "feed", "forward", "fwd", "mlp", "inner", "intermediate", "pf", "pwff"),
     "sequence": (
         "seq",
-        "seqs",
         "sequence",
         "sent",
         "sentence",
@@ -53,8 +52,8 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "class": ("class", "classes", "label", "labels", "category", "categories", "tag", "tags", "targets", "cls"),
     "kind": ("sentiment", "sentiments", "intent", "intents", "emotion", "emotions", "output", "final", "target"),
     "padding": ("pad", "padding"),
-    "start": ("sos", "bos", "start", "begin", "cls"),
-    "end": ("eos", "end", "sep", "stop"),
+    "start": ("sos", "bos", "cls"),
+    "end": ("eos", "sep"),
     "unknown": ("unk", "unknown"),
     "id": ("id", "idx", "index", "ind", "ids", "token", "tok"),
 }
@@ -117,7 +116,7 @@ def _meaning(words: list[frozenset[str]]) -> str | None:
     if has("forward"):
         if has("times"):
             return "ff_mult" if only("forward", "times") else None
-        return "d_ff" if only("forward", "model", "layer", "count", *sizes, *sides) else None
+        return "d_ff" if only("forward", "model", "count", *sizes, *sides) else None
     if has("layer", "depth"):
         counted = has("count", "depth", *sides) and only("layer", "depth", "count", "model", "attention", *sides)
         return f"n_{of_side}layers" if counted else None
@@ -127,8 +126,8 @@ def _meaning(words: list[frozenset[str]]) -> str | None:
         return f"{side}max_len" if has("length", "sequence") else None
     if has("sequence") and has("size", "count") and only("sequence", "size", "count", *sides):
         return f"{side}max_len"
-    if has("word") and has("count") and only("word", "count", *sides):
-        return f"{side}vocab_size"
+    if has("word") and has("count") and only("word", "count"):
+        return "vocab_size"
     if has("width") and has("word") and only("word", "width", *sides):
         return "d_model"
     return "d_model" if has("model") and has(*sizes) and only("model", "word", *sizes, *sides) else None

@@ -25,8 +25,8 @@ def calm() -> Iterator[None]:
             query, key, value, attn_mask, 0.0, *rest, **{k: v for k, v in more.items() if k != "dropout_p"}
         )
 
-    def same(tensor: Tensor, *rest: Any, **more: Any) -> Tensor:
-        return tensor
+    def same(*given: Any, **named: Any) -> Any:
+        return given[0] if given else named["input"]
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attend))

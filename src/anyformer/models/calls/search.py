@@ -236,7 +236,7 @@ def _given(
     more = [[o for o in options(p, source) if o.role != "constant" or o.value is not None][:3] for p in helpful]
     if helpful:
         found += list(assignments([*lists, *more]))[:40]
-    masks = [p for p in open_ones if hint(p.name) == "mask"]
+    masks = [p for p in open_ones if hint(p.name) in ("mask", "target_mask")]
     if len(masks) == 1:  # a default of None that forward cannot take
         forms = options(masks[0], source, masks="encoder")[1:]
         found += list(assignments([*lists, forms])) + (list(assignments([*lists, *more, forms])) if helpful else [])

@@ -28,7 +28,7 @@ _PART = re.compile(
     r"|Encoding|Residual|Sublayer|SublayerConnection|Mixer|Wrapper|Router|Expert|Generator|Classifier|Pooler)(_?[vV]?\d+)?$"
 )
 _LANGUAGE_MODEL = re.compile(
-    r"(ForCausalLM|LMHeadModel|LMHead|LanguageModel|ForConditionalGeneration|ForMaskedLM|LM)(_?[vV]?\d+)?$"
+    r"(ForCausalLM|LMHeadModel|LanguageModel|ForConditionalGeneration|ForMaskedLM|LM)(_?[vV]?\d+)?$"
 )
 _MODEL = re.compile(
     r"(GPT|Transformer|BERT|Bert|LLa?[Mm][Aa]\d*|T5|Seq2Seq|Model|Net|Network|Mamba|RWKV|ViT)(_?[vV]?\d+)?$"
@@ -293,6 +293,7 @@ def _most_complete(
         ("its name is a language model's", [n for n in candidates if _LANGUAGE_MODEL.search(n)]),
         ("the others are trials, parts or other tasks", [n for n in candidates if not _lesser(n)]),
         ("the one that the file builds", _built(module, source, candidates)),
+        ("its name is the head's of a language model", [n for n in candidates if n.endswith("LMHead")]),
         ("its name is a whole model's", [n for n in candidates if _MODEL.search(n) and not _PART.search(n)]),
     ):
         if len(chosen) == 1:

@@ -28,6 +28,7 @@ from anyformer.models.files.late import LateImports, late_files
 from anyformer.models.files.leftbehind import LeftBehind, kept_places
 from anyformer.models.files.limits import IMPORT_SECONDS, OutOfTime, time_limit
 from anyformer.models.files.neighbours import LEVELS, importable_names, neighbours, shadowing, too_deep
+from anyformer.models.files.opened import relative_opens
 from anyformer.models.files.openglobals import filled, size_of
 from anyformer.models.files.siblings import LazyPackage, Siblings, enter_packages, used_places
 from anyformer.models.files.syntax import mentions, reached
@@ -73,7 +74,9 @@ class UserFile:
         """Globals that were given a size in place of a statement that was not run."""
         self.left = LeftOut()
         self._opened: dict[Path, Path] = {}
-        """Data files that it opens by a relative name → the folder from which that is right."""
+        """Data files that it reads by a relative name → the folder that holds it, the model and the working folder."""
+        self._moved: list[Path] = []
+        """Working folders that were taken in place of the user's."""
         self._failure: AnyformerError | None = None
         """What stopped the whole file, other than a package that is not installed."""
 
@@ -120,33 +123,46 @@ class UserFile:
 
     def _run(self, code: types.CodeType) -> AnyformerError | None:
         """Run the whole file; the error to show, or None."""
-        try:
-            with time_limit(IMPORT_SECONDS):
-                exec(code, self.module.__dict__)
-        except AnyformerError:
-            raise
-        except (Exception, SystemExit, OutOfTime) as error:  # noqa: BLE001  (a stranger's code may raise anything)
-            if isinstance(error, FileNotFoundError) and self._works_beside(error):
-                self._empty()
-                return self._run(code)
-            return self._told(error)
-        return None
+        with relative_opens() as names:
+            try:
+                with time_limit(IMPORT_SECONDS):
+                    exec(code, self.module.__dict__)
+            except AnyformerError:
+                raise
+            except (Exception, SystemExit, OutOfTime) as error:  # noqa: BLE001  (a stranger's code may raise anything)
+                if not isinstance(error, FileNotFoundError) or not self._works_beside(error, names):
+                    return self._told(error)
+            else:
+                self._keep(names)
+                return None
+        self._empty()
+        return self._run(code)
 
-    def _works_beside(self, error: FileNotFoundError) -> bool:
-        """Whether a file was opened by a name that is right in the model's own folder, or the one above: go there."""
+    def _works_beside(self, error: FileNotFoundError, names: dict[str, bool]) -> bool:
+        """Whether a file was opened for reading by a name that is right in the model's folder or above: go there.
+
+        Not where the file has written anything: it would do so again.
+        """
         name = str(error.filename or "")
+        if name not in names or not all(names.values()):
+            return False
         for folder in (self.folder, self.folder.parent):
-            file = folder / name
-            if name and not os.path.isabs(name) and file not in self._opened and file.is_file():
-                if file.stat().st_size > _LARGEST_OPENED:
-                    return False
+            if (folder / name).is_file() and folder not in self._moved:
+                self._moved.append(folder)
                 os.chdir(folder)  # whoever loads a model comes back
-                self._opened[file] = folder
-                self.findings.append(
-                    Finding("working folder", "note", str(folder), reason=f"the file opens {name} there")
-                )
+                why = f"the file opens {name} there"
+                self.findings.append(Finding("working folder", "note", str(folder), reason=why))
                 return True
         return False
+
+    def _keep(self, names: dict[str, bool]) -> None:
+        """Remember the data files that were read, where the copy of a run can open them in the same way."""
+        here = Path.cwd().resolve()
+        if here not in (self.folder, self.folder.parent):
+            return
+        for file in ((here / name).resolve() for name, reads in names.items() if reads):
+            if file.is_file() and file.suffix != ".py" and file.stat().st_size <= _LARGEST_OPENED:
+                self._opened[file] = Path(os.path.commonpath((file.parent, here, self.folder)))
 
     def _empty(self) -> None:
         kept = {n: v for n, v in vars(self.module).items() if n in _KEPT}
