@@ -70,3 +70,9 @@ def test_rows_of_all_widths_are_parted_by_what_parts_the_first(tmp_path: Path) -
     path.write_text("id;text\n1;a;b\n2;a;b;c\n3;d;e;f;g\n")
     with pytest.raises(DataError, match=r"line 2 has 3 cells; the first line has 2(?s:.*)separator: ';'"):
         open_corpus(path)
+
+
+def test_a_comma_that_every_row_agrees_on_is_not_beaten_by_more_cells(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("text,a|b|c\n" + "".join(f"some words {n},1|2|{n}\n" for n in range(9)))
+    assert next(iter(open_corpus(file))) == "some words 0"

@@ -143,3 +143,10 @@ def test_columns_with_records_stay_columns(tmp_path: Path) -> None:
     path.write_text(json.dumps({"train": [{"text": "a"}], "test": [{"text": "b"}, {"text": "c"}]}))
     with pytest.raises(DataError, match="train 1, test 2"):
         open_corpus(path)
+
+
+def test_of_a_preferred_and_a_rejected_chat_the_preferred_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "dpo.jsonl"
+    row = {side: [{"role": "assistant", "content": f"{side} answer"}] for side in ("rejected", "chosen")}
+    file.write_text("".join(json.dumps(row) + "\n" for _ in range(9)))
+    assert next(iter(open_corpus(file))) == "assistant: chosen answer"

@@ -22,6 +22,7 @@ class Drops(nn.Module):
         return {
             "nn": nn.Dropout(0.5)(x),
             "functional": F.dropout(x, 0.5),
+            "named": F.dropout(input=x, p=0.5),
             "alpha": nn.AlphaDropout(0.5)(x),
             "attention": F.scaled_dot_product_attention(x, x, x, dropout_p=0.5, is_causal=True),
             "multi-head": self.attention(x, x, x, need_weights=False)[0],
@@ -33,7 +34,7 @@ def test_nothing_is_dropped_and_torch_is_as_before() -> None:
     with calm():
         found, again = module(x), module(x)
     assert all(torch.equal(found[name], again[name]) for name in found)
-    assert all(torch.equal(found[name], x) for name in ("nn", "functional", "alpha"))
+    assert all(torch.equal(found[name], x) for name in ("nn", "functional", "named", "alpha"))
     assert torch.allclose(found["attention"], F.scaled_dot_product_attention(x, x, x, is_causal=True), atol=1e-6)
     assert torch.allclose(found["multi-head"], module.eval()(x)["multi-head"], atol=1e-6)
     with pytest.raises(ValueError, match="stop"), calm():

@@ -499,6 +499,9 @@ def test_a_large_file_is_read_and_not_kept(tmp_path: Path, monkeypatch: pytest.M
     assert list(loaded.sources) == ["model.py", "input.txt"]
     monkeypatch.chdir(tmp_path / "m")  # found at once; it is kept all the same
     assert list(load_model("model.py").sources) == ["model.py", "input.txt"]
+    (tmp_path / "m" / ".env").write_text("TOKEN=secret")
+    (tmp_path / "m" / "secret.py").write_text((tmp_path / "m" / "model.py").read_text().replace("input.txt", ".env"))
+    assert list(load_model("secret.py").sources) == ["secret.py"]
     monkeypatch.setattr("anyformer.models.files.pyfile._LARGEST_OPENED", 50)
     assert list(load_model("model.py").sources) == ["model.py"]
 

@@ -156,12 +156,16 @@ class UserFile:
         return False
 
     def _keep(self, names: dict[str, bool]) -> None:
-        """Remember the data files that were read, where the copy of a run can open them in the same way."""
+        """Remember the data files that were read, where the copy of a run can open them in the same way.
+
+        Never a hidden one: ``.env`` holds secrets, and runs are shared.
+        """
         here = Path.cwd().resolve()
         if here not in (self.folder, self.folder.parent):
             return
         for file in ((here / name).resolve() for name, reads in names.items() if reads):
-            if file.is_file() and file.suffix != ".py" and file.stat().st_size <= _LARGEST_OPENED:
+            hidden = any(part.startswith(".") for part in file.relative_to(file.anchor).parts[-2:])
+            if file.is_file() and not hidden and file.suffix != ".py" and file.stat().st_size <= _LARGEST_OPENED:
                 self._opened[file] = Path(os.path.commonpath((file.parent, here, self.folder)))
 
     def _empty(self) -> None:
