@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.callplan import CallPlan, call_logits, infer_call_plan
+from anyformer.models.calls import ownloss
 from anyformer.models.calls.evidence import gather
 from anyformer.models.calls.names import hint
 from anyformer.models.calls.overrides import read_overrides
@@ -243,6 +244,25 @@ def test_what_its_own_loss_is(words: str) -> None:
     finding = found(infer_call_plan(_own(loss)), "own loss")
     assert words in f"{finding.measured} {finding.reason}"
     assert finding.verdict == verdict
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("size", [0.1, 1.0])
+def test_smoothing_is_told_from_other_formulas_though_losses_are_rounded(share: float, size: float) -> None:
+    smoothed = others = 0
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(4, 12, 72, generator=generator) * size
+        targets = torch.randint(0, 72, (2, 4, 12), generator=generator)
+        ours = [F.cross_entropy(rows.flatten(0, 1), t.flatten()) for t in targets]
+        theirs = [F.cross_entropy(rows.flatten(0, 1), t.flatten(), label_smoothing=share) for t in targets]
+        rounded = [torch.nextafter(loss, torch.tensor(9.0)) for loss in theirs]  # another machine's sum
+        focal = [loss * (1 - (-loss).exp()) for loss in ours]
+        calls = [[ownloss._Call(x, t) for x, t in zip(xs, targets, strict=True)] for xs in (rounded, focal)]
+        smoothed += ownloss._smoothing(rows, calls[0], ours) == share
+        others += ownloss._smoothing(rows, calls[1], ours) is not None
+    assert smoothed > 30  # of nearly even logits some differ too little
+    assert others == 0
 
 
 def test_a_loss_that_trains_a_copy_is_named() -> None:

@@ -26,6 +26,7 @@ from anyformer.models.plan import CallPlan
 
 _SAME = 2e-7  # of the loss: two float32 sums of the same numbers
 _CLOSE = 1e-5  # of the loss: the same sum in another order
+_ROUNDING = 5e-7  # of a difference of two losses
 _IN_PLACE = ("labels", "mlm_labels", "masked_lm_labels", "lm_labels", "label")
 """Hugging Face's word: labels lie on their tokens, unshifted."""
 _AUXILIARY = re.compile(r"aux|balanc|router|z_loss|commit|temperature|scale")
@@ -205,9 +206,7 @@ def _other_formula(
     words = {"caller": "targets shifted by the caller", "inside": "targets shifted inside"}
     for shift, ours in both.items():
         rows = logits if shift == "caller" else logits[:, :-1]
-        spread = -rows.double().log_softmax(-1).mean()
-        share = float((call.loss - ours[0]) / (spread - ours[0]))
-        if 0.005 < share < 0.5 and abs(share * 1000 - round(share * 1000)) < 0.02:
+        if (share := _smoothing(rows, calls, ours)) is not None:
             text = f"ours with label smoothing {share:.3g} ({words[shift]})"
             return Finding("own loss", "note", text, reason="--label_smoothing sets it here"), False
         count = rows.shape[0] * rows.shape[1]
@@ -225,6 +224,24 @@ def _other_formula(
     measured = f"{float(call.loss):.4f}, ours {float(both['inside'][0]):.4f} or {float(both['caller'][0]):.4f}"
     why = "another formula, or other targets; training uses ours, of the same logits"
     return Finding("own loss", "warn", measured, "equal", why), False
+
+
+def _smoothing(rows: Tensor, calls: list[_Call], ours: list[Tensor]) -> float | None:
+    """The label smoothing, in hundredths or thousandths, that makes our losses of rows (B, T, V) theirs, each of them.
+
+    A fresh module's losses are nearly those of even guesses: what rounding leaves open is not read as a share.
+    """
+    spread = -rows.double().log_softmax(-1).mean()
+    unsure = _ROUNDING * float(spread)
+    pairs = [(float(c.loss - own), float(spread - own)) for c, own in zip(calls, ours, strict=True)]
+    more, most = max(pairs, key=lambda pair: abs(pair[1]))
+    for grid in (100, 1000):
+        if abs(most) < 20 * unsure * grid:
+            break
+        share = round(more / most * grid) / grid
+        if 0 < share < 0.5 and all(abs(gain - share * whole) < unsure for gain, whole in pairs):
+            return share
+    return None
 
 
 def _other_targets(plan: CallPlan, logits: Tensor, calls: list[_Call]) -> Finding | None:
