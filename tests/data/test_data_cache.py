@@ -120,6 +120,31 @@ def test_text_that_changes_while_it_is_read(
     assert bpe.decode(cache.val.tolist()) == files["val"].read_text()
 
 
+@pytest.mark.parametrize("shared", [0, 3])
+@pytest.mark.parametrize("changed", ["train", "val"])
+def test_documents_that_change_while_they_are_read(
+    tmp_path: Path, bpe: TextTokenizer, monkeypatch: pytest.MonkeyPatch, changed: str, shared: int
+) -> None:
+    texts = {"train": DOCUMENTS[:40], "val": [*DOCUMENTS[40:60], *DOCUMENTS[:shared]]}
+    files = {side: tmp_path / f"{side}.jsonl" for side in texts}
+    for side, rows in texts.items():
+        files[side].write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    corpora = {side: open_corpus(file) for side, file in files.items()}
+    encode = cache_module.fill
+
+    def edited(*arguments: Any) -> Any:
+        files[changed].write_text(files[changed].read_text().replace("The 1", "THE 1"))
+        return encode(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "fill", edited)
+        with pytest.raises(DataError, match=rf"{changed}\.jsonl changed while it was read"):
+            build_token_cache(corpora["train"], bpe, val_corpus=corpora["val"], cache_dir=tmp_path / "cache")
+    cache = build_token_cache(corpora["train"], bpe, val_corpus=corpora["val"], cache_dir=tmp_path / "cache")
+    assert cache.meta["val"]["documents"] == len(texts["val"])
+    assert 40 - shared <= cache.meta["train"]["documents"] <= 40  # what was shared may be another text now
+
+
 def test_the_training_text_cannot_be_held_out_as_well(tmp_path: Path, bpe: TextTokenizer) -> None:
     (tmp_path / "a.txt").write_text("".join(DOCUMENTS))
     (tmp_path / "copy.txt").write_text("".join(DOCUMENTS))

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from anyformer.core.errors import DataError, TokenizerError, TrainingError
 from anyformer.core.findings import Finding
 from anyformer.core.places import default_cache_dir as default_cache_dir
 from anyformer.core.protocols import View
-from anyformer.data.corpus import Corpus
+from anyformer.data.corpus import Corpus, TextHash, encode_utf8
 from anyformer.data.filling import SIDES, fill, part_folder
-from anyformer.data.split import shared_documents, split_finding, split_pieces
+from anyformer.data.split import Piece, shared_documents, split_finding, split_pieces
 from anyformer.tokenization.base import encode_texts, splits_special_tokens
 from anyformer.tokenization.encoding import PROBES
 
@@ -92,22 +93,42 @@ def build_token_cache(
         found = _open(final, fingerprint, findings)  # another process may have filled it while this one waited
         if found is not None:
             return found
-        filled = fill(
-            folder, fingerprint, lambda: split_pieces(corpus, val_split, val_corpus), tokenizer, total, view, processes
-        )
-        for read in (corpus, val_corpus):
-            if read is not None:
-                _require_unchanged(read)
+        read = _Reading(corpus, val_split, val_corpus)
+        filled = fill(folder, fingerprint, read.pieces, tokenizer, total, view, processes)
+        read.require_unchanged(shared)
         meta = {"format": _FORMAT, "fingerprint": fingerprint, **filled.meta}
         _write_meta(folder / "meta.json", meta)
         return _publish(folder, final, fingerprint, (*findings, *filled.findings))
 
 
-def _require_unchanged(corpus: Corpus) -> None:
-    """DataError where the text is no longer what the fingerprint was made of: the tokens may be of either."""
-    before = corpus.scan.fingerprint
-    if corpus.rescan().fingerprint != before:
-        raise DataError(f"{corpus.name} changed while it was read", fix="run again")
+class _Reading:
+    """All text as ``split_pieces`` gives it, hashed on the way: it may change while it is read."""
+
+    def __init__(self, corpus: Corpus, val_split: float, val_corpus: Corpus | None) -> None:
+        self._corpora = (corpus,) if val_corpus is None else (corpus, val_corpus)
+        self._split = (corpus, val_split, val_corpus)
+        self._seen: list[TextHash] = []
+
+    def pieces(self) -> Iterator[Piece]:
+        self._seen = seen = [TextHash(corpus.single_text) for corpus in self._corpora]
+        for piece in split_pieces(*self._split):
+            of = len(seen) - 1 if piece.side == "val" else 0  # with a held-out corpus each side is one of its own
+            seen[of].add(encode_utf8(piece.text, self._corpora[of].name))
+            yield piece
+
+    def require_unchanged(self, shared: int) -> None:
+        """DataError where the text is no longer what the fingerprint was made of: the tokens may be of either.
+
+        shared: documents of the corpus that were left out, and so were not hashed: it is read once more.
+        """
+        for corpus, seen in zip(self._corpora, self._seen, strict=True):
+            if shared and corpus is self._corpora[0]:
+                seen = TextHash(corpus.single_text)
+                for document in corpus:
+                    seen.add(encode_utf8(document, corpus.name))
+            if seen.fingerprint() != corpus.scan.fingerprint:
+                corpus.forget_scan()
+                raise DataError(f"{corpus.name} changed while it was read", fix="run again")
 
 
 def _fingerprint(corpus: Corpus, tokenizer: Any, val_split: float, val_corpus: Corpus | None, shared: int) -> str:

@@ -45,6 +45,27 @@ class Scan:
     """Faults of the documents; None for a single text, which has none but its pieces."""
 
 
+class TextHash:
+    """The fingerprint of text that is read one document after the other, or one piece of a single text."""
+
+    def __init__(self, single_text: bool) -> None:
+        self._kind = "text" if single_text else "documents"
+        self._total = hashlib.sha256()
+
+    def add(self, data: bytes) -> bytes:
+        """Take the next document, or piece, in UTF-8. Its own sha256; of a piece, which has none, empty."""
+        if self._kind == "text":
+            self._total.update(data)
+            return b""
+        digest = hashlib.sha256(data).digest()
+        self._total.update(len(data).to_bytes(8, "big") + digest)
+        return digest
+
+    def fingerprint(self) -> str:
+        """``Scan.fingerprint`` of a corpus of just this text."""
+        return f"{self._kind}-{self._total.hexdigest()}"
+
+
 class Corpus:
     """Documents, read anew and one by one at every iteration.
 
@@ -97,7 +118,7 @@ class Corpus:
 
         Raises DataError where there is no text, or what reading raises.
         """
-        total = hashlib.sha256()
+        total = TextHash(self.single_text)
         count = size = 0
         lowest = highest = b""
         counter = QualityCounter()
@@ -108,24 +129,20 @@ class Corpus:
                 continue
             count += 1
             size += len(data)
+            digest = total.add(data)
             if self.single_text:
-                total.update(data)
                 continue
-            digest = hashlib.sha256(data).digest()
-            total.update(len(data).to_bytes(8, "big") + digest)
             counter.add(document, data, digest)
             lowest = digest if not lowest else min(lowest, digest)
             highest = max(highest, digest)
         if size == 0:
             raise DataError(f"{self.name} is empty: there is no text in it", fix="give a file or folder with text")
-        kind = "text" if self.single_text else "documents"
         quality = None if self.single_text else counter.result()
-        return Scan(count, size, f"{kind}-{total.hexdigest()}", lowest, highest, quality)
+        return Scan(count, size, total.fingerprint(), lowest, highest, quality)
 
-    def rescan(self) -> Scan:
-        """A fresh pass, remembered in place of the last one; its fingerprint differs where the text has changed."""
+    def forget_scan(self) -> None:
+        """The text has changed: the next ``scan`` is made anew."""
         self.__dict__.pop("scan", None)
-        return self.scan
 
 
 def encode_utf8(document: str, name: str) -> bytes:
