@@ -133,7 +133,7 @@ def test_documents_that_change_while_they_are_read(
     encode = cache_module.fill
 
     def edited(*arguments: Any) -> Any:
-        files[changed].write_text(files[changed].read_text().replace("The 1", "THE 1"))
+        files[changed].write_text(files[changed].read_text().replace("document says", "Document says"))
         return encode(*arguments)
 
     with monkeypatch.context() as patch:
