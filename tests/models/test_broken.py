@@ -84,6 +84,8 @@ BROKEN = (
     Broken("ignores_ids", CallError, ("do not depend on ids",)),
     Broken("embedding_of_floats", CallError, ("float", "indices"), "return self.head(self.emb(scaled))"),
     Broken("recursion", CallError, ("recursion",), "return self.step(ids)"),
+    Broken("builds_itself", ConstructError, ("without end",), "self.inner = Block(d)"),
+    Broken("no_rows", CallError, ("emb of Model has no rows", "vocab_size: 0")),
     Broken("nan_weights", CallError, ("NaN", r"\bscale\b")),
     Broken("nan_mask_row", CallError, ("NaN", "mask")),
     Broken("softmax_over_batch", CallError, ("row|batch",)),

@@ -117,3 +117,15 @@ def test_load_model_takes_weights(tmp_path):
     sizes = {"vocab_size": 11, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
     loaded = load_model("example:gpt", config=sizes, weights=tmp_path / "w.pt")
     assert_loaded(loaded.module, source)
+
+
+def test_weights_with_nan_are_refused_and_nothing_is_copied(tmp_path):
+    state = untied(gpt(1))
+    name = next(iter(state))
+    state[name][0, 3] = float("nan")
+    save_file(state, tmp_path / "w.safetensors")
+    model = gpt(2)
+    before = untied(model)
+    with pytest.raises(ConstructError, match=rf"hold NaN\n.*{name}"):
+        load_weights(model, tmp_path / "w.safetensors")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

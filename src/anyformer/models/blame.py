@@ -7,6 +7,7 @@ import linecache
 import re
 import sysconfig
 import traceback
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -23,12 +24,16 @@ def blame(error: BaseException) -> str:
     """The last frame in the user's code with its line, then the error: ``model.py:41: self.x = y`` / ``ValueError: …``.
 
     Frames of torch, of installed packages, of the standard library and of anyformer are passed over; where no other is
-    left, the error alone is returned.
+    left, the error alone is returned. Of a recursion without end the line that calls itself again, not the one in which
+    the stack happened to be full.
     """
     message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
     if not frames:
         return message
+    if isinstance(error, RecursionError):
+        often = Counter(map(_line, frames)).most_common(1)
+        return f"{often[0][0]}\n{type(error).__name__}: without end, {often[0][1]} times until the stack was full"
     return f"{_line(frames[-1])}\n{message}"
 
 

@@ -44,7 +44,8 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
 
     A prefix "model.", "module." or "_orig_mod." before every name is taken off. Of tensors that share memory one is
     enough. Files of torch.save are read with weights_only=True: they cannot run code.
-    Raises ConstructError naming the missing, unexpected and mis-shaped tensors, or why the file cannot be read.
+    Raises ConstructError naming the missing, unexpected and mis-shaped tensors, those with NaN, or why a file cannot be
+    read.
     """
     path = Path(path)
     state = _strip_prefixes(_read(path), set(module.state_dict(keep_vars=True)))
@@ -64,8 +65,20 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
             "\n".join(_listed(title, names) for title, names in groups if names),
             "give the weights of this very architecture, or set its sizes in config.json",
         )
+    _refuse_nan(path, state)
     _refuse_ties_that_differ(path, state, shared)
     module.load_state_dict(state, strict=False)
+
+
+def _refuse_nan(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Weights that a run has spoiled; infinite ones may be a mask that is kept among them."""
+    bad = [name for name, tensor in state.items() if tensor.is_floating_point() and bool(tensor.isnan().any())]
+    if bad:
+        raise ConstructError(
+            f"the weights in {path} hold NaN",
+            _listed("NaN in", bad),
+            "take them from a checkpoint that was saved before the training went wrong",
+        )
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 
+from torch import nn
+
 from anyformer.core.errors import CallError
 from anyformer.models.calls.names import hint, required, token_candidates
 from anyformer.models.calls.overrides import Stated
@@ -72,6 +74,13 @@ def nothing_found(
             detail,
             "if it is a yes or no (binary cross-entropy): call: family: classifier in anyformer.yaml beside the model;"
             " a score has no classes that could be trained",
+        )
+    empty = [n for n, m in prober.module.named_modules() if isinstance(m, nn.Embedding) and m.num_embeddings == 0]
+    if empty:
+        return CallError(
+            f"the embedding {empty[0]} of {type(prober.module).__name__} has no rows",
+            detail,
+            "a size of 0 was given to its constructor, say vocab_size: 0 in config.json: give the real one",
         )
     known = [p.name for p in parameters]
     likely = [n.lstrip("*") for n in token_candidates(parameters)]
