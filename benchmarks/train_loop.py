@@ -1,10 +1,10 @@
 """Our whole training loop against a bare hand-written PyTorch loop, on one module.
 
-4 layers, width 256, T 256, B 8, V 8192, float32, one thread; the same initial weights and the same batches; the steps
+4 layers, width 256, T 256, B 8, float32, one thread; the same initial weights and the same batches; the steps
 of the two alternate in one process, and each pair's CPU time is compared. What counts as ours is everything between
 two pauses: reading the batch, Lightning's loop and hooks, our callbacks, logging, the schedule.
 
-    python benchmarks/train_loop.py [--steps 40]
+    python benchmarks/train_loop.py [--steps 40] [--vocab_size 8192]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from anyformer.training.effective import derive
 from anyformer.training.fit import build_trainer, quiet_lightning
 from anyformer.training.prepare import prepare_text
 
-LAYERS, WIDTH, T, B, V = 4, 256, 256, 8, 8192
+LAYERS, WIDTH, T, B = 4, 256, 256, 8
 WARMUP_STEPS, LEARNING_RATE = 10, 3e-4
 
 
@@ -55,7 +55,7 @@ class BareLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = LEARNING_RATE * factor
         logits = self.module(input_ids)
-        loss = F.cross_entropy(logits.view(-1, V), targets.view(-1))
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -90,10 +90,10 @@ class Alternate(pl.Callback):
         self._resumed = time.process_time()
 
 
-def measure(steps: int) -> Alternate:
+def measure(steps: int, vocab_size: int) -> Alternate:
     """Train ``steps`` steps with both loops, alternating."""
     torch.manual_seed(0)
-    module = GPT(vocab_size=V, block_size=T, n_layer=LAYERS, n_head=4, n_embd=WIDTH)
+    module = GPT(vocab_size=vocab_size, block_size=T, n_layer=LAYERS, n_head=4, n_embd=WIDTH)
     twin = copy.deepcopy(module)
     plan = infer_call_plan(module)
     view = QuietView()
@@ -108,7 +108,7 @@ def measure(steps: int) -> Alternate:
     )
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder, quiet_lightning():
-        text = prepare_text(settings, plan, T, view=view)
+        text = prepare_text(settings, plan, module, T, plan.objective, view=view)
         effective, _ = derive(
             settings,
             module,
@@ -140,9 +140,10 @@ def measure(steps: int) -> Alternate:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--vocab_size", type=int, default=8192)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result = measure(arguments.steps)
+    result = measure(arguments.steps, arguments.vocab_size)
     skip = min(5, arguments.steps // 2)  # the first steps fill caches
     pairs = list(zip(result.ours[skip:], result.theirs[skip:], strict=True))
     ratios = sorted(theirs / ours for ours, theirs in pairs)

@@ -10,12 +10,13 @@ import torch
 pytestmark = pytest.mark.soak
 
 
-def test_the_loop_is_as_fast_as_a_bare_one() -> None:
+@pytest.mark.parametrize(("vocab_size", "steps", "goal"), [(8192, 30, 1.12), (50_257, 14, 1.35)])
+def test_the_loop_is_faster_than_a_bare_one(vocab_size: int, steps: int, goal: float) -> None:
     from benchmarks.train_loop import measure
 
     torch.set_num_threads(1)
-    result = measure(30)
+    result = measure(steps, vocab_size)
     ratios = [theirs / ours for ours, theirs in zip(result.ours[5:], result.theirs[5:], strict=True)]
-    assert statistics.median(ratios) >= 0.97
+    assert statistics.median(ratios) >= goal
     pairs = zip(result.our_losses, result.bare.losses, strict=True)
-    assert all(float(ours) == pytest.approx(float(bare), rel=1e-6) for ours, bare in pairs)
+    assert all(float(ours) == pytest.approx(float(bare), rel=1e-5) for ours, bare in pairs)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from anyformer import cli
 from anyformer.core.errors import DataError, Interrupted, SettingsError
+from anyformer.training import fusedhead
 from anyformer.training.callbacks import StopOnSignal
 from anyformer.training.coordinator import TrainResult
 
@@ -134,6 +135,24 @@ def test_an_interrupted_run_ends_as_if_it_never_stopped(
     assert result.results["best_checkpoint"] == unbroken.results["best_checkpoint"]
     kept = {path.name for path in (run / "checkpoints").iterdir()}
     assert kept == {path.name for path in (unbroken.run_path / "checkpoints").iterdir()}
+
+
+def test_a_run_with_head_and_loss_in_one_goes_on_in_that_way(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fusedhead, "FUSE_FROM", 0)
+    unbroken = fit(module(), name="unbroken", max_steps=12, eval_every=4)
+    fused = [finding for finding in unbroken.findings if finding.name == "fused head"]
+    assert [finding.verdict for finding in fused] == ["ok"]
+    with pytest.raises(Interrupted):
+        fit(module(9), max_steps=12, eval_every=4)
+    run = tmp_path / "runs" / "run"
+    monkeypatch.setattr(fusedhead, "FUSE_FROM", 1 << 40)  # the run, not its settings, says how it goes on
+    result = fit(module(seed=99), resume=str(run), max_steps=12, eval_every=4)
+    assert weights(result) == weights(unbroken)
+    assert result.results["val_loss"] == unbroken.results["val_loss"]
+    manifest = json.loads((run / "run.json").read_text())
+    assert [f["reason"] for f in manifest["findings"] if f["name"] == "fused head"] == ["as the run began"]
 
 
 def test_ctrl_c_before_the_first_step_leaves_at_once(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -103,21 +103,20 @@ def batch_logits(module: nn.Module, plan: CallPlan, batch: Mapping[str, Any]) ->
     )
 
 
+def objective_targets(objective: Objective, labels: Tensor, next_ids: Tensor | None = None) -> Tensor:
+    """The target opposite each place of the logits: of causal and seq2seq the label after it, else its own label.
+
+    labels and next_ids as in ``objective_loss``; returns labels' shape, IGNORE_INDEX = no target.
+    """
+    return next_token_targets(labels, next_ids) if objective in ("causal", "seq2seq") else labels
+
+
 def _aligned(objective: Objective, logits: Tensor, labels: Tensor, next_ids: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logits (N, V) and targets (N,) that stand opposite each other."""
-    if objective in ("causal", "seq2seq"):
-        return _flatten(logits, labels, next_ids)
-    if labels.shape != logits.shape[:-1]:
+    if labels.shape != logits.shape[:-1] or (labels.dim() != 2 and objective in ("causal", "seq2seq")):
         raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not fit together")
-    return _wide(logits).flatten(0, -2), labels.flatten()
+    return _wide(logits).flatten(0, -2), objective_targets(objective, labels, next_ids).flatten()
 
 
 def _wide(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def _flatten(logits: Tensor, labels: Tensor, next_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(B·T, V) view of the logits and (B·T,) shifted targets."""
-    if logits.dim() != 3 or labels.shape != logits.shape[:2]:
-        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} are not (B, T, V) and (B, T)")
-    return _wide(logits).flatten(0, 1), next_token_targets(labels, next_ids).flatten()

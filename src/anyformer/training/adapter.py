@@ -22,9 +22,10 @@ from anyformer.evaluation.generation import generate
 from anyformer.models.callplan import CallPlan
 from anyformer.models.calls.documents import separate_documents
 from anyformer.models.masking import Masking, fixed_masked_batch, is_masked_already, masked_batch
-from anyformer.models.objectives import batch_logits, objective_loss, objective_total
+from anyformer.models.objectives import batch_logits, objective_loss
 from anyformer.models.planned import planned, require_proven
 from anyformer.tokenization.choose import check_fit
+from anyformer.training.losspath import LossPath
 from anyformer.training.nonfinite import gradient_error, loss_error
 from anyformer.training.objective import (
     asked,
@@ -119,6 +120,8 @@ class UniversalModelAdapter(pl.LightningModule):
         self._first_batch_seen = False
         self._told_documents = False
         self._watch = CausalityWatch()
+        self.loss_path = LossPath()
+        """How its loss is computed, and why so."""
 
     def forward(
         self,
@@ -200,10 +203,7 @@ class UniversalModelAdapter(pl.LightningModule):
             self._look_at_first_batch(batch)
         self._watch.batch(self.model, self.call_plan, self.objective, batch, self.global_step)
         batch = self._hidden(batch, fixed=False)
-        logits = batch_logits(self.model, self.call_plan, batch)
-        loss = objective_loss(
-            self.objective, logits, batch["labels"], batch.get("next_ids"), label_smoothing=self.label_smoothing
-        )
+        loss = self.loss_path.loss(self.model, self.call_plan, self.objective, batch, self.label_smoothing)
         if reading_is_free(loss) and not math.isfinite(loss.item()):
             raise loss_error(self.model, self.call_plan, batch, loss.item(), self.global_step + 1)
         detached = loss.detach().float()
@@ -316,8 +316,7 @@ class UniversalModelAdapter(pl.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add one batch to the evaluation: summed over tokens, so that a short batch weighs what it should."""
         batch = self._hidden(batch, fixed=True)
-        logits = batch_logits(self.model, self.call_plan, batch)
-        total, count = objective_total(self.objective, logits, batch["labels"], batch.get("next_ids"))
+        total, count = self.loss_path.total(self.model, self.call_plan, self.objective, batch)
         self._val_sum += float(total)
         self._val_count += int(count)
 
@@ -339,9 +338,11 @@ class UniversalModelAdapter(pl.LightningModule):
         """Keep the sums since the last row of metrics; a resumed run writes the row that an unbroken one would."""
         total = None if self._loss_sum is None else float(self._loss_sum)
         checkpoint["train_loss"] = {"sum": total, "count": self._losses, "last": self.last_train_loss}
+        checkpoint["fused_head"] = self.loss_path.head
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the sums of ``on_save_checkpoint``."""
+        self.loss_path.resume(checkpoint.get("fused_head") or "")
         kept = checkpoint.get("train_loss")
         if kept is not None:
             self._loss_sum = None if kept["sum"] is None else torch.tensor(kept["sum"], device=self.device)

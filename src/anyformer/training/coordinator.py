@@ -215,6 +215,7 @@ def _fit_and_judge(
         with fit.stop.listening():
             fit.trainer.fit(adapter, datamodule=text.datamodule, ckpt_path=checkpoint, weights_only=True)
         findings += stream_end(text.datamodule)
+        findings += [adapter.loss_path.finding] if adapter.loss_path.finding is not None else []
         results = _judge(run, fit, adapter, text, effective, settings.batch_size, findings, view)
         if writer is not None:
             view.status("writing samples")

@@ -1,0 +1,365 @@
+"""Head and cross-entropy in one: the (N, V) logits and their gradient never exist at once.
+
+Where the logits are just a linear map of hidden states, the module is called with that map left out, and loss and
+gradients are computed for some rows at a time. Proven on the module itself before it is used.
+
+Legend: B batch, T time, N = B·T rows, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+from anyformer.core.findings import Finding
+from anyformer.models.blame import blame
+from anyformer.models.calls.probing import seeded
+from anyformer.models.objectives import IGNORE_INDEX, batch_logits, objective_loss, objective_targets
+from anyformer.models.plan import CallPlan, Objective
+from anyformer.models.probes import untouched
+
+FUSE_FROM = 1 << 21
+"""Logits of a batch from which on it pays (benchmarks/results/fused_head.md); below, the plain path is as fast."""
+_CPU_ROWS = 128
+"""Rows at a time: of 64 … 512 the fastest on a CPU, V 8,192 and 50,257 (benchmarks/results/fused_head.md)."""
+_PROOF_LOGITS = 1 << 24
+_EXACT = (1e-5, 1e-4)
+_HALF = (5e-3, 5e-2)
+"""Largest difference of the loss and of a gradient, relative to its norm, in float32 and in half precision."""
+_MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
+
+
+def choose_head(
+    module: nn.Module, plan: CallPlan, objective: Objective, batch: Mapping[str, Any], label_smoothing: float = 0.0
+) -> tuple[str | None, Finding]:
+    """Name of the head's weight, to be fused for batches like this one, or None; and why. In the precision of here.
+
+    Proven on some rows of the batch: equal loss, and equal gradients of every parameter. The module is left as it was.
+    """
+    size = batch["labels"].numel() * plan.vocab_size
+    if objective == "classification" or size < FUSE_FROM:
+        return None, _off(f"{size:,} logits a batch are few: in one piece they are as fast")
+    rows = max(2, _PROOF_LOGITS // (batch["labels"].shape[1] * plan.vocab_size))
+    part = {k: v[:rows] if isinstance(v, Tensor) and v.dim() else v for k, v in batch.items()}
+    try:
+        head, reason = _find(module, plan, part)
+        if head is None:
+            return None, _off(reason)
+        return _proven(module, plan, objective, part, label_smoothing, head)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  (a stranger's forward may raise anything once its head is left out)
+        return None, _off("the model does not run with its head left out: " + blame(error).replace("\n", ": "))
+
+
+def _off(reason: str) -> Finding:
+    return Finding("fused head", "note", "off", reason=reason)
+
+
+def fused_loss(
+    module: nn.Module,
+    plan: CallPlan,
+    objective: Objective,
+    batch: Mapping[str, Any],
+    head: str,
+    label_smoothing: float = 0.0,
+) -> Tensor | None:
+    """The loss of ``objective_loss`` with gradients, in nats per target; None where the module went another way."""
+    hidden, bias = _hidden(module, plan, batch, head)
+    if hidden is None:
+        return None
+    targets = objective_targets(objective, batch["labels"], batch.get("next_ids")).flatten()
+    loss: Tensor = _HeadLoss.apply(hidden, module.get_parameter(head), bias, targets, label_smoothing)  # type: ignore[no-untyped-call]
+    return loss
+
+
+@torch.no_grad()
+def fused_total(
+    module: nn.Module, plan: CallPlan, objective: Objective, batch: Mapping[str, Any], head: str
+) -> tuple[Tensor, Tensor] | None:
+    """``objective_total`` of a batch: summed nats (float64) and targets (int64); None as ``fused_loss``."""
+    hidden, bias = _hidden(module, plan, batch, head)
+    if hidden is None:
+        return None
+    targets = objective_targets(objective, batch["labels"], batch.get("next_ids")).flatten()
+    total = torch.zeros((), dtype=torch.float32 if hidden.device.type == "mps" else torch.float64, device=hidden.device)
+    weight, kind = module.get_parameter(head), hidden.dtype
+    step = _rows_at_once(hidden, weight)
+    for start in range(0, len(hidden), step):
+        logits = F.linear(hidden[start : start + step], weight.to(kind), None if bias is None else bias.to(kind))
+        nats = F.cross_entropy(
+            logits.float(), targets[start : start + step], ignore_index=IGNORE_INDEX, reduction="none"
+        )
+        total += nats.sum(dtype=total.dtype)
+    return total, (targets != IGNORE_INDEX).sum()
+
+
+def _hidden(
+    module: nn.Module, plan: CallPlan, batch: Mapping[str, Any], head: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the head would read, (N, D), and its bias."""
+    with _LeftOut(module.get_parameter(head)) as left_out:
+        logits = batch_logits(module, plan, batch)
+    if left_out.calls != 1 or not _same_memory(logits, left_out.stand_in):
+        return None, None
+    hidden = left_out.read.flatten(0, -2)
+    return (hidden, left_out.bias) if len(hidden) == logits.shape[:-1].numel() else (None, None)
+
+
+def _same_memory(first: Tensor, second: Tensor | None) -> bool:
+    return second is not None and first.data_ptr() == second.data_ptr() and first.dtype == second.dtype
+
+
+def _linear(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any] | None:
+    """(input, weight (V, D), bias) of a call that is a linear map: F.linear, or a product with a transposed weight."""
+    if function is F.linear:
+        given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
+        return given["input"], given["weight"], given.get("bias")
+    if function in _MATMULS and len(args) == 2 and isinstance(args[1], Tensor):
+        weight = args[1]._base
+        if isinstance(weight, nn.Parameter) and weight.dim() == 2 and args[1].shape == weight.shape[::-1]:
+            turned = args[1].stride() == weight.stride()[::-1] and args[1].data_ptr() == weight.data_ptr()
+            return (args[0], weight, None) if turned else None
+    return None
+
+
+class _LeftOut(TorchFunctionMode):
+    """Calls of one linear map return a stand-in without memory; what it would have read is kept."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self._weight = weight
+        self.calls = 0
+        self.read: Any = None
+        self.bias: Tensor | None = None
+        self.stand_in: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.cross_entropy and any(_same_memory(given, self.stand_in) for given in _tensors(args, kwargs)):
+            return self._no_loss(args, kwargs)
+        found = _linear(func, args, kwargs)
+        if found is None or found[1] is not self._weight:
+            return func(*args, **kwargs)
+        self.read, _, self.bias = found
+        self.calls += 1
+        zero = self.read.detach().new_zeros((), dtype=_dtype(self.read))
+        self.stand_in = zero.expand(*self.read.shape[:-1], len(self._weight))
+        return self.stand_in
+
+    def _no_loss(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """In place of the loss that the module computes itself: ours is used, of what the stand-in stands for."""
+        target = _tensors(args, kwargs)[1]
+        each = kwargs.get("reduction") == "none"
+        return torch.zeros(target.shape if each else (), device=target.device)
+
+
+def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors among the arguments, those in lists and tuples, too."""
+    flat = [
+        part for given in (*args, *kwargs.values()) for part in (given if isinstance(given, list | tuple) else [given])
+    ]
+    return [given for given in flat if isinstance(given, Tensor)]
+
+
+def _dtype(hidden: Tensor) -> torch.dtype:
+    """The type in which a linear map of it is computed here."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+class _Seen(TorchFunctionMode):
+    """Every linear map to V logits, and what else is done with one's result."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self._vocab_size = vocab_size
+        self.maps: list[tuple[Tensor, Tensor]] = []
+        """Weight and result."""
+        self.used: dict[int, str] = {}
+        """Address of a result: the first function that made something of it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        found = _linear(func, args, kwargs)
+        if found is not None and len(found[1]) == self._vocab_size:
+            self.maps.append((found[1], result))
+        elif func is not F.cross_entropy and (isinstance(result, Tensor) or _holds_tensors(result)):
+            read = {given.data_ptr() for given in _tensors(args, kwargs)}
+            for _, made in self.maps:
+                if made.data_ptr() in read and not (isinstance(result, Tensor) and _same_memory(result, made)):
+                    self.used.setdefault(made.data_ptr(), getattr(func, "__name__", str(func)))
+        return result
+
+
+def _holds_tensors(result: Any) -> bool:
+    return isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result)
+
+
+def _find(module: nn.Module, plan: CallPlan, batch: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The head whose result the logits are, with nothing done to them on the way; or why there is none."""
+    with untouched(module), torch.no_grad():
+        with _Seen(plan.vocab_size) as seen:
+            logits = batch_logits(module, plan, batch)
+        made = [(weight, out) for weight, out in seen.maps if _same_memory(logits, out)]
+    if not made:
+        last = next((name for name in seen.used.values()), None)
+        return None, f"the logits are not those of a linear map: {last} follows" if last else "no linear map to logits"
+    weight, out = made[-1]
+    if sum(w is weight for w, _ in seen.maps) > 1:
+        return None, "the head is called more than once"
+    if out.data_ptr() in seen.used:
+        return None, f"the model itself reads its logits ({seen.used[out.data_ptr()]})"
+    name = next((name for name, parameter in module.named_parameters() if parameter is weight), None)
+    if name is None:
+        return None, "the head's weight is computed, no parameter"
+    return name, ""
+
+
+def _proven(
+    module: nn.Module,
+    plan: CallPlan,
+    objective: Objective,
+    batch: Mapping[str, Any],
+    label_smoothing: float,
+    head: str,
+) -> tuple[str | None, Finding]:
+    """Equal loss and equal gradients, with the same dropout."""
+
+    def plain() -> Tensor:
+        logits = batch_logits(module, plan, batch)
+        return objective_loss(
+            objective, logits, batch["labels"], batch.get("next_ids"), label_smoothing=label_smoothing
+        )
+
+    def fused() -> Tensor | None:
+        return fused_loss(module, plan, objective, batch, head, label_smoothing)
+
+    expected, found = _gradients(module, plain), _gradients(module, fused)
+    if expected is None or found is None:
+        return None, _off(f"with {head} left out the logits are not what was left out")
+    half = _dtype(module.get_parameter(head)) != torch.float32
+    loss_limit, limit = _HALF if half else _EXACT
+    loss = abs(found[0] - expected[0]) / max(abs(expected[0]), 1e-9)
+    apart = max((_apart(a, b) for a, b in zip(expected[1], found[1], strict=True)), default=0.0)
+    if not (loss <= loss_limit and apart <= limit):  # NaN is no proof either
+        return None, _off(f"left out, {head} gives another loss ({loss:.0e}) or gradient ({apart:.0e})")
+    why = f"loss equal to {max(loss, 1e-8):.0e}, gradients to {max(apart, 1e-8):.0e}; the logits are never there whole"
+    return head, Finding("fused head", "ok", f"{head} and the loss in one", "equal loss and gradients", why)
+
+
+def _gradients(module: nn.Module, loss: Callable[[], Tensor | None]) -> tuple[float, list[Tensor | None]] | None:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    with untouched(module), torch.enable_grad():
+        seeded()
+        value = loss()
+        if value is None:
+            return None
+        return float(value.detach()), list(torch.autograd.grad(value, parameters, allow_unused=True))
+
+
+def _apart(first: Tensor | None, second: Tensor | None) -> float:
+    """Norm of the difference, relative to the first; a gradient that is missing is zero."""
+    if first is None or second is None:
+        other = second if first is None else first
+        return 0.0 if other is None or not bool(other.any()) else float("inf")
+    size = float(first.norm())
+    return float((first - second).norm()) / size if size else float(second.norm())
+
+
+def _rows_at_once(hidden: Tensor, weight: Tensor) -> int:
+    """How many rows' logits exist at once: on other devices than a CPU about as many numbers as the hidden states.
+
+    That is the rule of Liger Kernel (Hsu et al. 2024, arXiv:2410.10989, §3.2), whose kernels need rows by the hundred.
+    """
+    if hidden.device.type == "cpu":
+        return _CPU_ROWS
+    share = -(-len(weight) // hidden.shape[-1])
+    return max(_CPU_ROWS, 1 << (-(-len(hidden) // share) - 1).bit_length())
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Mean cross-entropy of hidden (N, D) @ weightᵀ (V, D) + bias (V,) with targets (N,), and all gradients at once.
+
+    With p the softmax, y the targets and s the smoothing, the gradient of the logits is p − (1 − s)·y − s/V.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
+    ) -> Tensor:
+        """A scalar, in float32 at least; NaN where nothing is a target."""
+        kind = _dtype(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, gradients = _loss_and_gradients(
+                hidden.to(kind),
+                weight.to(kind),
+                None if bias is None else bias.to(kind),
+                targets,
+                smoothing,
+                trained=ctx.needs_input_grad[1],
+            )
+        given = (hidden, weight, bias)
+        ctx.save_for_backward(
+            *(None if g is None or o is None else g.to(o.dtype) for g, o in zip(gradients, given, strict=True))
+        )
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradients of ``forward``, scaled."""
+        kept = ctx.saved_tensors
+        if grad.device.type != "cpu" or float(grad) != 1.0:
+            kept = tuple(None if g is None else g * grad.to(g.dtype) for g in kept)
+        return (*kept, None, None)
+
+
+def _loss_and_gradients(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, smoothing: float, *, trained: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor | None, Tensor | None]]:
+    """trained: whether the weight's gradient is asked for."""
+    V = len(weight_VD)
+    wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+    keep_N = targets_N != IGNORE_INDEX
+    count = keep_N.sum()
+    scale_N = keep_N.to(wide) / count
+    index_N1 = targets_N.clamp_min(0)[:, None]
+    d_hidden = torch.empty_like(hidden_ND)
+    d_weight = torch.zeros_like(weight_VD, dtype=wide) if trained else None
+    d_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
+    loss = torch.zeros((), dtype=wide, device=hidden_ND.device)
+    step = _rows_at_once(hidden_ND, weight_VD)
+    for start in range(0, len(hidden_ND), step):
+        part = slice(start, start + step)
+        scale_R1, index_R1 = scale_N[part, None], index_N1[part]
+        logits = F.linear(hidden_ND[part], weight_VD, bias_V).to(wide)
+        target = logits.gather(1, index_R1)
+        # no logsumexp and softmax: these five passes write where they read
+        largest = logits.amax(1, keepdim=True)
+        mean = logits.mean(1, keepdim=True) if smoothing else target
+        total = logits.sub_(largest).exp_().sum(1, keepdim=True)
+        nats = total.log() + largest - (1 - smoothing) * target - smoothing * mean
+        loss += torch.where(scale_R1 > 0, nats * scale_R1, 0).sum()
+        grad = logits.mul_(scale_R1 / total)
+        if smoothing:
+            grad.sub_(scale_R1 * (smoothing / V))
+        grad.scatter_add_(1, index_R1, -(1 - smoothing) * scale_R1)
+        if d_bias is not None:
+            d_bias += grad.sum(0)
+        low = grad.to(hidden_ND.dtype)
+        torch.mm(low, weight_VD, out=d_hidden[part])
+        if d_weight is None:
+            continue
+        if low.dtype == wide:
+            d_weight.addmm_(low.t(), hidden_ND[part])
+        else:
+            d_weight += low.t() @ hidden_ND[part]
+    return loss + torch.zeros_like(loss) / count, (d_hidden, d_weight, d_bias)  # NaN where there is no target

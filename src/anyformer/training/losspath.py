@@ -1,0 +1,66 @@
+"""The loss of a run's batches: head and cross-entropy in one where that is proven, else of whole logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from anyformer.core.findings import Finding
+from anyformer.models.objectives import batch_logits, objective_loss, objective_total
+from anyformer.models.plan import CallPlan, Objective
+from anyformer.training.fusedhead import choose_head, fused_loss, fused_total
+
+
+class LossPath:
+    """Decided on the first training batch; a run that goes on keeps to it, since the last digits depend on it."""
+
+    def __init__(self) -> None:
+        self.finding: Finding | None = None
+        """What was chosen and why; None before the first batch."""
+        self.head: str | None = None
+        """The weight of the head that is fused with the loss; empty where none is, None where it is not decided."""
+
+    def loss(
+        self,
+        module: nn.Module,
+        plan: CallPlan,
+        objective: Objective,
+        batch: Mapping[str, Any],
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Mean nats per target of a training batch, as ``objective_loss`` computes it."""
+        if self.head is None:
+            head, self.finding = choose_head(module, plan, objective, batch, label_smoothing)
+            self.head = head or ""
+        if self.head:
+            loss = fused_loss(module, plan, objective, batch, self.head, label_smoothing)
+            if loss is not None:
+                return loss
+            self._give_up()
+        logits = batch_logits(module, plan, batch)
+        return objective_loss(
+            objective, logits, batch["labels"], batch.get("next_ids"), label_smoothing=label_smoothing
+        )
+
+    def total(
+        self, module: nn.Module, plan: CallPlan, objective: Objective, batch: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Summed nats and number of targets of a held-out batch, as ``objective_total`` computes them."""
+        if self.head:
+            total = fused_total(module, plan, objective, batch, self.head)
+            if total is not None:
+                return total
+        logits = batch_logits(module, plan, batch)
+        return objective_total(objective, logits, batch["labels"], batch.get("next_ids"))
+
+    def resume(self, head: str) -> None:
+        """Go on as the run began."""
+        self.head = head
+        self.finding = Finding("fused head", "note", head or "off", reason="as the run began")
+
+    def _give_up(self) -> None:
+        reason = f"in a later batch the logits were not what {self.head} makes: they are computed whole since then"
+        self.finding = Finding("fused head", "warn", "off", reason=reason)
+        self.head = ""

@@ -1,0 +1,313 @@
+"""Head and loss in one, beside float64 computed in one piece. B batch, T time, N = B·T, D width, V vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
+
+from anyformer.models.callplan import CallPlan, infer_call_plan
+from anyformer.models.objectives import batch_logits, objective_loss, objective_total
+from anyformer.training import UniversalModelAdapter, fusedhead
+from anyformer.training.fusedhead import _HeadLoss, choose_head, fused_loss, fused_total
+from anyformer.training.losspath import LossPath
+
+V, D, B, T = 61, 16, 3, 50  # more than one chunk of 128 rows, the last one short
+
+
+@pytest.fixture(autouse=True)
+def fuse_however_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusedhead, "FUSE_FROM", 0)
+
+
+def batch_of(seed: int = 0) -> dict[str, Tensor]:
+    ids = torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(seed))
+    labels = ids.clone()
+    labels[1, 20:] = -100
+    return {"input_ids": ids, "labels": labels, "next_ids": ids[:, 0].clone()}
+
+
+class Body(nn.Module):
+    """A recurrent decoder; what follows its hidden states is each test's own."""
+
+    def __init__(self, bias: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.emb = nn.Embedding(V, D)
+        self.rnn = nn.GRU(D, D, batch_first=True)
+        self.drop = nn.Dropout(0.3)
+        self.head = nn.Linear(D, V, bias=bias)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        return self.drop(self.rnn(self.emb(ids))[0])
+
+    def forward(self, ids: Tensor) -> Any:
+        return self.head(self.hidden(ids))
+
+
+class WithBias(Body):
+    def __init__(self) -> None:
+        super().__init__(bias=True)
+
+
+class Tied(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.weight = self.emb.weight
+
+
+class TiedByFunction(Body):
+    def forward(self, ids: Tensor) -> Any:
+        return F.linear(self.hidden(ids), self.emb.weight)
+
+
+class TiedByProduct(Body):
+    def forward(self, ids: Tensor) -> Any:
+        return self.hidden(ids) @ self.emb.weight.T
+
+
+class Flattened(Body):
+    def forward(self, ids: Tensor) -> Any:
+        x = self.hidden(ids)
+        return self.head(x.reshape(-1, D)).view(*ids.shape, V)
+
+
+class OwnLoss(Body):
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Any:
+        x = self.hidden(ids)
+        if targets is None:
+            return self.head(x[:, [-1]]), None
+        logits = self.head(x)
+        return logits, F.cross_entropy(logits.view(-1, V), targets.view(-1))
+
+
+class Dictionary(Body):
+    def forward(self, ids: Tensor) -> Any:
+        return {"logits": self.head(self.hidden(ids)).float(), "hidden": None}
+
+
+FUSED = (Body, WithBias, Tied, TiedByFunction, TiedByProduct, Flattened, OwnLoss, Dictionary)
+
+
+class SoftCap(Body):
+    def forward(self, ids: Tensor) -> Any:
+        return 30 * torch.tanh(self.head(self.hidden(ids)) / 30)
+
+
+class Scaled(Body):
+    def forward(self, ids: Tensor) -> Any:
+        return self.head(self.hidden(ids)).mul_(0.5)
+
+
+class Twice(Body):
+    def forward(self, ids: Tensor) -> Any:
+        x = self.hidden(ids)
+        self.head(x * 2)
+        return self.head(x)
+
+
+class ReadsItsLogits(Body):
+    def forward(self, ids: Tensor) -> Any:
+        logits = self.head(self.hidden(ids))
+        self.surest = logits.amax(-1)
+        return logits
+
+
+class Computed(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = weight_norm(self.head)
+
+
+class TwoLayers(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(D, V), nn.ReLU())
+
+
+OFF = {SoftCap: "div", Scaled: "left out", Twice: "more than once", ReadsItsLogits: "amax"}
+OFF |= {Computed: "computed", TwoLayers: "relu"}
+
+
+def plain_loss(module: nn.Module, plan: CallPlan, batch: dict[str, Tensor], smoothing: float = 0.0) -> Tensor:
+    logits = batch_logits(module, plan, batch)
+    return objective_loss("causal", logits, batch["labels"], batch["next_ids"], label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_and_gradients_are_those_of_float64_in_one_piece(bias: bool, smoothing: float) -> None:
+    torch.manual_seed(1)
+    given = [torch.randn(300, D) * 3, torch.randn(V, D), torch.randn(V) if bias else None]
+    targets = torch.randint(0, V, (300,))
+    targets[::7] = -100
+    exact = [None if g is None else g.double().requires_grad_() for g in given]
+    ours = [None if g is None else g.clone().requires_grad_() for g in given]
+    expected = F.cross_entropy(F.linear(exact[0], exact[1], exact[2]), targets, label_smoothing=smoothing)  # type: ignore[arg-type]
+    loss = _HeadLoss.apply(ours[0], ours[1], ours[2], targets, smoothing)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    (expected / 4).backward()
+    (loss / 4).backward()
+    for a, b in zip(exact, ours, strict=True):
+        if a is not None and b is not None:
+            torch.testing.assert_close(b.grad.double(), a.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_without_any_target_the_loss_is_nan_as_in_one_piece() -> None:
+    loss = _HeadLoss.apply(torch.randn(5, D), torch.randn(V, D), None, torch.full((5,), -100), 0.0)
+    assert torch.isnan(loss)
+
+
+@pytest.mark.parametrize("cls", FUSED)
+def test_a_linear_head_is_fused_with_equal_loss_and_gradients(cls: type[Body]) -> None:
+    module, batch = cls(), batch_of()
+    plan = infer_call_plan(module)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    head, finding = choose_head(module, plan, "causal", batch, 0.1)
+    assert finding.verdict == "ok"
+    assert head == ("head.weight" if cls not in (Tied, TiedByFunction, TiedByProduct) else "emb.weight")
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(p.grad is None for p in module.parameters())
+    gradients, losses = [], []
+    for way in ("plain", "fused"):
+        torch.manual_seed(5)
+        module.train().zero_grad()
+        loss = plain_loss(module, plan, batch, 0.1) if way == "plain" else None
+        loss = fused_loss(module, plan, "causal", batch, head, 0.1) if loss is None else loss
+        assert loss is not None
+        loss.backward()
+        losses.append(float(loss))
+        gradients.append([None if p.grad is None else p.grad.clone() for p in module.parameters()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    for a, b in zip(*gradients, strict=True):
+        if a is None or b is None:
+            assert a is b
+        else:
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-7)
+    module.eval()
+    total, count = fused_total(module, plan, "causal", batch, head) or (None, None)
+    with torch.no_grad():
+        expected, number = objective_total(
+            "causal", batch_logits(module, plan, batch), batch["labels"], batch["next_ids"]
+        )
+    assert float(total) == pytest.approx(float(expected), rel=1e-6)  # type: ignore[arg-type]
+    assert count == number
+
+
+@pytest.mark.parametrize("cls", OFF)
+def test_where_more_follows_the_head_it_is_left_alone_and_said_why(cls: type[Body]) -> None:
+    module, batch = cls(), batch_of()
+    head, finding = choose_head(module, infer_call_plan(module), "causal", batch)
+    assert head is None
+    assert (finding.verdict, finding.measured) == ("note", "off")
+    assert OFF[cls] in finding.reason
+
+
+def test_few_logits_are_computed_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, batch = Body(), batch_of()
+    plan = infer_call_plan(module)
+    monkeypatch.setattr(fusedhead, "FUSE_FROM", B * T * V + 1)
+    assert "few" in choose_head(module, plan, "causal", batch)[1].reason
+    monkeypatch.setattr(fusedhead, "FUSE_FROM", B * T * V)
+    assert choose_head(module, plan, "causal", batch)[0] == "head.weight"
+
+
+class _Largest(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.untyped_storage().nbytes() >= result.numel() * result.element_size():
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+def test_the_logits_never_exist_whole() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(1024, 8, requires_grad=True), torch.randn(900, 8, requires_grad=True)
+    with _Largest() as seen:
+        _HeadLoss.apply(hidden, weight, None, torch.zeros(1024, dtype=torch.int64), 0.0).backward()
+    assert seen.numbers == 128 * 900
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_in_half_precision_it_is_proven_and_used_there(kind: torch.dtype) -> None:
+    module, batch = WithBias(), batch_of()
+    plan = infer_call_plan(module)
+    with torch.autocast("cpu", dtype=kind):
+        head, finding = choose_head(module, plan, "causal", batch)
+        assert head == "head.weight", finding
+        loss = fused_loss(module.eval(), plan, "causal", batch, head)
+    assert loss is not None
+    loss.backward()
+    assert float(loss) == pytest.approx(float(plain_loss(module, plan, batch)), rel=5e-3)
+    assert {p.grad.dtype for p in module.parameters() if p.grad is not None} == {torch.float32}
+
+
+def run(module: nn.Module, steps: int, folder: Any, resume: Any = None) -> tuple[UniversalModelAdapter, list[float]]:
+    torch.manual_seed(9)
+    adapter = UniversalModelAdapter(module, 1e-2, call_plan=infer_call_plan(module), total_steps=8, _proven=True)
+    losses: list[float] = []
+
+    class Note(pl.Callback):
+        def on_train_batch_end(self, *given: Any) -> None:
+            losses.append(float(given[2]["loss"]))
+
+    rows = [{k: v[0] for k, v in batch_of(n).items()} for n in range(16)]
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        callbacks=[Note()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(adapter, DataLoader(rows, batch_size=2), ckpt_path=resume)  # type: ignore[arg-type]
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return adapter, losses
+
+
+def test_a_run_learns_the_same_and_one_that_goes_on_keeps_to_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, ours = run(Body(), 8, tmp_path)
+    assert fused.loss_path.head == "head.weight"
+    run(Body(), 3, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(fusedhead, "FUSE_FROM", 1 << 40)  # it would not be chosen now
+        plain, theirs = run(Body(), 8, tmp_path / "plain")
+        resumed, _ = run(Body(), 8, tmp_path, tmp_path / "last.ckpt")
+    assert plain.loss_path.head == ""
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert resumed.loss_path.head == "head.weight"
+    assert resumed.loss_path.finding is not None
+    assert "began" in resumed.loss_path.finding.reason
+
+
+def test_a_model_that_changes_its_way_is_computed_whole_from_then_on_and_said() -> None:
+    class Warms(Body):
+        cap = False
+
+        def forward(self, ids: Tensor) -> Any:
+            logits = self.head(self.hidden(ids))
+            return 5 * torch.tanh(logits / 5) if self.cap else logits
+
+    module, batch, path = Warms().eval(), batch_of(), LossPath()
+    plan = infer_call_plan(module)
+    path.loss(module, plan, "causal", batch)
+    assert path.head == "head.weight"
+    module.cap = True
+    loss = path.loss(module, plan, "causal", batch)
+    torch.testing.assert_close(loss, plain_loss(module, plan, batch))
+    assert path.head == ""
+    assert path.finding is not None
+    assert path.finding.verdict == "warn"
