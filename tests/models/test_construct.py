@@ -1126,3 +1126,21 @@ def test_a_tokenizer_that_is_only_kept_is_none(tmp_path):
 def test_a_tokenizer_that_is_used_is_missing(tmp_path, rows, ids):
     with pytest.raises(ConstructError, match="GPT needs tokenizer"):
         load(tmp_path, TOOL.format(rows=rows, ids=ids), {"vocab_size": 40})
+
+
+def test_a_class_body_reads_the_names_it_bound_before(tmp_path):
+    file = tmp_path / "model.py"
+    file.write_text(
+        "from dataclasses import dataclass\nfrom torch import nn\n\n\n@dataclass\nclass Args:\n"
+        "    vocab_size: int = 65\n"
+        "    dim: int = 96\n    n_heads: int = 4\n    head_dim: int = dim // n_heads\n\n\nclass LM(nn.Module):\n"
+        "    def __init__(self, args: Args):\n        super().__init__()\n"
+        "        self.e, self.h = nn.Embedding(args.vocab_size, args.dim), nn.Linear(args.dim, args.vocab_size)\n\n"
+        "    def forward(self, ids):\n        return self.h(self.e(ids)) * (dim > 0 if False else 1)\n"
+    )
+    loaded = load_model(str(file))
+    sizes = [f for f in loaded.findings if f.name == "sizes"]
+    assert "n_heads" not in str(sizes)
+    assert "dim" in str(sizes)  # a method does not see the names of its class's body
+    file.write_text(file.read_text().replace(" * (dim > 0 if False else 1)", ""))
+    assert not [f for f in load_model(str(file)).findings if f.name == "sizes"]

@@ -180,7 +180,7 @@ def _masks(prober: Prober, plan: CallPlan) -> list[Finding]:
         verdict = "ok" if hidden.works else "fail"
         if not hidden.works and plan.needs_mask and not _better_form(prober, plan, padding):
             verdict = "note"
-        findings.append(Finding("mask", verdict, padding.text(), "a 0 hides its token", hidden.why))  # type: ignore[arg-type]
+        findings.append(Finding("mask", verdict, padding.text(), "a padded token is hidden", hidden.why))  # type: ignore[arg-type]
     stated = any(f.name == "stated" for f in plan.findings)
     if padding is None and not plan.methods and plan.graph is None and not stated:
         left_out = _left_out(prober, plan)
@@ -188,7 +188,9 @@ def _masks(prober: Prober, plan: CallPlan) -> list[Finding]:
     for argument in plan.extras:
         if argument.role == "target_mask":
             works = hides(prober, plan, target=True).works
-            findings.append(Finding("target mask", "ok" if works else "fail", argument.text(), "a 0 hides its token"))
+            findings.append(
+                Finding("target mask", "ok" if works else "fail", argument.text(), "a padded token is hidden")
+            )
         if "causal" in argument.role:
             two = plan.family == "encoder_decoder"
             works = glance(prober, plan, target=two).decodes

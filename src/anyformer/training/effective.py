@@ -24,6 +24,8 @@ EVALUATIONS = 10
 """Evaluations per run where eval_every is not set."""
 EVAL_TOKENS = 65_536
 """Held-out tokens per evaluation during training: a standard error near 0.01 nats at 3 nats of spread."""
+LEAST_EVAL_BLOCKS = 64
+"""Held-out sequences per evaluation at least; above, no more than were trained on since the last: it costs less."""
 LOG_EVERY = 10
 LOG_ROWS = 20
 """Steps between rows of metrics where not set, fewer in a run that would have fewer rows than this."""
@@ -138,7 +140,8 @@ def derive(
         warmup = min(2000, math.ceil(0.05 * total))
         findings.append(Finding("warm-up", "note", f"{warmup:,} steps", reason="5 % of the run, at most 2,000"))
     eval_every = settings.eval_every or max(1, min(steps_per_epoch, math.ceil(total / EVALUATIONS)))
-    eval_blocks = min(val_blocks, max(1, EVAL_TOKENS // max_length))
+    between = eval_every * settings.batch_size * settings.accumulate_grad_batches
+    eval_blocks = min(val_blocks, max(1, EVAL_TOKENS // max_length), max(LEAST_EVAL_BLOCKS, between))
     if eval_blocks < val_blocks:
         share = f"{eval_blocks:,} of {val_blocks:,} held-out sequences, spread over the text"
         findings.append(Finding("evaluation", "note", share, reason="during training; the final figures use all of it"))

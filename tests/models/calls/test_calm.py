@@ -63,3 +63,27 @@ def test_rows_that_mix_are_seen_through_the_dropout() -> None:
     assert batch.verdict == "fail"
     with pytest.raises(CallError, match="the rows see one another"):
         require_trainable(plan)
+
+
+class PlacesRows(nn.Module):
+    """Time-first inside, with the positions of (B, T, D): they are added along the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.e, self.positions = nn.Embedding(40, 16), nn.Embedding(64, 16)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, 0.0), 1, enable_nested_tensor=False)
+        self.classifier = nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.e(ids.transpose(0, 1))
+        x = x + self.positions(torch.arange(x.shape[1]))
+        return self.classifier(self.encoder(x).mean(0))  # type: ignore[no-any-return]
+
+
+def test_rows_that_their_place_alone_changes_do_not_see_one_another() -> None:
+    plan = infer_call_plan(PlacesRows())
+    batch = next(f for f in plan.findings if f.name == "batch")
+    assert batch.verdict == "warn"
+    assert "its place in the batch" in batch.measured
+    assert require_trainable(plan)[0] == "classification"

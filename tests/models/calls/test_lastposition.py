@@ -153,3 +153,26 @@ def test_sequences_are_short_where_nothing_is_set() -> None:
     assert choose_max_length(TrainSettings().max_length, plan)[0] == 64
     assert choose_max_length(80, plan)[0] == 80
     assert choose_max_length(None, infer_call_plan(Next(longest=20)))[0] == 20
+
+
+class Blend(Next):
+    """The last position beside the mean of all: nothing shows that it is the next token's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Linear(32, 16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        e = self.e(ids)
+        last = self.mix(e + self.places(torch.arange(ids.shape[1])))[:, -1]
+        return self.both(torch.cat([last, e.mean(1)], -1)) @ self.e.weight.T
+
+
+def test_one_that_does_not_show_it_may_be_stated_as_it_is_told() -> None:
+    with pytest.raises(CallError, match="perhaps the last position alone") as caught:
+        infer_call_plan(Blend())
+    told = caught.value.fix.partition("call:\n")[2]
+    stated = dict(line.strip().split(": ") for line in told.splitlines())
+    assert stated == {"tokens": "ids", "logits": "output", "family": "decoder"}
+    plan = infer_call_plan(Blend(), overrides=stated)
+    assert (plan.family, plan.layout, plan.causal) == ("decoder", "last", True)

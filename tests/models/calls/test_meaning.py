@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
+from anyformer.models.batchproof import prove_on_batch
 from anyformer.models.callplan import CallPlan, infer_call_plan
 from anyformer.models.calls.evidence import gather
 from anyformer.models.calls.names import hint
@@ -393,3 +394,22 @@ def test_ids_of_another_table_do_not_pass_for_the_tokens() -> None:
     right = infer_call_plan(Styled(), overrides={"tokens": "idx", "arguments": {"style": 3}})
     assert [a.text() for a in right.extras] == ["style = 3, a tensor (B, 1)"]
     assert (right.logits_path, right.vocab_size) == ((1,), V)
+
+
+def test_a_weight_that_is_a_buffer_is_saved_and_said_not_to_be_trained() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e = nn.Embedding(40, 16)
+            self.register_buffer("scale", nn.Parameter(torch.ones(16)))
+            self.head = nn.Linear(16, 40)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.e(ids) * self.scale)  # type: ignore[no-any-return]
+
+    module = Scaled()
+    plan = infer_call_plan(module)
+    told = [f for f in plan.findings if f.name == "weights"]
+    assert [(f.verdict, f.measured) for f in told] == [("warn", "scale is not trained")]
+    ids = torch.randint(0, 40, (4, 16))
+    assert all(f.verdict != "fail" for f in prove_on_batch(module, plan, ids))

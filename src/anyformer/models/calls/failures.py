@@ -87,7 +87,10 @@ def nothing_found(
     tokens = next(iter([*([stated.tokens.lstrip("*")] if stated.tokens else []), *likely, *known]), "input_ids")
     others = [p.name for p in required(parameters) if p.name != tokens and hint(p.name) != "targets"]
     arguments = ", ".join(f"{n}: {stated.arguments.get(n, _likely_value(n))}" for n in others)
-    proposed = {f"tokens: {tokens}", f"logits: {stated.logits or 'output[0]'}"}
+    whole = any(" at the output" in failure for failure in failures)
+    logits = stated.logits or ("output" if whole else "output[0]")
+    last = any("perhaps the last position alone" in failure for failure in failures)
+    proposed = {f"tokens: {tokens}", f"logits: {logits}"}
     if proposed <= set(stated.lines()):
         return CallError(
             f"no way to call {type(prober.module).__name__} gave logits for every position",
@@ -101,6 +104,7 @@ def nothing_found(
         "forward should take ids (B, T) int64 and give logits (B, T, vocabulary), alone or named logits;"
         " every other argument needs a default\n"
         "or say how it is called in anyformer.yaml beside the model:\n"
-        f"call:\n  tokens: {tokens}\n  logits: {stated.logits or 'output[0]'}"
+        f"call:\n  tokens: {tokens}\n  logits: {logits}"
+        + ("\n  family: decoder" if last else "")
         + (f"\n  arguments: {{{arguments}}}" if others else ""),
     )

@@ -51,7 +51,7 @@ def hides(prober: Prober, plan: CallPlan, *, target: bool = False, against: Call
         masked = replace(inputs, **{name: hidden})
         first = prober.logits(plan, masked)
         if against is not None and torch.equal(first, full):
-            return Hidden(False, "a 0 does not hide it", idle=True)
+            return Hidden(False, "a padded token is not hidden", idle=True)
         pair = [first, prober.logits(plan, changed_inputs(prober, plan, masked, at, target=target))]
         shown = prober.logits(plan, changed_inputs(prober, plan, inputs, at, target=target))
     except Exception as error:  # noqa: BLE001  (a stranger's forward may raise anything: this form is not its own)
@@ -67,8 +67,10 @@ def hides(prober: Prober, plan: CallPlan, *, target: bool = False, against: Call
     if not float(seen_by.max()) > tolerance(full):
         return Hidden(False, "no token is seen by the others, with or without it")
     if float(moved_by.max()) > tolerance(full):
-        return Hidden(False, "a 0 does not hide it")
-    return Hidden(True, "ones change nothing, a 0 hides its token" if against else "a 0 hides its token")
+        return Hidden(False, "a padded token is not hidden")
+    return Hidden(
+        True, "without padding nothing changes, a padded token is hidden" if against else "a padded token is hidden"
+    )
 
 
 def mask_matters(prober: Prober, plan: CallPlan) -> bool:

@@ -29,7 +29,8 @@ def by_beginnings(prober: Prober, found: Found, said: Stated, objective: Objecti
     """The next token's logits at every position, from calls of the ids up to each; None where that is not meant.
 
     found: a row of numbers per text. They are the next token's where there are as many as the embedding has rows, and
-    neither it nor its file is named after what else they could be. What comes after a token plays no part in its call.
+    neither it nor its file is named after what else they could be, and it reads its last position, or a decoder is
+    stated. What comes after a token plays no part in its call.
     """
     plan, place = found.plan, found.place
     if said.family not in (None, "decoder") or objective not in (None, "causal") or prober.fixed is not None:
@@ -40,7 +41,8 @@ def by_beginnings(prober: Prober, found: Found, said: Stated, objective: Objecti
     if any(_CLASSES.search(name) for name in names):
         return None
     plan = replace(plan, family="decoder", layout="last", causal=True)
-    if not _reads_the_last(prober, plan) or not all(_runs(prober, plan, B, t) for B in (1, 2) for t in (False, True)):
+    seen = said.family == "decoder" or _reads_the_last(prober, plan)  # it may be stated instead
+    if not seen or not all(_runs(prober, plan, B, t) for B in (1, 2) for t in (False, True)):
         return None
     return replace(found, plan=plan, place=replace(place, use="last", layout="last"), others=[], undecided=())
 

@@ -202,7 +202,7 @@ def passed_over(
         given = current(candidate, name)
         if given is not None and attention_passes_over(prober, candidate):
             why = "attention passes over it; what else reads all positions reads it all the same"
-            return candidate, Finding("mask", "warn", given.text(), "a 0 hides its token", why)
+            return candidate, Finding("mask", "warn", given.text(), "a padded token is hidden", why)
     return None
 
 
@@ -240,9 +240,11 @@ def _one_padding(prober: Prober, plan: CallPlan, name: str, needed: bool, encode
             return obeyed
         if guessed:
             why = f"it changes the logits, and no form of it hides padding ({first}): what it means is a guess"
-            return plan, Finding("mask", "fail", f"{text}: no meaning found", "a 0 hides its token", why)
+            return plan, Finding("mask", "fail", f"{text}: no meaning found", "a padded token is hidden", why)
         return plan, Finding("mask", "note", f"{text}: it has no default", reason=f"no form hides padding: {first}")
     unused = "not used; packed batches have no padding, so none is needed"
     if plan.family == "classifier":
         unused = "not used: padding is read like text"
-    return plan, Finding("mask", "note", f"{name} is {unused}", "ones change nothing, a 0 hides its token", first)
+    return plan, Finding(
+        "mask", "note", f"{name} is {unused}", "without padding nothing changes, a padded token is hidden", first
+    )

@@ -109,8 +109,23 @@ def batch_finding(prober: Prober, plan: CallPlan) -> Finding:
         return Finding("batch", "warn", measured, expected, why)
     if apart <= 1:
         return Finding("batch", "ok", f"a row alone = the row in a batch{order}")
+    if place_alone(prober, plan):
+        measured = "what a row gives depends on its place in the batch, not on the other rows"
+        why = "positions are added along the batch, it seems: for ids (T, B) inside they are (T, 1, D), pe[: x.size(0)]"
+        return Finding("batch", "warn", measured, "the same at every place", why)
     why = "the rows see one another; nn.MultiheadAttention and nn.TransformerEncoderLayer need batch_first=True"
     return Finding("batch", "fail", f"a row alone differs by {apart:.2g} tolerances", "the same as in a batch", why)
+
+
+def place_alone(prober: Prober, plan: CallPlan) -> bool:
+    """Whether each row gives the same beside other rows of the same number: only where it stands can matter."""
+    inputs, others = (prober.inputs(plan, 3, max(2, prober.length), seed) for seed in (1, 2))
+    full = prober.try_logits(plan, inputs)
+    beside = [prober.try_logits(plan, _with_row(others, inputs, i)) for i in range(3)]
+    if full is None or any(logits is None for logits in beside):
+        return False
+    limit = tolerance(full, 1e-4)
+    return all(float(difference(full[i], b[i]).max()) <= limit for i, b in enumerate(beside) if b is not None)
 
 
 def output_kind(prober: Prober, plan: CallPlan) -> tuple[OutputKind, list[Finding]]:

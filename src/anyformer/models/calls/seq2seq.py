@@ -377,7 +377,7 @@ def _source_padding(
         if needed and held is not None and "mask" in held.role and "B" in held.shape and mask_matters(prober, plan):
             why = f"it changes the logits, and no form of it hides padding ({first}): what it means is a guess"
             return plan, [
-                Finding("mask", "fail", f"{held.text()}: no meaning found", "a 0 hides its token", why),
+                Finding("mask", "fail", f"{held.text()}: no meaning found", "a padded token is hidden", why),
             ]
     if not sources:
         return plan, []
@@ -391,7 +391,7 @@ def _target_padding(prober: Prober, plan: CallPlan, parameter: inspect.Parameter
     for argument in padding_forms(parameter.name, "target_mask"):
         candidate = with_argument(plan, argument)
         if hides(prober, candidate, target=True, against=bare).works:
-            return candidate, [Finding("target mask", "ok", argument.text(), reason="a 0 hides its token")]
+            return candidate, [Finding("target mask", "ok", argument.text(), reason="a padded token is hidden")]
     return plan, []
 
 

@@ -61,21 +61,24 @@ def stray_text(module: nn.Module, only: set[int] | None = None) -> str:
 
 
 def stray_finding(prober: Prober, plan: CallPlan, inputs: Inputs) -> list[Finding]:
-    """Fail where a layer in a plain list or dict takes part in the forward pass."""
+    """Fail where a layer in a plain list or dict takes part in the forward pass; warn of a buffer that is a weight."""
     ran: list[str] = []
     handles = []
     for at, _, value in stray_weights(prober.module):
         if isinstance(value, nn.Module):
             handles.append(value.register_forward_hook(lambda *_, at=at: ran.append(at)))
+    held = [name for name, buffer in prober.module.named_buffers() if buffer.requires_grad]
+    why = "it is saved; register_buffer keeps it from the optimizer: self.NAME = nn.Parameter(…) would train it"
+    buffers = [Finding("weights", "warn", f"{held[0]} is not trained", "a parameter", why)] if held else []
     if not handles:
-        return []
+        return buffers
     try:
         prober.run(plan, inputs)
     finally:
         for handle in handles:
             handle.remove()
     if not ran:
-        return []
+        return buffers
     return [Finding("weights", "fail", f"{ran[0]} would not be trained", "parameters", stray_text(prober.module))]
 
 
@@ -96,8 +99,8 @@ def leaves(logits: Tensor) -> list[Tensor]:
 
 
 def unknown_leaves(module: nn.Module, logits: Tensor) -> list[Tensor]:
-    """Weights that the logits depend on and that are no parameters of the module."""
-    known = {id(p) for p in module.parameters()}
+    """Weights that the logits depend on and that the module holds neither as parameters nor as buffers."""
+    known = {id(t) for t in (*module.parameters(), *module.buffers())}
     return [t for t in leaves(logits) if id(t) not in known]
 
 

@@ -59,8 +59,21 @@ def _global_reads(node: ast.AST) -> set[str]:
             outside.append(node.returns)
         inside = set[str]().union(*(_global_reads(b) for b in body)) - own - stored
         return inside.union(*(_global_reads(o) for o in outside))
+    if isinstance(node, ast.ClassDef):
+        return _class_reads(node)
     found = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else set[str]()
     return found.union(*(_global_reads(child) for child in ast.iter_child_nodes(node)))
+
+
+def _class_reads(node: ast.ClassDef) -> set[str]:
+    """Of a class: a name that its body has bound before is read from there, though not by its methods."""
+    found = set[str]().union(*map(_global_reads, (*node.decorator_list, *node.bases, *node.keywords)))
+    bound: set[str] = set()
+    for statement in node.body:
+        own = set() if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else bound
+        found |= _global_reads(statement) - own
+        bound |= {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return found
 
 
 def _in_texts(node: ast.stmt) -> set[str]:
