@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -29,6 +30,7 @@ from anyformer.runs.checkpoints import (
     read_weights,
     verify_checkpoint,
 )
+from anyformer.runs.leftovers import clear_up
 
 
 class Tied(nn.Module):
@@ -319,3 +321,122 @@ def test_a_module_without_the_prefix(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "step-00000001"
     DirectoryCheckpointIO().save_checkpoint({"state_dict": state}, folder)
     assert set(DirectoryCheckpointIO().load_checkpoint(folder)["state_dict"]) == set(state) == set(read_weights(folder))
+
+
+def test_what_does_not_read_back_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("model.safetensors", "state.pt", "MANIFEST.json"):
+        plain = checkpoints.read_back
+
+        def lost(path: Path, expected: str, name: str = name, plain: Any = plain) -> None:
+            if path.name == name:  # as if the disk had kept something else
+                raw = bytearray(path.read_bytes())
+                raw[-2] ^= 1
+                path.write_bytes(raw)
+            plain(path, expected)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "read_back", lost)
+            with pytest.raises(CheckpointError, match="step-00000020 could not be written") as caught:
+                save(tmp_path, 20)
+        assert f"{name} does not read back as it was written" in str(caught.value)
+        assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_header_that_was_not_asked_for_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tensors.save_file
+
+    def wrong(given: dict[str, Tensor], path: Path, metadata: Any) -> None:
+        plain({name: value.flatten() for name, value in given.items()}, path, metadata)
+
+    monkeypatch.setattr(tensors, "save_file", wrong)
+    with pytest.raises(CheckpointError, match=r"header of model\.safetensors does not read back"):
+        save(tmp_path, 20)
+
+
+def test_a_whole_checkpoint_of_another_step_or_run_is_not_taken(tmp_path: Path) -> None:
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"id": name}))
+        for step in (1, 2, 3):
+            torch.manual_seed(step)
+            folder = tmp_path / name / "checkpoints" / f"step-{step:08d}"
+            DirectoryCheckpointIO(run_id=name).save_checkpoint(
+                {"global_step": step, "state_dict": Tied().state_dict()}, folder
+            )
+    mine = tmp_path / "mine" / "checkpoints"
+    shutil.rmtree(mine / "step-00000003")
+    shutil.copytree(tmp_path / "other/checkpoints/step-00000003", mine / "step-00000003")
+    shutil.rmtree(mine / "step-00000002")
+    shutil.copytree(mine / "step-00000001", mine / "step-00000002")
+    told: list[str] = []
+    found = newest_good(tmp_path / "mine", on_bad=lambda path, error: told.append(f"{path.name}: {error.what}"))
+    assert found == mine / "step-00000001"
+    assert told == [
+        "step-00000003.damaged: the checkpoint step-00000003 is another run's",
+        "step-00000002.damaged: the checkpoint step-00000002 is another one: its manifest is of step 1",
+    ]
+
+
+def test_what_a_killed_process_left_is_cleared_up(tmp_path: Path) -> None:
+    folder = save(tmp_path, 5).parent
+    save(tmp_path, 6).rename(folder / ".step-00000006.abcd_123.old")  # its successor never came
+    shutil.copytree(folder / "step-00000005", folder / ".step-00000005.abcd_123.old")
+    for name in (".step-00000007.abcd_123.tmp", ".step-00000001.0123abcd.gone", ".mine"):
+        (folder / name).mkdir()
+        (folder / name / "state.pt").write_bytes(b"")
+    (tmp_path / ".run.json.abcd_123.tmp").write_text("{")
+    clear_up(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == [".mine", "step-00000005", "step-00000006"]
+    assert newest_good(tmp_path).name == "step-00000006"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path, 5)
+
+    def failing(number: int) -> None:
+        def sha256(path: Path) -> str:
+            raise OSError(number, "told so")
+
+        monkeypatch.setattr(checkpoints, "sha256", sha256)
+
+    failing(errno.EMFILE)
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        newest_good(tmp_path)
+    assert not isinstance(caught.value, CorruptCheckpoint)
+    assert folder.is_dir()
+    failing(errno.EIO)
+    with pytest.raises(CorruptCheckpoint, match="none of the 1"):
+        newest_good(tmp_path)
+    assert not folder.exists()
+
+
+def test_a_state_that_would_run_code_is_refused_with_the_reason(tmp_path: Path) -> None:
+    folder = save(tmp_path, 5)
+    torch.save({"evil": SimpleNamespace()}, folder / "state.pt")
+    raw = (folder / "state.pt").read_bytes()
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    manifest["files"]["state.pt"] = {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+    manifest["sha256"] = checkpoints._digest(manifest)
+    (folder / "MANIFEST.json").write_bytes(checkpoints._text(manifest))
+    for load in (DirectoryCheckpointIO().load_checkpoint, read_weights):
+        with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
+            load(folder)
+        assert "SimpleNamespace" in str(caught.value)
+
+
+def test_a_second_ctrl_c_inside_torchs_writer_stays_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stop(Exception):
+        pass
+
+    def stopped(self: Any, data: Any) -> int:
+        try:
+            raise Stop
+        except Stop as error:
+            self.error = error
+            raise
+
+    monkeypatch.setattr(checkpoints.HashedFile, "write", stopped)
+    with pytest.raises(Stop):
+        save(tmp_path, 20)
+    assert not list((tmp_path / "checkpoints").iterdir())

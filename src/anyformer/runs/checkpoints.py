@@ -7,18 +7,25 @@
 
 A flipped bit loads without an error in torch.load and in safetensors alike, so hashes are compared before anything is
 loaded. ``state.pt`` is read with ``weights_only=True``, always: a checkpoint is data, it never runs code.
+
+A save writes into a hidden folder beside the target, puts each file on the disk, reads it back and compares it with
+what is in memory, writes the manifest, renames the folder and puts that on the disk. A killed process leaves hidden
+folders at most (runs/leftovers.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -27,7 +34,9 @@ from torch import Tensor
 
 from anyformer.core.errors import CheckpointError, CorruptCheckpoint
 from anyformer.core.files import sync_folder, write_atomically
-from anyformer.runs.files import is_disk_full, sha256, sync_file
+from anyformer.core.names import MANIFEST as RUN_MANIFEST
+from anyformer.runs.files import HashedFile, cause_of, is_disk_full, read_back, sha256, sync_file
+from anyformer.runs.leftovers import went_back
 from anyformer.runs.tensors import plain, read_tensors, write_tensors
 
 FORMAT = 1
@@ -39,31 +48,48 @@ _NAME = re.compile(r"step-(\d+)(?:-v(\d+))?")
 
 
 class DirectoryCheckpointIO(CheckpointIO):
-    """Lightning's way to the disk: one directory per checkpoint, verified before it is loaded."""
+    """Lightning's way to the disk: one directory per checkpoint, verified before it is loaded.
+
+    run_id: whose checkpoints these are; stands in their manifests, so that another run's is not taken for this one's.
+    """
+
+    def __init__(self, run_id: str | None = None) -> None:
+        self._run_id = run_id
+        self._left: list[Path] = []  # hidden folders that the disk did not let go of
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write Lightning's checkpoint as the directory ``path``: complete and on the disk, or not there at all.
+        """Write Lightning's checkpoint as the directory ``path``: complete, on the disk and read back, or not at all.
 
-        Raises CheckpointError where the disk is full or cannot be written, or where the state holds an object that
-        cannot be loaded without running code.
+        Raises CheckpointError where the disk is full or cannot be written, where what was written reads back as
+        something else, or where the state holds an object that cannot be loaded without running code.
         """
         target = Path(path)
         state = plain({key: value for key, value in checkpoint.items() if key != "state_dict"})
+        manifest: dict[str, Any] = {"format": FORMAT, "step": int(checkpoint.get("global_step", 0))}
+        manifest |= {} if self._run_id is None else {"run": self._run_id}
+        left, self._left = self._left, []
+        for folder in left:
+            try:
+                if not went_back(folder):
+                    self._discard(folder)
+            except OSError:
+                self._left.append(folder)
         temporary = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-            _write(temporary, checkpoint.get("state_dict", {}), state, int(checkpoint.get("global_step", 0)))
-            _put_in_place(temporary, target)
+            _write(temporary, checkpoint.get("state_dict", {}), state, manifest)
+            replaced = _put_in_place(temporary, target)
         except CheckpointError:
-            _discard(temporary)
+            self._discard(temporary)
             raise
         except (OSError, RuntimeError) as error:  # safetensors' and torch's native writers raise RuntimeErrors
-            _discard(temporary)
+            self._discard(temporary)
             raise _cannot_save(target, checkpoint, error) from error
         except BaseException:  # Ctrl-C: nothing half-written stays
-            _discard(temporary)
+            self._discard(temporary)
             raise
+        self._discard(replaced)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -75,11 +101,7 @@ class DirectoryCheckpointIO(CheckpointIO):
         folder = Path(path)
         verify_checkpoint(folder)
         device = "cpu" if map_location is None else map_location
-        try:
-            state = torch.load(folder / STATE, map_location=device, weights_only=True)
-            weights, prefix = read_tensors(folder / MODEL)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise CheckpointError(f"the checkpoint {folder} cannot be loaded", detail=str(error)) from error
+        weights, prefix, state = _read(folder, device)
         state_dict = {prefix + name: tensor for name, tensor in weights.items()}
         if isinstance(device, (str, torch.device)) and torch.device(device).type != "cpu":
             state_dict = {name: tensor.to(device) for name, tensor in state_dict.items()}
@@ -93,17 +115,43 @@ class DirectoryCheckpointIO(CheckpointIO):
             return
         if folder.is_symlink() or not (folder / MANIFEST).is_file():
             raise CheckpointError(f"{folder} is not a checkpoint; it is left as it is")
-        shutil.rmtree(folder)
+        # first out of sight in one step: a folder that is half removed would be taken for a damaged checkpoint
+        gone = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.gone")
+        try:
+            folder.rename(gone)
+        except OSError as error:
+            what = f"the checkpoint {folder.name} could not be removed"
+            raise CheckpointError(what, f"{folder}: {error}", "see whether the folder is writable") from error
+        self._discard(gone)
+
+    def _discard(self, folder: Path | None) -> None:
+        """Remove a hidden folder; what cannot be removed now is tried again before the next save."""
+        if folder is None:
+            return
+        for _ in range(2):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._left += [left for left in {folder, folder.with_suffix(".old")} if left.exists()]
 
 
 def verify_checkpoint(folder: str | Path) -> dict[str, Any]:
     """Compare size and SHA-256 of every file with MANIFEST.json and return the manifest.
 
-    Raises CorruptCheckpoint, naming the file and what differs; CheckpointError where there is no such directory.
+    Raises CorruptCheckpoint, naming the file and what differs; CheckpointError where there is no such directory, or
+    where it cannot be read for a reason that says nothing of its content.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint {folder}")
+    try:
+        return _verified(folder)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOENT, errno.ENODATA):
+            what = f"the checkpoint {folder.name} is damaged: it cannot be read"
+            raise CorruptCheckpoint(what, detail=f"{folder}: {error}") from error
+        raise CheckpointError(f"the checkpoint {folder.name} cannot be read", detail=f"{folder}: {error}") from error
+
+
+def _verified(folder: Path) -> dict[str, Any]:
     manifest = _read_manifest(folder)
     for name, expected in manifest["files"].items():
         file = folder / name
@@ -119,6 +167,25 @@ def verify_checkpoint(folder: str | Path) -> dict[str, Any]:
                 f"the checkpoint {folder.name} is damaged: {name} does not match its hash",
                 detail=f"{file}\nsha256 is {found}\nit was   {expected['sha256']}",
             )
+    return manifest
+
+
+def require_own(folder: Path, run_path: str | Path) -> dict[str, Any]:
+    """The manifest of a checkpoint that is intact and where it belongs; CorruptCheckpoint where it is not.
+
+    Whole checkpoints can be swapped, too: all hashes match in one of another step or of another run.
+    """
+    manifest = verify_checkpoint(folder)
+    if manifest["step"] != step_of(folder):
+        what = f"the checkpoint {folder.name} is another one: its manifest is of step {manifest['step']:,}"
+        raise CorruptCheckpoint(what, detail=str(folder))
+    try:
+        run = json.loads((Path(run_path) / RUN_MANIFEST).read_text(encoding="utf-8")).get("id")
+    except (OSError, ValueError, AttributeError):
+        return manifest  # a folder of checkpoints that is no run of ours
+    if None not in (run, manifest.get("run")) and run != manifest["run"]:
+        what = f"the checkpoint {folder.name} is another run's"
+        raise CorruptCheckpoint(what, detail=f"{folder}\nof run {manifest['run']}, not {run}")
     return manifest
 
 
@@ -144,7 +211,7 @@ def step_of(folder: Path) -> int:
 
 
 def newest_good(run_path: str | Path, on_bad: Callable[[Path, CorruptCheckpoint], None] | None = None) -> Path:
-    """The newest checkpoint whose bytes are those that were saved.
+    """The newest checkpoint whose bytes are those that this run saved at that step.
 
     A damaged one is renamed to NAME.damaged and reported to ``on_bad(its new path, the error)``.
     Raises CheckpointError where there are no checkpoints, CorruptCheckpoint where all are damaged.
@@ -155,14 +222,20 @@ def newest_good(run_path: str | Path, on_bad: Callable[[Path, CorruptCheckpoint]
     bad: list[CorruptCheckpoint] = []
     for candidate in candidates:
         try:
-            verify_checkpoint(candidate)
-        except CorruptCheckpoint as error:
+            require_own(candidate, run_path)
+        except CheckpointError as error:
+            if not candidate.exists():
+                continue  # its run is being trained, and let it go
+            if not isinstance(error, CorruptCheckpoint):
+                raise
             bad.append(error)
             aside = _set_aside(candidate)
             if on_bad is not None:
                 on_bad(aside, error)
         else:
             return candidate
+    if not bad:
+        raise CheckpointError(f"the checkpoints of {run_path} were removed meanwhile", fix="try again")
     raise CorruptCheckpoint(
         f"none of the {len(bad)} checkpoints of {run_path} is intact",
         detail="\n".join(error.what for error in bad),
@@ -174,29 +247,51 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     """The module's state dict out of a checkpoint, verified: names as the module has them, tied ones included."""
     folder = Path(folder)
     verify_checkpoint(folder)
-    weights, prefix = read_tensors(folder / MODEL)
-    other = torch.load(folder / STATE, map_location="cpu", weights_only=True).get("other_state", {})
+    weights, prefix, state = _read(folder, "cpu")
+    other = state.get("other_state", {})
     own = {name.removeprefix(prefix): value for name, value in other.items() if name.startswith(prefix)}
     return weights | own
 
 
-def _write(folder: Path, state_dict: dict[str, Any], state: dict[str, Any], step: int) -> None:
+def _read(folder: Path, device: Any) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
+    """The weights (on the CPU), the prefix that their names had, and all else."""
+    try:
+        return *read_tensors(folder / MODEL), torch.load(folder / STATE, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:  # the last: it would run code
+        raise CheckpointError(f"the checkpoint {folder} cannot be loaded", detail=str(error)) from error
+
+
+def _write(folder: Path, state_dict: dict[str, Any], state: dict[str, Any], manifest: dict[str, Any]) -> None:
     prefix = PREFIX if any(name.startswith(PREFIX) for name in state_dict) else ""
     weights = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
-    left = write_tensors(folder / MODEL, weights, prefix=prefix)
+    expected = {}
+    left, expected[MODEL] = write_tensors(folder / MODEL, weights, prefix=prefix)
     # what the file of tensors cannot hold (extra state, rare dtypes), and the adapter's own state
     other = {prefix + name: weights[name] for name in left}
     other |= {name: value for name, value in state_dict.items() if not name.startswith(prefix)}
-    # through Python's stream: torch's own says "unexpected pos" for a full disk, this one keeps the OSError as context
-    with (folder / STATE).open("wb") as stream:
-        torch.save({**state, "other_state": plain(other, "state_dict")}, stream)
+    expected[STATE] = _write_state(folder / STATE, {**state, "other_state": plain(other, "state_dict")})
     files = {}
     for name in (MODEL, STATE):
         sync_file(folder / name)
-        files[name] = {"sha256": sha256(folder / name), "size": (folder / name).stat().st_size}
-    manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": files}
+        read_back(folder / name, expected[name])
+        files[name] = {"sha256": expected[name], "size": (folder / name).stat().st_size}
+    manifest["files"] = files
     manifest["sha256"] = _digest(manifest)
     write_atomically(folder / MANIFEST, _text(manifest))
+    read_back(folder / MANIFEST, hashlib.sha256(_text(manifest)).hexdigest())
+
+
+def _write_state(file: Path, state: dict[str, Any]) -> str:
+    """Returns the SHA-256 of what was written."""
+    with file.open("wb") as stream:
+        hashed = HashedFile(stream)
+        try:
+            torch.save(state, hashed)  # type: ignore[arg-type]  # write and flush are all it calls
+        except RuntimeError:  # "unexpected pos", whatever ended the write: a full disk, or a second Ctrl-C
+            if hashed.error is not None:
+                raise hashed.error from None
+            raise
+        return hashed.sha256()
 
 
 def _text(manifest: dict[str, Any]) -> bytes:
@@ -228,23 +323,27 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _put_in_place(temporary: Path, target: Path) -> None:
+def _put_in_place(temporary: Path, target: Path) -> Path | None:
+    """Returns where the same step's earlier checkpoint went, if there was one."""
     temporary.chmod(0o755)  # mkdtemp gives 0700
     aside = None
     if target.exists():  # the same step saved again
         if not (target / MANIFEST).is_file():
             raise CheckpointError(f"{target} exists and is not a checkpoint; it is left as it is")
-        aside = target.with_name(f".{target.name}.{temporary.name[-12:-4]}.old")
-        target.rename(aside)
+        aside = target.with_name(f"{temporary.name.removesuffix('.tmp')}.old")
     try:
-        temporary.rename(target)
-    except OSError:
         if aside is not None:
-            aside.rename(target)
+            target.rename(aside)
+        temporary.rename(target)
+        sync_folder(target.parent)
+    except BaseException:  # back as it was, as far as the disk lets us
+        with contextlib.suppress(OSError):
+            if not temporary.exists():
+                target.rename(temporary)
+            if aside is not None and aside.exists():
+                aside.rename(target)
         raise
-    sync_folder(target.parent)
-    if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
+    return aside
 
 
 def _set_aside(folder: Path) -> Path:
@@ -257,15 +356,12 @@ def _set_aside(folder: Path) -> Path:
     return folder
 
 
-def _discard(temporary: Path | None) -> None:
-    if temporary is not None:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _cannot_save(target: Path, checkpoint: dict[str, Any], error: Exception) -> CheckpointError:
     tensors = [value for value in checkpoint.get("state_dict", {}).values() if isinstance(value, Tensor)]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
-    kept = list_checkpoints(target.parent.parent)
+    kept = []
+    with contextlib.suppress(OSError):  # too many open files: nothing can be listed either
+        kept = list_checkpoints(target.parent.parent)
     untouched = "earlier checkpoints are untouched" + (f" (newest: {kept[0].name})" if kept else "")
     try:
         free = f"{shutil.disk_usage(target.parent).free / 1e6:,.1f} MB"
@@ -276,5 +372,7 @@ def _cannot_save(target: Path, checkpoint: dict[str, Any], error: Exception) -> 
         what = f"no space left to save the checkpoint {target.name}"
         return CheckpointError(what, detail, "free some space and resume, or keep fewer with --save_top_k 1")
     return CheckpointError(
-        f"the checkpoint {target.name} could not be written", f"{detail}\n{error}", "see whether the folder is writable"
+        f"the checkpoint {target.name} could not be written",
+        f"{detail}\n{cause_of(error)}",
+        "see whether the folder is writable",
     )

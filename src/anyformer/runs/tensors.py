@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -16,19 +17,24 @@ from torch import Tensor
 
 from anyformer.core.errors import CheckpointError
 
-# what the safetensors format has a code for; anything else travels in state.pt
-_DTYPES = frozenset(
-    getattr(torch, name)
-    for name in (
-        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64", "bool"),
-        *("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64"),
+# the safetensors format's codes; a tensor of any other dtype travels in state.pt
+_CODES = {
+    getattr(torch, name): code
+    for name, code in (
+        *(("float64", "F64"), ("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16"), ("bool", "BOOL")),
+        *(("float8_e4m3fn", "F8_E4M3"), ("float8_e5m2", "F8_E5M2"), ("complex64", "C64")),
+        *(("int64", "I64"), ("int32", "I32"), ("int16", "I16"), ("int8", "I8")),
+        *(("uint64", "U64"), ("uint32", "U32"), ("uint16", "U16"), ("uint8", "U8")),
     )
     if hasattr(torch, name)
-)
+}
 
 
-def write_tensors(path: Path, state_dict: dict[str, Any], *, prefix: str) -> list[str]:
-    """Write the tensors of a module's state dict to ``path`` and return the names that the format cannot hold.
+def write_tensors(path: Path, state_dict: dict[str, Any], *, prefix: str) -> tuple[list[str], str]:
+    """Write the tensors of a module's state dict to ``path``.
+
+    Returns the names that the format cannot hold, and the SHA-256 that the file has if it holds the tensors as they are
+    in memory: whoever reads the file back compares.
 
     Names that are one and the same memory (tied weights) are stored once; the others are aliases in the metadata, as
     is ``prefix``, which the names had before. Raises RuntimeError or OSError where the file cannot be written.
@@ -39,7 +45,7 @@ def write_tensors(path: Path, state_dict: dict[str, Any], *, prefix: str) -> lis
     seen: dict[tuple[Any, ...], str] = {}
     storages: set[int] = set()
     for name, value in state_dict.items():
-        if not isinstance(value, Tensor) or value.dtype not in _DTYPES or value.layout != torch.strided:
+        if not isinstance(value, Tensor) or value.dtype not in _CODES or value.layout != torch.strided:
             left.append(name)
             continue
         tensor = value.detach()
@@ -59,7 +65,28 @@ def write_tensors(path: Path, state_dict: dict[str, Any], *, prefix: str) -> lis
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:  # derives from Exception alone
         raise RuntimeError(str(error)) from error
-    return left
+    return left, _expected_sha256(path, tensors, metadata)
+
+
+def _expected_sha256(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Of the header as it stands in the file, once it proved to say what was asked, and the tensors' own memory."""
+    with path.open("rb") as stream:
+        length = stream.read(8)
+        header = stream.read(int.from_bytes(length, "little"))
+    try:
+        said = json.loads(header)
+        told = said.pop("__metadata__")
+        order = sorted(said, key=lambda name: said[name]["data_offsets"])
+        kinds = {name: (entry["dtype"], entry["shape"]) for name, entry in said.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RuntimeError(f"the header of {path.name} does not read back as it was written: {error}") from error
+    if told != metadata or kinds != {name: (_CODES[t.dtype], list(t.shape)) for name, t in tensors.items()}:
+        raise RuntimeError(f"the header of {path.name} does not read back as it was written")
+    digest = hashlib.sha256(length + header)
+    for name in order:
+        if tensors[name].numel():
+            digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
