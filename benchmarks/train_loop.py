@@ -124,7 +124,7 @@ def measure(steps: int, vocab_size: int) -> Alternate:
             module,
             effective.learning_rate,
             warmup_steps=effective.warmup_steps,
-            weight_decay=settings.weight_decay,
+            weight_decay=0.1,
             call_plan=plan,
             min_lr_ratio=settings.min_lr_ratio,
             total_steps=effective.total_steps,

@@ -19,8 +19,10 @@ from anyformer.core.settings import (
     EvaluateSettings,
     GenerateSettings,
     ObjectiveSetting,
+    OptimizerName,
     Precision,
     RepairSettings,
+    ScheduleName,
     TrainSettings,
 )
 from anyformer.core.view import PlainView, QuietView
@@ -72,6 +74,8 @@ def train(
     accumulate_grad_batches: int | None = None,
     max_epochs: int | None = None,
     max_steps: int | None = None,
+    optimizer: OptimizerName | None = None,
+    schedule: ScheduleName | None = None,
     learning_rate: float | None = None,
     min_lr_ratio: float | None = None,
     warmup_steps: int | None = None,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from torch import Tensor
 
 from anyformer import cli
 from anyformer.core.errors import DataError, Interrupted, SettingsError
+from anyformer.core.settings import TrainSettings
 from anyformer.training import fusedhead
 from anyformer.training.callbacks import StopOnSignal
 from anyformer.training.coordinator import TrainResult
+from anyformer.training.resume import CHANGEABLE, UNCHANGEABLE
 
 Fit = Callable[..., TrainResult]
 STEPS = 46  # batches of 8 of about 40 in an epoch: the second epoch is under way
@@ -155,6 +158,29 @@ def test_a_run_with_head_and_loss_in_one_goes_on_in_that_way(
     assert [f["reason"] for f in manifest["findings"] if f["name"] == "fused head"] == ["as the run began"]
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"),
+    [
+        ("adamw", "wsd"),
+        ("sgd", "linear"),
+        ("adafactor", "wsd"),
+        ("adafactor", "constant"),
+    ],
+)
+def test_every_optimizer_and_schedule_goes_on_exactly(fit: Fit, tmp_path: Path, optimizer: str, schedule: str) -> None:
+    settings: dict[str, Any] = {"optimizer": optimizer, "schedule": schedule, "learning_rate": None, "max_steps": 14}
+    whole = fit(module(), name="unbroken", **settings)
+    resume = None
+    for at in (2, 10):  # inside the warm-up, and (of wsd) not before the decay
+        with pytest.raises(Interrupted):
+            fit(module(at, seed=5 if resume is None else 99), resume=resume, **settings)
+        resume = str(tmp_path / "runs" / "run")
+    result = fit(module(seed=99), resume=resume, **settings)
+    assert weights(result) == weights(whole)
+    ours, theirs = rows(result.run_path), rows(whole.run_path)
+    assert [deterministic(row) for row in ours] == [deterministic(row) for row in theirs]
+
+
 def test_ctrl_c_before_the_first_step_leaves_at_once(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
         "anyformer.training.samples.SampleWriter.__call__", lambda self, step: os.kill(os.getpid(), signal.SIGINT)
@@ -205,7 +231,13 @@ def stopped(fit: Fit, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("setting", "value", "before"),
-    [("batch_size", 4, 8), ("accumulate_grad_batches", 2, 1), ("seed", 1, 42), ("val_split", 0.2, 0.1)],
+    [
+        ("batch_size", 4, 8),
+        ("accumulate_grad_batches", 2, 1),
+        ("seed", 1, 42),
+        ("val_split", 0.2, 0.1),
+        ("optimizer", "sgd", "adamw"),
+    ],
 )
 def test_another_order_of_the_data_is_refused_by_name(
     fit: Fit, stopped: Path, setting: str, value: Any, before: Any
@@ -216,6 +248,43 @@ def test_another_order_of_the_data_is_refused_by_name(
     with pytest.raises(SettingsError, match="max_length is 12"):
         fit(resume=str(stopped), max_length=12)
     assert (stopped / "run.json").read_text() == manifest
+
+
+def test_every_setting_may_change_on_resume_or_may_not() -> None:
+    own = {"name", "output_dir", "resume", "max_length"}  # a run keeps its own; max_length as derived
+    assert sorted({*UNCHANGEABLE, *CHANGEABLE, *own}) == sorted(field.name for field in fields(TrainSettings))
+    assert not {*UNCHANGEABLE} & {*CHANGEABLE}
+
+
+def test_changed_settings_hold_from_there_on_and_are_said(fit: Fit, stopped: Path) -> None:
+    result = fit(
+        resume=str(stopped), learning_rate=3e-3, schedule="linear", min_lr_ratio=0.5, weight_decay=0.7, beta1=0.6,
+        beta2=0.8, warmup_steps=0, early_stopping_patience=9, log_every=1,
+    )  # fmt: skip
+    rates = {int(row["step"]): float(row["learning_rate"]) for row in rows(stopped)}
+    line = [3e-3 * (1 - 0.5 * step / 12) for step in range(13)]
+    # a row holds the rate of the next update
+    assert [rates[step] for step in range(7, 13)] == pytest.approx(line[7:13])
+    matrices, vectors = result.trainer.optimizers[0].param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.7, 0.0)
+    assert matrices["betas"] == vectors["betas"] == (0.6, 0.8)
+    said = {finding.name: finding.measured for finding in result.findings if finding.reason == "changed on resume"}
+    assert said == {
+        "learning_rate": "0.003 instead of 0.01",
+        "schedule": "linear instead of cosine",
+        "min_lr_ratio": "0.5 instead of 0.1",
+        "weight_decay": "0.7 instead of derived",
+        "beta1": "0.6 instead of 0.9",
+        "beta2": "0.8 instead of 0.95",
+        "warmup_steps": "0 instead of derived",
+        "early_stopping_patience": "9 instead of derived",
+    }
+
+
+def test_a_changed_patience_holds_on_resume(fit: Fit, tmp_path: Path) -> None:
+    fit(module(), early_stopping_patience=5)
+    result = fit(resume=str(tmp_path / "runs" / "run"), early_stopping_patience=7, max_steps=13)
+    assert result.trainer.early_stopping_callback.patience == 7
 
 
 def test_a_text_that_has_changed_is_refused(fit: Fit, stopped: Path, corpus: Path) -> None:

@@ -101,8 +101,49 @@ def test_betas(fit: Fit, given: dict[str, float]) -> None:
     assert [group["betas"] for group in result.trainer.optimizers[0].param_groups] == [expected] * 2
 
 
-def test_the_update_is_fused(fit: Fit) -> None:
-    assert all(group["fused"] for group in fit(max_steps=1).trainer.optimizers[0].param_groups)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_update_is_fused(fit: Fit, optimizer: str) -> None:
+    groups = fit(max_steps=1, optimizer=optimizer).trainer.optimizers[0].param_groups
+    assert all(group["fused"] for group in groups)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kind", "rate", "decay"),
+    [
+        ("adamw", torch.optim.AdamW, 0.00236, 0.1),
+        ("sgd", torch.optim.SGD, 0.1, 1e-4),
+        ("adafactor", torch.optim.Adafactor, 0.01, 0.0),
+    ],
+)
+def test_the_optimizer_and_what_fits_it(fit: Fit, optimizer: str, kind: type, rate: float, decay: float) -> None:
+    result = fit(max_steps=1, optimizer=optimizer, learning_rate=None)
+    record = json.loads((result.run_path / "run.json").read_text())["effective"]
+    assert (record["learning_rate"], record["weight_decay"]) == (pytest.approx(rate, rel=0.01), decay)
+    (used,) = result.trainer.optimizers
+    used = getattr(used, "optimizer", used)
+    assert type(used) is kind
+    assert [group["weight_decay"] for group in used.param_groups] == [decay, 0.0]
+    assert optimizer != "sgd" or {group["momentum"] for group in used.param_groups} == {0.9}
+
+
+def test_what_an_optimizer_or_a_schedule_lacks_is_said(fit: Fit) -> None:
+    result = fit(max_steps=1, optimizer="adafactor", beta1=0.8, beta2=0.9, schedule="constant", min_lr_ratio=0.5)
+    said = {f.name: f.measured for f in result.findings if f.verdict == "warn"}
+    assert said == {name: f"{value} is not used" for name, value in
+                    (("beta1", 0.8), ("beta2", 0.9), ("min_lr_ratio", 0.5))}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("linear", [1 - 0.75 * step / 10 for step in range(10)]),
+        ("wsd", [1.0] * 9 + [0.25 + 0.75 * (1 - math.sqrt(0.5))]),
+        ("constant", [1.0] * 10),
+    ],
+)
+def test_the_schedule(fit: Fit, steps: list[Step], schedule: str, factors: list[float]) -> None:
+    fit(max_steps=10, eval_every=10, learning_rate=2e-2, warmup_steps=0, min_lr_ratio=0.25, schedule=schedule)
+    assert [step.rate for step in steps] == pytest.approx([2e-2 * factor for factor in factors], abs=1e-12)
 
 
 @pytest.mark.parametrize(("warmup", "ratio"), [(3, 0.25), (0, 0.6), (4, 1.0), (2, 0.0)])
@@ -353,6 +394,8 @@ def everything(tmp_path: Path) -> dict[str, Any]:
         "accumulate_grad_batches": 2,
         "max_epochs": 5,
         "max_steps": 3,
+        "optimizer": "sgd",
+        "schedule": "linear",
         "learning_rate": 0.003,
         "min_lr_ratio": 0.25,
         "warmup_steps": 1,

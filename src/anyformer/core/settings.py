@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from anyformer.core.errors import SettingsError
 
 Precision = Literal["auto", "32", "16", "bf16"]
+OptimizerName = Literal["adamw", "sgd", "adafactor"]
+ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
 ObjectiveSetting = Literal["auto", "causal", "masked", "seq2seq", "classification"]
 
 
@@ -93,18 +95,25 @@ class TrainSettings:
     """Passes over the training data; 3 where neither this nor max_steps is given."""
     max_steps: int | None = None
     """Optimizer steps; whichever of max_epochs and max_steps is reached first ends the run."""
+    optimizer: OptimizerName = "adamw"
+    """adamw; sgd (with momentum beta1); adafactor, whose state takes as good as no memory."""
+    schedule: ScheduleName = "cosine"
+    """How the learning rate falls after the warm-up: cosine or linear over the whole run, wsd (constant, and down in
+    the last fifth of the run), or constant."""
     learning_rate: float | None = None
-    """Peak learning rate; from the number of parameters where not given (Kaplan et al. 2020, eq. D.1)."""
+    """Peak learning rate. Where not given: of adamw from the number of parameters (Kaplan et al. 2020, eq. D.1), of sgd
+    0.1 (He et al. 2016), of adafactor 0.01 × the size of a parameter (Shazeer & Stern 2018)."""
     min_lr_ratio: float = 0.1
-    """The cosine schedule ends at learning_rate × this."""
+    """cosine, linear and wsd end at learning_rate × this."""
     warmup_steps: int | None = None
     """Optimizer steps of linear warm-up; 5 % of the run, at most 2,000, where not given."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay of AdamW, on matrices only."""
+    weight_decay: float | None = None
+    """Weight decay, on matrices only. Where not given: of adamw 0.1 (Brown et al. 2020), of sgd 0.0001 (He et al.
+    2016), of adafactor none."""
     beta1: float = 0.9
-    """AdamW's decay rate of the mean gradient."""
+    """Decay rate of the mean gradient of adamw; momentum of sgd."""
     beta2: float = 0.95
-    """AdamW's decay rate of the mean squared gradient (0.95: Brown et al. 2020, appendix B)."""
+    """adamw's decay rate of the mean squared gradient (0.95: Brown et al. 2020, appendix B)."""
     gradient_clip_val: float = 1.0
     """Largest norm of the whole gradient; 0 turns clipping off."""
     label_smoothing: float = 0.0

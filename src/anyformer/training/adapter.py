@@ -15,7 +15,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from anyformer.core.errors import SettingsError
-from anyformer.core.settings import ObjectiveSetting
+from anyformer.core.settings import ObjectiveSetting, OptimizerName, ScheduleName
 from anyformer.core.view import PlainView
 from anyformer.data.module import AdaptiveTokenizerDataModule
 from anyformer.evaluation.generation import generate
@@ -36,7 +36,7 @@ from anyformer.training.objective import (
     require_unshifted,
     start_and_end,
 )
-from anyformer.training.optim import adamw, warmup_cosine_schedule
+from anyformer.training.optim import RateSchedule, make_optimizer
 from anyformer.training.prepare import id_limit
 from anyformer.training.watch import CausalityWatch
 
@@ -47,8 +47,9 @@ class UniversalModelAdapter(pl.LightningModule):
     model: the user's module, used as it is. call_plan: how to call it, proven again here; inferred by running it where
     not given, with overrides: parts of the call that you state, as ``call:`` of anyformer.yaml; proven like the rest.
     vocab_size: number of token ids V; the width of the model's logits where not given.
-    learning_rate, warmup_steps, weight_decay: AdamW's peak rate, optimizer steps of linear warm-up, decay of matrices.
-    total_steps: length of the cosine in optimizer steps; the trainer's plan where not given.
+    learning_rate, warmup_steps, weight_decay: peak rate, optimizer steps of linear warm-up, decay of matrices.
+    optimizer, schedule, betas, min_lr_ratio: as in TrainSettings.
+    total_steps: length of the schedule in optimizer steps; the trainer's plan where not given.
     objective: what it is trained on; "auto" takes that of the model's family. seed: of the masks of held-out text.
     Logs ``train_loss``, ``val_loss`` (nats per target) and, where tokens are written, ``val_perplexity``.
     Batches hold input_ids and attention_mask, int64 (B, T), and labels, −100 ignored: (B, T), unshifted, for causal and
@@ -72,6 +73,8 @@ class UniversalModelAdapter(pl.LightningModule):
         tokenizer: Any = None,
         call_plan: CallPlan | None = None,
         label_smoothing: float = 0.0,
+        optimizer: OptimizerName = "adamw",
+        schedule: ScheduleName = "cosine",
         betas: tuple[float, float] = (0.9, 0.95),
         min_lr_ratio: float = 0.1,
         total_steps: int | None = None,
@@ -101,6 +104,8 @@ class UniversalModelAdapter(pl.LightningModule):
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.label_smoothing = label_smoothing
+        self.optimizer = optimizer
+        self.schedule = schedule
         self.betas = betas
         self.min_lr_ratio = min_lr_ratio
         self.total_steps = total_steps
@@ -254,14 +259,14 @@ class UniversalModelAdapter(pl.LightningModule):
             self._grad_norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         else:
             self._grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if reading_is_free(self._grad_norm):
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
+            return  # an fp16 scaler skips such steps itself, and goes on with a smaller scale
+        # torch's Adafactor cannot skip an update by itself, and reads from the device in every step anyway
+        if reading_is_free(self._grad_norm) or self.optimizer == "adafactor":
             if not math.isfinite(self._grad_norm.item()):
                 raise gradient_error(self.model, self.global_step + 1)
-        elif (
-            not isinstance(self.trainer.precision_plugin, MixedPrecision)
-            or self.trainer.precision_plugin.scaler is None
-        ):
-            # an fp16 scaler skips such steps itself, and goes on with a smaller scale
+        else:
             self._skip_on_device(optimizer, self._grad_norm)
 
     def _skip_on_device(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
@@ -349,18 +354,20 @@ class UniversalModelAdapter(pl.LightningModule):
             self._losses, self.last_train_loss = kept["count"], kept["last"]
 
     def configure_optimizers(self) -> Any:
-        """([AdamW], [the warm-up + cosine schedule, stepped per optimizer step])."""
+        """([the optimizer], [warm-up and schedule, stepped per optimizer step])."""
         # the fp16 scaler cannot clip gradients that a fused optimizer unscales inside its own kernel
         fused = self._trainer is None or self.trainer.precision != "16-mixed"
-        optimizer = adamw(
+        optimizer = make_optimizer(
             self.model,
+            self.optimizer,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             betas=self.betas,
             fused=fused,
         )
-        schedule = warmup_cosine_schedule(
+        schedule = RateSchedule(
             optimizer,
+            self.schedule,
             warmup_steps=self.warmup_steps,
             total_steps=self.total_steps or self._planned_steps(),
             min_lr_ratio=self.min_lr_ratio,

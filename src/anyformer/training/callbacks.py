@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from anyformer.core.protocols import Progress, View
 from anyformer.runs.checkpoints import MANIFEST
@@ -142,6 +142,13 @@ class EndAt(pl.Callback):
     ) -> None:
         if trainer.global_step >= self.total_steps:
             trainer.should_stop = True  # Lightning evaluates before it leaves
+
+
+class EarlyStop(EarlyStopping):
+    """Lightning's; a resumed run goes on with its count, and with the patience that is set now."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class SampleText(pl.Callback):

@@ -13,7 +13,7 @@ from anyformer.core.errors import SettingsError
 from anyformer.core.findings import Finding
 from anyformer.core.settings import TrainSettings
 from anyformer.models.callplan import CallPlan
-from anyformer.training.optim import suggested_learning_rate
+from anyformer.training.optim import WEIGHT_DECAY, default_learning_rate
 
 LONGEST_DEFAULT = 512
 """Tokens per sequence at most, where not set: what a 12 GB device trains a 124 M model with at batch size 16."""
@@ -43,6 +43,7 @@ class Effective:
     total_steps: int
     warmup_steps: int
     learning_rate: float
+    weight_decay: float
     eval_every: int
     eval_blocks: int
     log_every: int
@@ -106,6 +107,19 @@ def required_steps(settings: TrainSettings) -> int:
     return settings.max_steps
 
 
+def unused(settings: TrainSettings) -> list[Finding]:
+    """A warning for each value that was given to something that the chosen optimizer or schedule does not have."""
+    given = settings.changed()
+    lacking = {"sgd": ("beta2",), "adafactor": ("beta1", "beta2")}.get(settings.optimizer, ())
+    found: list[tuple[str, str]] = [(name, settings.optimizer) for name in lacking if name in given]
+    if settings.schedule == "constant" and "min_lr_ratio" in given:
+        found.append(("min_lr_ratio", "a constant schedule"))
+    return [
+        Finding(name, "warn", f"{given[name]} is not used", reason=f"{owner} has no such value")
+        for name, owner in found
+    ]
+
+
 def derive(
     settings: TrainSettings,
     module: nn.Module,
@@ -121,7 +135,7 @@ def derive(
 
     batches_per_epoch: None for a stream. Raises SettingsError where nothing says when to end.
     """
-    findings: list[Finding] = []
+    findings = unused(settings)
     if batches_per_epoch is None:
         total = steps_per_epoch = required_steps(settings)
     else:
@@ -132,8 +146,7 @@ def derive(
 
     learning_rate = settings.learning_rate
     if learning_rate is None:
-        learning_rate = suggested_learning_rate(module, plan.embedding_rows)
-        reason = "from the number of parameters (Kaplan et al. 2020, eq. D.1)"
+        learning_rate, reason = default_learning_rate(settings.optimizer, module, plan.embedding_rows)
         findings.append(Finding("learning rate", "note", f"{learning_rate:.2g}", reason=reason))
     warmup = settings.warmup_steps
     if warmup is None:
@@ -153,6 +166,7 @@ def derive(
         total_steps=total,
         warmup_steps=warmup,
         learning_rate=learning_rate,
+        weight_decay=WEIGHT_DECAY[settings.optimizer] if settings.weight_decay is None else settings.weight_decay,
         eval_every=min(eval_every, total),
         eval_blocks=eval_blocks,
         log_every=settings.log_every or max(1, min(LOG_EVERY, total // LOG_ROWS)),

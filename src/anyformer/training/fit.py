@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping
 
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
@@ -18,6 +17,7 @@ from anyformer.runs.checkpoints import DirectoryCheckpointIO, step_of
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.metrics import CsvMetrics
 from anyformer.training.callbacks import (
+    EarlyStop,
     EndAt,
     EvaluateEvery,
     KeepRandomState,
@@ -63,7 +63,7 @@ def build_trainer(
         callbacks.append(SampleText(effective.total_steps, writer))
     if settings.early_stopping_patience is not None:
         patience = settings.early_stopping_patience
-        callbacks.append(EarlyStopping("val_loss", patience=patience, mode="min", check_on_train_epoch_end=False))
+        callbacks.append(EarlyStop("val_loss", patience=patience, mode="min", check_on_train_epoch_end=False))
     callbacks += [checkpoint, stop]  # last: what the others changed in a step is saved with it
     metrics = CsvMetrics(run.path, resume_from=step_of(resume_from) if resume_from is not None else None)
     trainer = pl.Trainer(

@@ -1,12 +1,26 @@
-"""AdamW as language models are trained with it, and linear warm-up followed by a cosine."""
+"""Optimizers and schedules of the learning rate, with the values that fit each where nothing is said."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+
+from anyformer.core.settings import OptimizerName, ScheduleName
+
+WSD_DECAY = 0.2
+"""Share of the run in which the rate falls. With 20 % and the form 1 − √x a constant rate reaches what a cosine does
+(Hägele et al. 2024, arXiv 2405.18392, section 3); 10 % was enough for MiniCPM (Hu et al. 2024, arXiv 2404.06395)."""
+SGD_RATE = 0.1
+"""With momentum 0.9 (He et al. 2016, arXiv 1512.03385, section 3.4)."""
+ADAFACTOR_RATE = 0.01
+"""Largest step relative to the size of a parameter: ρ = min(0.01, 1/√t) (Shazeer & Stern 2018, arXiv 1804.04235)."""
+WEIGHT_DECAY = {"adamw": 0.1, "sgd": 1e-4, "adafactor": 0.0}
+"""0.1: Brown et al. 2020, appendix B. 1e-4: He et al. 2016; torch adds it to the gradient, so that a step shrinks by
+rate × decay ÷ (1 − momentum), the same 1e-4 as AdamW's. Adafactor's authors use none."""
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -19,41 +33,103 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, objec
     return [group for group in groups if group["params"]]
 
 
-def adamw(
+def make_optimizer(
     module: nn.Module,
+    kind: OptimizerName,
     *,
     learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float],
     fused: bool,
-) -> torch.optim.AdamW:
-    """AdamW over the module's trainable parameters; ``fused`` updates them in one kernel."""
-    return torch.optim.AdamW(decay_groups(module, weight_decay), lr=learning_rate, betas=betas, fused=fused)
+) -> torch.optim.Optimizer:
+    """The optimizer over the module's trainable parameters; ``fused`` updates them in one kernel, where torch has one.
+
+    betas: both of AdamW, the first is the momentum of SGD; Adafactor takes neither.
+    """
+    groups = decay_groups(module, weight_decay)
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=betas[0], fused=fused)
+    if kind == "adafactor":
+        return torch.optim.Adafactor(groups, lr=learning_rate)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
 
-def warmup_cosine(step: int, *, warmup_steps: int, total_steps: int | None, min_lr_ratio: float) -> float:
+def rate_factor(
+    kind: ScheduleName, step: int, *, warmup_steps: int, total_steps: int | None, min_lr_ratio: float
+) -> float:
     """Factor on the peak learning rate for the update after ``step`` updates.
 
-    Rises linearly to 1 at update ``warmup_steps``, then falls on a half cosine to ``min_lr_ratio`` at
-    ``total_steps`` (Loshchilov & Hutter 2017); constant after the warm-up where ``total_steps`` is unknown.
+    Rises linearly to 1 at update ``warmup_steps``. Then, to ``min_lr_ratio`` at ``total_steps``: a half cosine
+    (Loshchilov & Hutter 2017), a line, or constant until the last ``WSD_DECAY`` of the run; or constant to the end, as
+    where ``total_steps`` is unknown.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
-    if total_steps is None:
+    if total_steps is None or kind == "constant":
         return 1.0
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return min_lr_ratio + (1.0 - min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    begin = warmup_steps
+    if kind == "wsd":
+        begin = max(begin, total_steps - max(1, round(WSD_DECAY * total_steps)))
+    progress = min(1.0, max(0, step - begin) / max(1, total_steps - begin))
+    falling = {
+        "cosine": lambda: 0.5 * (1.0 + math.cos(math.pi * progress)),
+        "linear": lambda: 1.0 - progress,
+        "wsd": lambda: 1.0 - math.sqrt(progress),
+    }
+    return min_lr_ratio + (1.0 - min_lr_ratio) * falling[kind]()
 
 
-def warmup_cosine_schedule(
-    optimizer: torch.optim.Optimizer, *, warmup_steps: int, total_steps: int | None, min_lr_ratio: float
-) -> LambdaLR:
-    """The schedule of ``warmup_cosine`` as a torch scheduler, stepped once per optimizer step."""
+class RateSchedule(LambdaLR):
+    """The schedule of ``rate_factor`` as a torch scheduler, stepped once per optimizer step.
 
-    def factor(step: int) -> float:
-        return warmup_cosine(step, warmup_steps=warmup_steps, total_steps=total_steps, min_lr_ratio=min_lr_ratio)
+    What was saved says where it stands; what is set now (rate, form, weight decay, betas) holds from there on. torch
+    alone would go on with the values that were saved and never say so.
+    """
 
-    return LambdaLR(optimizer, factor)
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        kind: ScheduleName,
+        *,
+        warmup_steps: int,
+        total_steps: int | None,
+        min_lr_ratio: float,
+    ) -> None:
+        def factor(step: int) -> float:
+            return rate_factor(
+                kind, step, warmup_steps=warmup_steps, total_steps=total_steps, min_lr_ratio=min_lr_ratio
+            )
+
+        self._factor = factor
+        self._set = [
+            {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
+            for group in optimizer.param_groups
+        ]
+        super().__init__(optimizer, factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's, without what is set."""
+        return {key: value for key, value in super().state_dict().items() if key not in ("_factor", "_set")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the step of the state; Lightning restores the optimizer before."""
+        rates = self.base_lrs
+        super().load_state_dict(state_dict)
+        self.base_lrs = rates
+        self._last_lr = [rate * self._factor(self.last_epoch) for rate in rates]
+        for group, given, rate, now in zip(self.optimizer.param_groups, self._set, rates, self._last_lr, strict=True):
+            group.update(given, initial_lr=rate, lr=now)
+
+
+def default_learning_rate(kind: OptimizerName, module: nn.Module, embedding_rows: int | None) -> tuple[float, str]:
+    """Peak learning rate that fits the optimizer, and where it is from."""
+    if kind == "sgd":
+        return SGD_RATE, "of SGD with momentum (He et al. 2016)"
+    if kind == "adafactor":
+        return ADAFACTOR_RATE, "× the size of each parameter (Shazeer & Stern 2018)"
+    return suggested_learning_rate(
+        module, embedding_rows
+    ), "from the number of parameters (Kaplan et al. 2020, eq. D.1)"
 
 
 def suggested_learning_rate(module: nn.Module, embedding_rows: int | None) -> float:

@@ -28,8 +28,15 @@ UNCHANGEABLE = (
     *("stream", "shuffle_buffer"),
     *("tokenizer", "vocab_size", "weights", "objective"),
     *("label_column", "source_column", "target_column", "target_data"),
+    "optimizer",
 )
-"""Settings that are fixed when a run begins: another value would make it another run."""
+"""Settings that are fixed when a run begins: another value would make it another run. So is max_length, as derived."""
+CHANGEABLE = (
+    *("max_epochs", "max_steps", "schedule", "learning_rate", "min_lr_ratio", "warmup_steps"),
+    *("weight_decay", "beta1", "beta2", "gradient_clip_val", "label_smoothing", "early_stopping_patience"),
+    *("save_top_k", "eval_every", "log_every", "precision", "use_gpu", "num_workers", "prompt"),
+)
+"""Settings that may change on resume: each holds from there on, and the run says so."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,11 @@ def resume_point(settings: TrainSettings, max_length: int, view: View) -> Resume
     if length != max_length:
         raise SettingsError(f"max_length is {max_length}, but the run {run.path} was started with {length}")
     findings: list[Finding] = []
+    for name in CHANGEABLE:
+        if name in before and before[name] != (given := getattr(settings, name)):
+            old, new = ("derived" if value is None else value for value in (before[name], given))
+            findings.append(Finding(name, "note", f"{new} instead of {old}", reason="changed on resume"))
+            view.finding(findings[-1])
 
     def report(path: Path, error: AnyformerError) -> None:
         findings.append(Finding("checkpoint", "warn", error.what, reason=f"set aside as {path.name}"))
@@ -120,7 +132,7 @@ def goes_on(point: ResumePoint, effective: Effective, view: View, *, finished_ok
         raise SettingsError(f"the run {run.path} is finished {ended}", fix=_further(run, total, effective))
     findings = []
     if total != before:
-        reason = "the cosine of the learning rate is stretched over the new length"
+        reason = "the schedule of the learning rate is stretched over the new length"
         findings.append(Finding("length", "note", f"{total:,} steps instead of {before:,}", reason=reason))
     for later in list_checkpoints(run.path):
         if step_of(later) > step:
