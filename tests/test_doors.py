@@ -25,7 +25,9 @@ NAMES = {
         *("AdaptiveTokenizer", "AdaptiveTokenizerDataModule", "BPETrainerConfig", "CharacterLevelTokenizer"),
         *("FastBPETrainer", "TokenizerValidator"),
     ],
-    "training": ["TrainingCoordinator", "UniversalModelAdapter", "train_model"],
+    "training": [
+        *("CheckpointManager", "DriveBackupCallback", "TrainingCoordinator", "UniversalModelAdapter", "train_model"),
+    ],
 }
 
 

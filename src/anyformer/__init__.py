@@ -12,7 +12,9 @@ __version__ = "2.1.0"
 
 _HOMES = {
     "anyformer.api": ("evaluate", "generate", "load_model", "repair", "train"),
-    "anyformer.training": ("TrainingCoordinator", "UniversalModelAdapter", "train_model"),
+    "anyformer.training": (
+        *("CheckpointManager", "DriveBackupCallback", "TrainingCoordinator", "UniversalModelAdapter", "train_model"),
+    ),
     "anyformer.data": ("AdaptiveTokenizerDataModule", "DatasetLoader"),
     "anyformer.tokenization": (
         *("AdaptiveTokenizer", "BPETrainerConfig", "CharacterLevelTokenizer", "FastBPETrainer", "TokenizerValidator"),
@@ -40,6 +42,7 @@ __all__ = [
     "CallPlan",
     "CharacterLevelTokenizer",
     "CheckpointError",
+    "CheckpointManager",
     "ComputationalGraphExecutor",
     "ConstructError",
     "CorruptCheckpoint",
@@ -48,6 +51,7 @@ __all__ = [
     "DatasetLoader",
     "DemoSettings",
     "DependencyError",
+    "DriveBackupCallback",
     "EvaluateSettings",
     "ExportError",
     "FastBPETrainer",
@@ -110,7 +114,13 @@ if TYPE_CHECKING:
         FastBPETrainer,
         TokenizerValidator,
     )
-    from anyformer.training import TrainingCoordinator, UniversalModelAdapter, train_model
+    from anyformer.training import (
+        CheckpointManager,
+        DriveBackupCallback,
+        TrainingCoordinator,
+        UniversalModelAdapter,
+        train_model,
+    )
 
 
 def __getattr__(name: str) -> Any:

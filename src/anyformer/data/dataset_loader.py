@@ -137,7 +137,7 @@ class DatasetLoader:
 
         Raises DataNotFound where Drive is not mounted, or holds no such file.
         """
-        return self.load_local_file(_on_drive(Path(drive_path)), text_column=text_column)
+        return self.load_local_file(on_drive(Path(drive_path)), text_column=text_column)
 
     def get_statistics(self, dataset: Any, text_column: str | None = None) -> dict[str, Any]:
         """num_samples, total_chars, total_words (parts between white space), avg_, min_, max_ and median_chars,
@@ -212,7 +212,7 @@ def _suffix(file_format: str | None) -> str:
     return f".{str(file_format).removeprefix('.')}"
 
 
-def _on_drive(path: Path) -> Path:
+def on_drive(path: Path) -> Path:
     """Where a path on Drive is on this machine: below Colab's mount, or below the folder $ANYFORMER_DRIVE."""
     mount = Path(os.environ.get("ANYFORMER_DRIVE") or DRIVE).expanduser()
     root = next((root for root in (DRIVE, mount) if path.is_relative_to(root)), None)

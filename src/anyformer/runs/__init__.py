@@ -2,6 +2,11 @@
 
 directory    RunDirectory: the folder, run.json, settings.yaml, the model's source, samples
 checkpoints  DirectoryCheckpointIO, verify_checkpoint, list_checkpoints, newest_good
+foreign      read_ckpt: other programs' checkpoint files, as data only
+remote       RemoteFolder: a folder behind an fsspec URL; checkpoints put there and fetched, verified
+backup       Backup: the thread that copies checkpoints while a run goes on
+elsewhere    a whole run's copy, and the way back from it
+find         find_run: what --resume auto means
 metrics      CsvMetrics, Lightning's logger to metrics/metrics.csv
 rebuild      load_run: the trained module, its call plan and tokenizer from a run's folder
 environment  versions and machine facts

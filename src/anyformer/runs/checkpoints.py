@@ -43,6 +43,7 @@ FORMAT = 1
 MODEL = "model.safetensors"
 STATE = "state.pt"
 MANIFEST = "MANIFEST.json"
+FILES = (MODEL, STATE)
 PREFIX = "model."  # the adapter holds the user's module under this name
 _NAME = re.compile(r"step-(\d+)(?:-v(\d+))?")
 
@@ -51,10 +52,12 @@ class DirectoryCheckpointIO(CheckpointIO):
     """Lightning's way to the disk: one directory per checkpoint, verified before it is loaded.
 
     run_id: whose checkpoints these are; stands in their manifests, so that another run's is not taken for this one's.
+    on_saved: told the directory of each checkpoint once it is complete and on the disk.
     """
 
-    def __init__(self, run_id: str | None = None) -> None:
+    def __init__(self, run_id: str | None = None, on_saved: Callable[[Path], None] | None = None) -> None:
         self._run_id = run_id
+        self._on_saved = on_saved
         self._left: list[Path] = []  # hidden folders that the disk did not let go of
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -90,6 +93,8 @@ class DirectoryCheckpointIO(CheckpointIO):
             self._discard(temporary)
             raise
         self._discard(replaced)
+        if self._on_saved is not None:
+            self._on_saved(target)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -191,15 +196,25 @@ def require_own(folder: Path, run_path: str | Path) -> dict[str, Any]:
 
 def list_checkpoints(run_path: str | Path) -> list[Path]:
     """Directories of a run's checkpoints, newest first by step; unfinished and damaged ones are not among them."""
-    folder = Path(run_path) / "checkpoints"
+    return checkpoints_in(Path(run_path) / "checkpoints")
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """As ``list_checkpoints``, of the folder that holds them."""
     if not folder.is_dir():
         return []
     found = [
-        ((int(match[1]), int(match[2] or 0)), entry)
+        (number, entry)
         for entry in folder.iterdir()
-        if (match := _NAME.fullmatch(entry.name)) and entry.is_dir()
+        if (number := checkpoint_number(entry.name)) is not None and entry.is_dir()
     ]
     return [entry for _, entry in sorted(found, reverse=True)]
+
+
+def checkpoint_number(name: str) -> tuple[int, int] | None:
+    """Step and version in a checkpoint's name, by which checkpoints are ordered; None where it is no such name."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else (int(match[1]), int(match[2] or 0))
 
 
 def step_of(folder: Path) -> int:
@@ -216,28 +231,36 @@ def newest_good(run_path: str | Path, on_bad: Callable[[Path, CorruptCheckpoint]
     A damaged one is renamed to NAME.damaged and reported to ``on_bad(its new path, the error)``.
     Raises CheckpointError where there are no checkpoints, CorruptCheckpoint where all are damaged.
     """
-    candidates = list_checkpoints(run_path)
+    return newest_good_in(Path(run_path) / "checkpoints", on_bad, owner=run_path)
+
+
+def newest_good_in(
+    folder: Path, on_bad: Callable[[Path, CorruptCheckpoint], None] | None = None, owner: str | Path | None = None
+) -> Path:
+    """As ``newest_good``, of the folder that holds the checkpoints; ``owner`` is what the errors name."""
+    owner = folder if owner is None else owner
+    candidates = checkpoints_in(folder)
     if not candidates:
-        raise CheckpointError(f"{run_path} has no checkpoint", fix="it stopped before its first one; start anew")
+        raise CheckpointError(f"{owner} has no checkpoint", fix="it stopped before its first one; start anew")
     bad: list[CorruptCheckpoint] = []
     for candidate in candidates:
         try:
-            require_own(candidate, run_path)
+            require_own(candidate, owner)
         except CheckpointError as error:
             if not candidate.exists():
                 continue  # its run is being trained, and let it go
             if not isinstance(error, CorruptCheckpoint):
                 raise
             bad.append(error)
-            aside = _set_aside(candidate)
+            aside = set_aside(candidate)
             if on_bad is not None:
                 on_bad(aside, error)
         else:
             return candidate
     if not bad:
-        raise CheckpointError(f"the checkpoints of {run_path} were removed meanwhile", fix="try again")
+        raise CheckpointError(f"the checkpoints of {owner} were removed meanwhile", fix="try again")
     raise CorruptCheckpoint(
-        f"none of the {len(bad)} checkpoints of {run_path} is intact",
+        f"none of the {len(bad)} checkpoints of {owner} is intact",
         detail="\n".join(error.what for error in bad),
         fix="restore the run's folder from a backup, or start the run anew",
     )
@@ -346,7 +369,8 @@ def _put_in_place(temporary: Path, target: Path) -> Path | None:
     return aside
 
 
-def _set_aside(folder: Path) -> Path:
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint to NAME.damaged; returns where it is then."""
     number = 1
     while (aside := folder.with_name(f"{folder.name}.damaged" + (f"-{number}" if number > 1 else ""))).exists():
         number += 1

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -65,6 +66,7 @@ class RunDirectory:
                 anyformer=environment.own_version(),
                 format=FORMAT,
                 name=path.name,
+                id=uuid.uuid4().hex,  # tells it from another of its name, in a backup
                 state="running",
                 created=now(),
                 finished=None,

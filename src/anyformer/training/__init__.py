@@ -10,6 +10,8 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "CheckpointManager": "anyformer.training.checkpoint_manager",
+    "DriveBackupCallback": "anyformer.training.managed",
     "UniversalModelAdapter": "anyformer.training.adapter",
     "TrainingCoordinator": "anyformer.training.reference",
     "TrainResult": "anyformer.training.coordinator",

@@ -172,16 +172,16 @@ class SampleText(pl.Callback):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """The best ``save_top_k`` by val_loss and always the newest, each a folder ``step-00001200``."""
+    """The best ``save_top_k`` by ``monitor`` and always the newest, each a folder ``step-00001200``."""
 
     FILE_EXTENSION = ""
 
-    def __init__(self, folder: Path, save_top_k: int) -> None:
+    def __init__(self, folder: Path, save_top_k: int, monitor: str = "val_loss", mode: str = "min") -> None:
         super().__init__(
             dirpath=folder,
             filename="step-{step:08d}",
-            monitor="val_loss",
-            mode="min",
+            monitor=monitor,
+            mode=mode,
             save_top_k=save_top_k,
             auto_insert_metric_name=False,
             save_on_train_epoch_end=False,
@@ -221,8 +221,10 @@ class RunCheckpoint(ModelCheckpoint):
         """The best ones that are still there: the run may have been moved, and others removed since it was saved."""
         folder = Path(str(self.dirpath))
         here = {str(folder / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
-        there = sorted((float(score), path) for path, score in here.items() if (Path(path) / MANIFEST).is_file())
-        self.best_k_models = {path: here[path] for _, path in there[: self.save_top_k]}
+        sign = 1 if self.mode == "min" else -1
+        there = sorted((sign * float(score), path) for path, score in here.items() if (Path(path) / MANIFEST).is_file())
+        kept = there if self.save_top_k < 0 else there[: self.save_top_k]
+        self.best_k_models = {path: here[path] for _, path in kept}
         if self.best_k_models:
             paths = list(self.best_k_models)
             self.best_model_path, self.best_model_score = paths[0], self.best_k_models[paths[0]]
