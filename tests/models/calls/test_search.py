@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyformer.core.errors import CallError, SettingsError
@@ -217,3 +218,31 @@ def test_a_mask_is_found_for_a_model_that_drops_out_in_eval_mode() -> None:
     assert [(a.role, a.form) for a in plan.extras] == [("causal_mask", "keep")]
     assert plan.causal
     assert next(f.verdict for f in plan.findings if f.name == "repeat") == "warn"
+
+
+@pytest.mark.parametrize("shape", ["B, T, T", "B, 1, T, T"])
+def test_a_square_mask_that_could_be_of_padding_is_tried_as_causal(shape: str) -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.e, self.mix, self.out = nn.Embedding(50, 16), nn.Linear(16, 48), nn.Linear(16, 50)
+
+        def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+            B, T = tokens.shape
+            if attention_mask.shape != ((B, T, T) if shape == "B, T, T" else (B, 1, T, T)):
+                raise ValueError(f"a mask of {tuple(attention_mask.shape)}")
+            x = self.e(tokens)
+            q, k, v = (part[:, None] for part in self.mix(x).chunk(3, -1))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask.view(B, 1, T, T))
+            return self.out(x + y[:, 0])  # type: ignore[no-any-return]
+
+    module = Given().eval()
+    plan = infer_call_plan(module)
+    assert plan.causal
+    told = next(f for f in plan.findings if f.name == "causal mask")
+    assert (told.verdict, told.measured) == ("ok", f"attention_mask ({shape}) bool, 1 = keep, causal")
+    ids = torch.randint(0, 50, (2, 7))
+    mask = torch.ones(2, 7, 7, dtype=torch.bool).tril()
+    right = module(ids, mask if shape == "B, T, T" else mask[:, None])
+    torch.testing.assert_close(call_logits(module, plan, ids), right)

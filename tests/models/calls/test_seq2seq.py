@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyformer.core.errors import CallError
@@ -562,3 +563,45 @@ def test_a_targets_mask_may_be_one_of_padding() -> None:
     plan = planned(PaddingOfBoth())
     assert (plan.mask_arg, plan.mask_shape, plan.mask_form) == ("src_mask", "BT", "keep")
     assert [(a.name, a.role, a.shape, a.form) for a in plan.extras] == [("tgt_mask", "target_mask", "BS", "keep")]
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("labels", ["labels", "targets"])
+def test_labels_without_which_the_last_position_alone_comes_out(labels: str, both: bool) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.e, self.places = nn.Embedding(60, 16), nn.Embedding(40, 16)
+            self.tf = nn.Transformer(16, 2, 1, 1, 32, dropout=0.0, batch_first=True)
+            self.head = nn.Linear(16, 60, bias=False)
+
+        def states(self, src: Tensor, tgt: Tensor) -> Tensor:
+            x, y = (self.e(ids) + self.places(torch.arange(ids.shape[1])) for ids in (src, tgt))
+            mask = nn.Transformer.generate_square_subsequent_mask(tgt.shape[1])
+            return self.tf(x, y, tgt_mask=mask)  # type: ignore[no-any-return]
+
+        def given(self, src: Tensor, tgt: Tensor, labels: Tensor | None) -> Any:
+            h = self.states(src, tgt)
+            if labels is None:
+                last = self.head(h[:, [-1]])
+                return (last, None) if both else last
+            logits = self.head(h)
+            loss = F.cross_entropy(logits.view(-1, 60), labels.view(-1))
+            return (logits, loss) if both else loss
+
+    class WithLabels(Last):
+        def forward(self, src: Tensor, tgt: Tensor, labels: Tensor | None = None) -> Any:
+            return self.given(src, tgt, labels)
+
+    class WithTargets(Last):
+        def forward(self, src: Tensor, tgt: Tensor, targets: Tensor | None = None) -> Any:
+            return self.given(src, tgt, targets)
+
+    module = (WithLabels() if labels == "labels" else WithTargets()).eval()
+    plan = infer_call_plan(module)
+    assert (plan.family, plan.token_arg, plan.target_arg) == ("encoder_decoder", "src", "tgt")
+    assert not [f for f in plan.findings if f.verdict == "fail"]
+    src, tgt = torch.randint(0, 60, (3, 8)), torch.randint(0, 60, (3, 6))
+    right = module.head(module.states(src, tgt))
+    torch.testing.assert_close(call_logits(module, plan, src, target_ids=tgt), right)

@@ -135,7 +135,9 @@ def _causality(
     if base.causal and not plan.extras:
         base = measure(prober, plan)  # a leak that begins at one length only, a mask may close
     given = [a for a in plan.extras if "causal" in a.role]
-    if base.decodes or (base.causal and not given):
+    # nothing is seen through a mask that hides all: of a square one as padding, in the wrong polarity
+    square = plan.mask_arg is not None and plan.mask_shape in ("BTT", "B1TT")
+    if base.decodes or (base.causal and not given and not square):
         return plan, [_given_finding(given[0], base)] if given else []
     for parameter in flags:
         for value in (True, False):

@@ -171,6 +171,18 @@ def _drafts(module: nn.Module, stated: Stated) -> Iterator[CallPlan]:
         for given in chain(assignments(lists), alike(lists)) if lists else [()]:
             plan = blank(token_arg, given)
             yield replace(plan, family="encoder_decoder", target_arg=target)
+        for p in parameters:  # without labels some give the last position alone
+            if (
+                _LABELS.fullmatch(p.name.lower())
+                and p.name not in (target, token_arg)
+                and p not in others
+                and not lists
+            ):
+                yield replace(
+                    blank(token_arg, (Argument(p.name, "target_ids", "BS"),)),
+                    family="encoder_decoder",
+                    target_arg=target,
+                )
 
 
 def whose(name: str, token_arg: str, target: str) -> Hint:
