@@ -35,7 +35,7 @@ COUNT, FAIL, SHORT, LOSE, KILL, SIGNAL = range(6)
 class Fault:
     """What happens at the ``at``-th I/O call of ``kinds`` under ``folder``, counted from 1 (0: calls are only counted).
 
-    number: the errno, or the signal. sticky: at each call from there on.
+    number: the errno, or the signal. sticky: at each call from there on; of signals, at the next one, too.
     """
 
     folder: str
@@ -137,9 +137,11 @@ class Server:
         assert code == 0, f"{call} ended with {code}:\n{job.output()}"
         return json.loads(job.made.read_text())
 
-    def train(self, *argv: str, cwd: Path, fault: Fault | None = None, **env: str) -> Job:
-        """Start ``anyformer train ARGV`` as a process."""
-        return self.start("tests.faults.server:train", cwd=cwd, fault=fault, argv=list(argv), env=env)
+    def train(self, *argv: str, cwd: Path, fault: Fault | None = None, trace: Path | None = None) -> Job:
+        """Start ``anyformer train ARGV`` as a process; where it ends by itself, its I/O calls are written to trace."""
+        return self.start(
+            "tests.faults.server:train", cwd=cwd, fault=fault, argv=list(argv), trace=trace and str(trace)
+        )
 
 
 @dataclass
@@ -168,17 +170,24 @@ class Job:
             self.code = self.server._ask(wait=self.pid, timeout=0)
         return self.code
 
+    def kill(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
     def output(self) -> str:
         """What it wrote to stdout and stderr."""
         return self.said.read_text(errors="replace") if self.said.exists() else ""
 
 
-def train(argv: list[str], env: dict[str, str]) -> None:
+def train(argv: list[str], trace: str | None) -> None:
     """The command itself, in this process."""
     from anyformer import cli
 
-    os.environ.update(env)
-    sys.exit(cli.main(["train", *argv]))
+    code = cli.main(["train", *argv])
+    if trace:
+        Path(trace).write_text("\n".join(disarm()[1]))
+    sys.exit(code)
 
 
 def _start(job: dict[str, Any]) -> int:

@@ -73,7 +73,7 @@ static int due(int kind, const char *path) {
         traced += snprintf(trace + traced, TRACE - traced, "%s %s\n", name_of(kind), path + prefix_length);
     if (action == COUNT || !at || !(sticky ? now >= at : now == at)) return 0;
     if (action == KILL) { kill(getpid(), SIGKILL); pause(); }
-    if (action == SIGNAL) { kill(getpid(), number); return 0; }
+    if (action == SIGNAL) { if (now <= at + sticky) kill(getpid(), number); return 0; } /* sticky: how many more times */
     return action;
 }
 

@@ -99,19 +99,39 @@ class BestAt12(Small):
         return super().forward(tokens) / (1 + (self.steps - 12).abs())
 
 
-def test_the_best_k_and_the_newest_are_kept(fit: Fit) -> None:
+def test_the_best_k_and_the_two_newest_are_kept(fit: Fit) -> None:
     result = fit(BestAt12(), max_steps=30, eval_every=3, save_top_k=2)
     losses = val_losses(result.run_path)
     assert sorted(losses) == list(range(3, 31, 3))
     best = sorted(losses, key=losses.__getitem__)[:2]
     kept = {int(path.name[5:]) for path in (result.run_path / "checkpoints").iterdir()}
-    assert kept == {*best, 30}
+    assert kept == {*best, 27, 30}
     assert best[0] == 12
     assert result.results["best_checkpoint"] == f"checkpoints/step-{best[0]:08d}"
     assert any(finding.name == "weights" and finding.measured == f"of step {best[0]}" for finding in result.findings)
     stored = read_weights(result.run_path / result.results["best_checkpoint"])
     assert all(torch.equal(stored[name], value) for name, value in result.adapter.model.state_dict().items())
     assert not result.adapter.model.training
+
+
+def test_none_is_removed_before_its_successor_was_read_back(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anyformer.core.errors import CheckpointError
+    from anyformer.runs import checkpoints
+
+    plain = checkpoints.read_back
+
+    def lost(path: Path, expected: str) -> None:
+        plain(path, expected if "step-00000008" not in str(path) else "0" * 64)
+
+    monkeypatch.setattr(checkpoints, "read_back", lost)
+    with pytest.raises(CheckpointError, match="step-00000008 could not be written"):
+        fit(max_steps=12, eval_every=2, save_top_k=1)
+    kept = sorted(path.name for path in (tmp_path / "runs/run/checkpoints").iterdir())
+    assert {"step-00000004", "step-00000006"} <= set(kept)
+    assert len(kept) <= 3  # the best one, where it is another
+    assert all(checkpoints.verify_checkpoint(tmp_path / "runs/run/checkpoints" / name) for name in kept)
 
 
 def test_early_stopping(fit: Fit) -> None:

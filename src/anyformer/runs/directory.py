@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -66,7 +66,7 @@ class RunDirectory:
                 anyformer=environment.own_version(),
                 format=FORMAT,
                 name=path.name,
-                id=uuid.uuid4().hex,  # tells it from another of its name, in a backup
+                id=secrets.token_hex(8),  # tells it from another of its name, in its checkpoints and in a backup
                 state="running",
                 created=now(),
                 finished=None,

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
+from anyformer.core.errors import CheckpointError
 from anyformer.core.protocols import Progress, View
 from anyformer.runs.checkpoints import MANIFEST
 from anyformer.training.adapter import UniversalModelAdapter, log_interval
@@ -172,7 +174,10 @@ class SampleText(pl.Callback):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """The best ``save_top_k`` by ``monitor`` and always the newest, each a folder ``step-00001200``."""
+    """The best ``save_top_k`` by ``monitor`` and always the two newest, each a folder ``step-00001200``.
+
+    An older one goes only once its successor is on the disk and was read back (DirectoryCheckpointIO does both).
+    """
 
     FILE_EXTENSION = ""
 
@@ -188,6 +193,10 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._newest: str | None = None
+        self._previous: str | None = None
+        self._there: list[
+            str
+        ] = []  # all that were saved and not removed: what a kill kept from being removed goes later
 
     def path_of(self, step: int) -> str:
         """Where the checkpoint of a step lies."""
@@ -195,31 +204,52 @@ class RunCheckpoint(ModelCheckpoint):
 
     def save_now(self, trainer: pl.Trainer) -> Path:
         """Save the state as it is, if this step is not saved yet; the newest before it goes unless it is a best one."""
+        newest = self.path_of(trainer.global_step)
         if self._last_global_step_saved != trainer.global_step:
-            self._save_checkpoint(trainer, self.path_of(trainer.global_step))
-        self._replace_newest(trainer)
-        return Path(self.path_of(trainer.global_step))
+            self._save_checkpoint(trainer, newest)
+        if self._newest != newest:
+            self._newest, self._previous = newest, self._newest
+        self._remove_others(trainer)
+        return Path(newest)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        if filepath not in self._there:
+            self._there.append(filepath)
+        super()._save_checkpoint(trainer, filepath)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if trainer.global_step:  # resumed: its checkpoint is the newest
             self._newest = self.path_of(trainer.global_step)
             self._last_global_step_saved = trainer.global_step
+            self._there = [path for path in self._there if (Path(path) / MANIFEST).is_file()]
+            before = [path for path in self._there if path < self._newest]
+            self._previous = max(before, default=None)
+            self._remove_others(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.save_now(trainer)
 
-    def _replace_newest(self, trainer: pl.Trainer) -> None:
-        newest = self.path_of(trainer.global_step)
-        if self._newest not in (None, newest) and self._newest not in self.best_k_models:
-            self._remove_checkpoint(trainer, str(self._newest))
-        self._newest = newest
+    def _remove_others(self, trainer: pl.Trainer) -> None:
+        """All but the best and the two newest; one that the disk does not let go of is tried again the next time."""
+        kept = {self._newest, self._previous, *self.best_k_models}
+        for path in [path for path in self._there if path not in kept]:
+            try:
+                self._remove_checkpoint(trainer, path)
+            except CheckpointError as error:
+                warnings.warn(f"{error.what}; training goes on", stacklevel=2)
+            else:
+                self._there.remove(path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "there": [Path(path).name for path in self._there]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The best ones that are still there: the run may have been moved, and others removed since it was saved."""
         folder = Path(str(self.dirpath))
+        self._there = [str(folder / name) for name in state_dict.get("there", [])]
         here = {str(folder / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
         sign = 1 if self.mode == "min" else -1
         there = sorted((sign * float(score), path) for path, score in here.items() if (Path(path) / MANIFEST).is_file())
@@ -231,8 +261,7 @@ class RunCheckpoint(ModelCheckpoint):
             self.kth_best_model_path, self.kth_value = paths[-1], self.best_k_models[paths[-1]]
 
     def _should_remove_checkpoint(self, trainer: pl.Trainer, previous: str, current: str) -> bool:
-        # a checkpoint that left the best k is still the newest one until the next is written
-        return previous != self._newest and super()._should_remove_checkpoint(trainer, previous, current)
+        return False  # that is done after each save, by one rule: _remove_others
 
 
 class KeepRandomState(pl.Callback):

@@ -37,7 +37,15 @@ from anyformer.training.objective import asked, proofs_on_batch, require_trainab
 from anyformer.training.precision import choose_precision
 from anyformer.training.prepare import prepare_text, settings_of_module
 from anyformer.training.record import begin_run, new_run, rebuilds, recorded_end
-from anyformer.training.resume import ResumePoint, goes_on, resume_point, same_data, same_precision, with_own_place
+from anyformer.training.resume import (
+    ResumePoint,
+    goes_on,
+    resume_point,
+    run_of,
+    same_data,
+    same_precision,
+    with_own_place,
+)
 from anyformer.training.samples import require_prompt, sample_writer
 from anyformer.training.streams import stream_end
 from anyformer.training.text import Text
@@ -86,9 +94,10 @@ def run_training(
         max_length, notes = choose_max_length(settings.max_length, plan)
         if settings.resume is None:
             require_writable(settings.output_dir)  # before minutes of reading
-        resumed = resume_point(settings, max_length, view) if settings.resume else None
-        if resumed is not None:
-            held.enter_context(resumed.run.locked())
+        resumed = None
+        if settings.resume:
+            held.enter_context(run_of(settings.resume).locked())  # before anything of it is set aside
+            resumed = resume_point(settings, max_length, view)
             settings = with_own_place(settings, resumed.run)
         text = prepare_text(
             settings,

@@ -72,7 +72,7 @@ def build_trainer(
         precision=LIGHTNING_NAMES[effective.precision],  # type: ignore[arg-type]
         logger=[metrics],
         callbacks=callbacks,
-        plugins=[DirectoryCheckpointIO()],
+        plugins=[DirectoryCheckpointIO(run.manifest.get("id"))],
         max_epochs=-1,
         max_steps=effective.total_steps,
         accumulate_grad_batches=settings.accumulate_grad_batches,

@@ -17,8 +17,9 @@ from anyformer.core.names import run_folder
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.models.source import LoadedModel, Provenance, load_model
-from anyformer.runs.checkpoints import list_checkpoints, newest_good, step_of, verify_checkpoint
+from anyformer.runs.checkpoints import list_checkpoints, newest_good, require_own, step_of
 from anyformer.runs.directory import RunDirectory
+from anyformer.runs.leftovers import clear_up
 from anyformer.runs.rebuild import stored_model
 from anyformer.training.effective import Effective
 from anyformer.training.text import Text
@@ -84,8 +85,9 @@ def require_same_model(run: RunDirectory, given: LoadedModel) -> None:
 def resume_point(settings: TrainSettings, max_length: int, view: View) -> ResumePoint:
     """The run and its newest good checkpoint (or the one named), damaged ones set aside and said aloud.
 
-    Raises SettingsError where a setting differs that decides which sample comes next, CheckpointError where there is
-    no checkpoint, CorruptCheckpoint where none is intact.
+    Call it while the run is locked: what a killed process left half-done is cleared up. Raises SettingsError where a
+    setting differs that decides which sample comes next, CheckpointError where there is no checkpoint,
+    CorruptCheckpoint where none is intact.
     """
     named = Path(str(settings.resume)).expanduser()
     run = run_of(named)
@@ -111,8 +113,9 @@ def resume_point(settings: TrainSettings, max_length: int, view: View) -> Resume
         findings.append(Finding("checkpoint", "warn", error.what, reason=f"set aside as {path.name}"))
         view.finding(findings[-1])
 
-    if named.parent.name == "checkpoints":
-        verify_checkpoint(named)
+    clear_up(run.path)
+    if named.parent.name == "checkpoints" and named != run.path:
+        require_own(named, run.path)
         checkpoint = named
     else:
         checkpoint = newest_good(run.path, report)
