@@ -208,7 +208,9 @@ def signalled(runs: Runs, name: str, drawn: random.Random, *, twice: bool) -> li
     """SIGTERM or SIGINT at a call inside training: saved, and 143 or 130; a second one at the next call: at once."""
     number = drawn.choice([signal.SIGTERM, signal.SIGINT])
     first = next(i for i, call in enumerate(runs.calls, 1) if "metrics.csv" in call)
-    last = next(i for i, call in enumerate(runs.calls, 1) if f"step-{STEPS:08d}" in call)
+    last = max(
+        i for i, call in enumerate(runs.calls, 1) if "write samples.jsonl" in call
+    )  # after training: it is measured
     at = drawn.randint(first, last)
     where = f"{number.name}{' twice' if twice else ''} at call {at} of {len(runs.calls)}, {runs.calls[at - 1]!r}"
     job = runs.start(name, (SIGNAL, at, int(number), twice))

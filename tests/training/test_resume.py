@@ -22,7 +22,7 @@ from small_models import Small, small_text
 from torch import Tensor
 
 from anyformer import cli
-from anyformer.core.errors import DataError, Interrupted, SettingsError
+from anyformer.core.errors import CorruptCheckpoint, DataError, Interrupted, SettingsError
 from anyformer.core.settings import TrainSettings
 from anyformer.training import fusedhead
 from anyformer.training.callbacks import StopOnSignal
@@ -220,6 +220,45 @@ def test_ctrl_c_while_measuring_after_the_last_step_loses_nothing(
     result = fit(resume=str(tmp_path / "runs" / "run"))
     assert result.results["steps"] == 12
     assert result.results["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_measuring_leaves_at_once_and_in_order(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
+) -> None:
+    def swallowing(*args: Any, **keywords: Any) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except Exception:  # noqa: BLE001 (as a model's own code may do)
+            pytest.fail("held back")
+
+    monkeypatch.setattr("anyformer.training.measure.score_tokens", swallowing)
+    with pytest.raises(Interrupted, match="stopped at step 12 of 12") as caught:
+        fit()
+    assert caught.value.exit_code == 128 + number
+    assert json.loads((tmp_path / "runs/run/run.json").read_text())["state"] == "interrupted"
+
+
+def test_leftovers_of_a_kill_are_gone_after_resuming(fit: Fit, stopped: Path) -> None:
+    half = stopped / "checkpoints" / ".step-00000008.abcd0123.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    (stopped / ".run.json.abcd0123.tmp").write_text("{")
+    fit(resume=str(stopped))
+    assert not half.exists()
+    assert not list(stopped.glob(".*.tmp"))
+
+
+def test_another_runs_checkpoint_is_not_gone_on_from(fit: Fit, stopped: Path) -> None:
+    other = fit(module(seed=8), name="other", max_steps=6)
+    for file in (other.run_path / "checkpoints" / "step-00000006").iterdir():
+        (stopped / "checkpoints" / "step-00000006" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(CorruptCheckpoint, match="step-00000006 is another run's"):
+        fit(resume=str(stopped / "checkpoints" / "step-00000006"))
+    result = fit(resume=str(stopped))
+    assert any("step-00000006 is another run's" in str(finding.measured) for finding in result.findings)
+    assert weights(result) == weights(fit(module(), name="unbroken"))
 
 
 @pytest.fixture

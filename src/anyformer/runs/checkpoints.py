@@ -337,7 +337,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(raw)
         intact = manifest["sha256"] == _digest(manifest) and raw == _text(manifest)
         intact = intact and set(manifest["files"]) == {MODEL, STATE}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptCheckpoint(f"{what} is not readable", detail=f"{file}: {error}") from error
     if not intact:
         raise CorruptCheckpoint(f"{what} does not match its hash", detail=str(file))

@@ -304,14 +304,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what clusters and containers send before they kill."""
 
 
-class StopRequested(Exception):
-    """Leaves Lightning's loop after the step that a signal interrupted was finished and saved."""
+class StopRequested(BaseException):
+    """Leaves Lightning's loop after the step that a signal interrupted was finished and saved.
+
+    Like KeyboardInterrupt no Exception: a model's or a library's own ``except Exception`` must not hold it.
+    """
 
 
 class StopOnSignal(pl.Callback):
     """Ctrl-C finishes the step (and the evaluation that belongs to it), saves, and leaves; a second one leaves at once.
 
-    Use ``listening`` around ``trainer.fit``: Lightning itself answers a KeyboardInterrupt by ending the process.
+    What follows training has nothing to save: there the first one leaves at once. Use ``listening`` around
+    ``trainer.fit`` and what the run does after it: Lightning itself answers a KeyboardInterrupt by ending the process.
     """
 
     def __init__(self, checkpoint: RunCheckpoint, view: View) -> None:
@@ -358,6 +362,10 @@ class StopOnSignal(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._training = False
+        self._leave(trainer)  # where it came after the last evaluation
 
     def _leave(self, trainer: pl.Trainer) -> None:
         if self._asked:

@@ -225,16 +225,16 @@ def _fit_and_judge(
     try:
         with fit.stop.listening():
             fit.trainer.fit(adapter, datamodule=text.datamodule, ckpt_path=checkpoint, weights_only=True)
-        findings += stream_end(text.datamodule)
-        findings += [adapter.loss_path.finding] if adapter.loss_path.finding is not None else []
-        results = _judge(run, fit, adapter, text, effective, settings.batch_size, findings, view)
-        if writer is not None:
-            view.status("writing samples")
-            best = results["best_checkpoint"]
-            writer(step_of(Path(best)) if best else results["steps"])  # whose weights are in place
+            findings += stream_end(text.datamodule)
+            findings += [adapter.loss_path.finding] if adapter.loss_path.finding is not None else []
+            results = _judge(run, fit, adapter, text, effective, settings.batch_size, findings, view)
+            if writer is not None:
+                view.status("writing samples")
+                best = results["best_checkpoint"]
+                writer(step_of(Path(best)) if best else results["steps"])  # whose weights are in place
+            run.update(results=results, findings=[finding.to_dict() for finding in findings])
     except (StopRequested, KeyboardInterrupt) as stop:
         raise _interrupted(run, fit, begin) from stop
-    run.update(results=results, findings=[finding.to_dict() for finding in findings])
     return TrainResult(
         run.path, results, findings, writer.latest if writer else [], fit.trainer, adapter, text.tokenizer
     )
