@@ -86,6 +86,8 @@ def train(
     label_smoothing: float | None = None,
     early_stopping_patience: int | None = None,
     save_top_k: int | None = None,
+    save_every: str | None = None,
+    max_time: str | None = None,
     eval_every: int | None = None,
     log_every: int | None = None,
     precision: Precision | None = None,

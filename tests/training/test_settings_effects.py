@@ -406,6 +406,8 @@ def everything(tmp_path: Path) -> dict[str, Any]:
         "label_smoothing": 0.15,
         "early_stopping_patience": 4,
         "save_top_k": 2,
+        "save_every": "30m",
+        "max_time": "2h",
         "eval_every": 2,
         "log_every": 3,
         "precision": "32",

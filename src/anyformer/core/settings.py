@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from anyformer.core.durations import seconds_of
 from anyformer.core.errors import SettingsError
 
 Precision = Literal["auto", "32", "16", "bf16"]
@@ -122,6 +123,12 @@ class TrainSettings:
     """Evaluations without a better held-out loss before the run ends; off where not given."""
     save_top_k: int = 3
     """Best checkpoints to keep, beside the newest."""
+    save_every: str = "10m"
+    """A checkpoint whenever this time has passed since the last (10m, 1h30m, 45s), and at each epoch's end, beside
+    those at evaluations; "never" saves at evaluations only."""
+    max_time: str | None = None
+    """End in order before this time is up (11h30m, 90m, 45s, 11:30:00; a number needs a unit): the step is finished and
+    saved, and --resume goes on with as much time again. The schedule is not shortened."""
     eval_every: int | None = None
     """Optimizer steps between evaluations; a tenth of the run, at most one epoch, where not given."""
     log_every: int | None = None
@@ -152,7 +159,14 @@ class TrainSettings:
         _positive(
             self,
             *("vocab_size", "max_length", "batch_size", "accumulate_grad_batches", "max_epochs", "max_steps"),
-            *("learning_rate", "early_stopping_patience", "save_top_k", "eval_every", "log_every", "shuffle_buffer"),
+            *(
+                "learning_rate",
+                "early_stopping_patience",
+                "save_top_k",
+                "eval_every",
+                "log_every",
+                "shuffle_buffer",
+            ),
         )
         for name in ("val_split", "label_smoothing", "beta1", "beta2"):
             _within(self, name, 0.0, 1.0)
@@ -168,6 +182,10 @@ class TrainSettings:
                 "val_split is 0 and no val_data is given: there would be no held-out text to judge the model by",
                 fix="give --val_split 0.1 or --val_data FILE",
             )
+        if self.max_time is not None:
+            seconds_of(self.max_time, "max_time")
+        if self.save_every != "never":
+            seconds_of(self.save_every, "save_every")
         if self.max_length == 1:
             raise SettingsError("max_length is 1; a sequence needs at least 2 tokens to predict one from another")
         if self.name is not None and not _is_folder_name(self.name):

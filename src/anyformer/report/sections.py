@@ -60,6 +60,10 @@ def verdict(run: dict[str, Any], rows: Rows) -> Verdict:
     if state == "interrupted":
         sentence = f"Interrupted at step {step}" if step else "Interrupted before the first step was recorded"
         return Verdict("plain", MARKS["warn"], sentence, _sentences(quality.sentence if quality else None, error))
+    if state == "paused":
+        total = number(_part(run, "effective").get("total_steps"))
+        sentence = f"Paused at step {step} of {count(total)}: max_time was up" if step and total else "Paused"
+        return Verdict("plain", MARKS["note"], sentence, quality.sentence if quality else "")
     if state == "running":
         total = number(_part(run, "effective").get("total_steps"))
         of = f" of {count(total)}" if total else ""

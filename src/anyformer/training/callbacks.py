@@ -159,10 +159,27 @@ class SampleText(pl.Callback):
     def __init__(self, total_steps: int, write: Callable[[int], None]) -> None:
         self._moments = {total_steps // 2}
         self._write = write
+        self.seconds = 0.0
+        """How long it took the last time."""
+
+    def due(self, step: int) -> bool:
+        """Whether samples are written after this step."""
+        return step in self._moments
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+    def _write_now(self, step: int) -> None:
+        begin = time.monotonic()
+        self._write(step)
+        self.seconds = time.monotonic() - begin
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
-            self._write(0)
+            self._write_now(0)
         self._moments = {step for step in self._moments if step > trainer.global_step}
 
     def on_train_batch_end(
@@ -170,7 +187,7 @@ class SampleText(pl.Callback):
     ) -> None:
         if trainer.global_step in self._moments:
             self._moments.discard(trainer.global_step)
-            self._write(trainer.global_step)
+            self._write_now(trainer.global_step)
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -197,6 +214,18 @@ class RunCheckpoint(ModelCheckpoint):
         self._there: list[
             str
         ] = []  # all that were saved and not removed: what a kill kept from being removed goes later
+        self.saved_at = 0.0
+        """When the last one was saved, as time.monotonic gives it."""
+        self.save_seconds = 0.0
+        """How long that took, and the longest of them."""
+        self.longest_save = 0.0
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        begin = time.monotonic()
+        super()._save_checkpoint(trainer, filepath)
+        self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - begin
+        self.longest_save = max(self.longest_save, self.save_seconds)
 
     def path_of(self, step: int) -> str:
         """Where the checkpoint of a step lies."""
@@ -357,7 +386,7 @@ class StopOnSignal(pl.Callback):
     ) -> None:
         # where an evaluation follows it still takes place: a resumed run would go on behind it
         if self._asked and not trainer.fit_loop._should_accumulate() and not evaluation_follows(trainer):
-            _write_row(trainer, pl_module, batch)
+            write_row(trainer, pl_module, batch)
             self._leave(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -373,10 +402,13 @@ class StopOnSignal(pl.Callback):
             raise StopRequested
 
 
-def _write_row(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, torch.Tensor]) -> None:
-    """The row of metrics of the step just done: the hook that logs it comes after the one that is left early."""
+def write_row(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The row of metrics of the step just done, before the checkpoint of it; empty where none is due.
+
+    The hook that logs it comes after the callbacks' own, and a run that is left or killed here would lack it.
+    """
     row = pl_module.take_row(batch) if isinstance(pl_module, UniversalModelAdapter) else {}
-    if row:
+    if row and trainer.global_step % log_interval(trainer) == 0:  # where Lightning writes one, too
         rate = trainer.callback_metrics.get("tokens_per_second")
         # in float32 as Lightning's own rows, so that an interrupted run's table equals an unbroken one's
         figures = {name: float(torch.tensor(value)) for name, value in row.items()}
@@ -385,3 +417,4 @@ def _write_row(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[s
             logger.log_metrics(
                 figures | ({} if rate is None else {"tokens_per_second": float(rate)}), trainer.global_step
             )
+    return row

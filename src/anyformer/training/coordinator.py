@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from anyformer.core.durations import seconds_of
 from anyformer.core.errors import CorruptCheckpoint, Interrupted
 from anyformer.core.findings import Finding
 from anyformer.core.names import default_run_name
@@ -32,6 +33,7 @@ from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.callbacks import StopRequested
 from anyformer.training.effective import Effective, choose_device, choose_max_length, derive
 from anyformer.training.fit import Fit, build_trainer, quiet_lightning
+from anyformer.training.intime import Budget, OutOfTime
 from anyformer.training.measure import measure
 from anyformer.training.objective import asked, proofs_on_batch, require_trainable
 from anyformer.training.precision import choose_precision
@@ -85,6 +87,7 @@ def run_training(
     finished_ok: resuming a finished run measures it anew instead of being refused.
     Raises an AnyformerError that says what to do; whatever was trained until then is saved.
     """
+    began = time.monotonic()
     view = view or PlainView()
     if isinstance(datamodule, AdaptiveTokenizerDataModule):
         settings = settings_of_module(settings, datamodule)
@@ -142,7 +145,8 @@ def run_training(
         with recorded_end(run, time.monotonic() - (run.manifest.get("seconds") or 0.0)):
             begin_run(run, loaded, settings, effective, findings, command)
             view.stage("run", str(run.path), f"{effective.total_steps:,} steps in {precision}: {why.reason}")
-            return _fit_and_judge(run, loaded.module, plan, text, settings, effective, findings, resumed, view)
+            budget = Budget(began, seconds_of(settings.max_time, "max_time")) if settings.max_time else None
+            return _fit_and_judge(run, loaded.module, plan, text, settings, effective, findings, resumed, budget, view)
 
 
 def _proven(loaded: LoadedModel, plan: CallPlan, text: Text, device: torch.device, view: View) -> list[Finding]:
@@ -196,6 +200,7 @@ def _fit_and_judge(
     effective: Effective,
     findings: list[Finding],
     resumed: ResumePoint | None,
+    budget: Budget | None,
     view: View,
 ) -> TrainResult:
     """Train, put the best weights in place, measure and sample."""
@@ -221,14 +226,29 @@ def _fit_and_judge(
     adapter.proven = True  # a moment ago, on the same kind of batch
     writer = sample_writer(run, module, plan, text, settings, effective.max_length)
     checkpoint = resumed.checkpoint if resumed else None
-    fit = build_trainer(run, settings, effective, writer, view, resume_from=checkpoint)
+    fit = build_trainer(
+        run,
+        settings,
+        effective,
+        writer,
+        view,
+        resume_from=checkpoint,
+        budget=budget,
+        held_out_blocks=text.val_blocks,
+    )
+    paused = False
     try:
         with fit.stop.listening():
-            fit.trainer.fit(adapter, datamodule=text.datamodule, ckpt_path=checkpoint, weights_only=True)
+            try:
+                fit.trainer.fit(adapter, datamodule=text.datamodule, ckpt_path=checkpoint, weights_only=True)
+            except OutOfTime:
+                paused = True
+                findings.append(_paused(run, fit, str(settings.max_time), view))
             findings += stream_end(text.datamodule)
             findings += [adapter.loss_path.finding] if adapter.loss_path.finding is not None else []
             results = _judge(run, fit, adapter, text, effective, settings.batch_size, findings, view)
-            if writer is not None:
+            results |= {"out_of_time": paused, "stopped_early": not paused and results["steps"] < effective.total_steps}
+            if writer is not None and not paused:  # a resumed run writes its own
                 view.status("writing samples")
                 best = results["best_checkpoint"]
                 writer(step_of(Path(best)) if best else results["steps"])  # whose weights are in place
@@ -259,10 +279,15 @@ def _judge(
         "best_checkpoint": f"{run.checkpoints.name}/{best.name}" if best else None,
         "tokens_per_second": fit.progress.tokens_per_second,
         "train_seconds": fit.progress.train_seconds,
-        "stopped_early": last < effective.total_steps,
     }
-    view.status("measuring the held-out loss")
     score = fit.checkpoint.best_model_score
+    if fit.in_time is not None and (needed := fit.in_time.measuring_seconds()) > fit.in_time.budget.left:
+        reason = f"about {duration(needed)} are needed, more than is left: anyformer evaluate {run.path}"
+        findings.append(Finding("held-out text", "warn", "not measured as a whole", reason=reason))
+        view.finding(findings[-1])
+        adapter.eval().cpu()
+        return {**results, "val_loss": None if best is None or score is None else float(score)}
+    view.status("measuring the held-out loss")
     measured = measure(
         adapter.model,
         adapter.call_plan,
@@ -300,6 +325,13 @@ def _restore_best(fit: Fit, adapter: UniversalModelAdapter, last: int, findings:
         findings.append(Finding("weights", "note", f"of step {step_of(folder):,}", reason=reason))
         return folder
     return None
+
+
+def _paused(run: RunDirectory, fit: Fit, max_time: str, view: View) -> Finding:
+    where = f"paused at step {fit.trainer.global_step:,} of {fit.progress.total_steps:,}"
+    finding = Finding("max_time", "note", where, max_time, f"to go on: anyformer train --resume {run.path}")
+    view.finding(finding)
+    return finding
 
 
 def _interrupted(run: RunDirectory, fit: Fit, begin: float) -> Interrupted:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
+from anyformer.core.durations import seconds_of
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.runs.checkpoints import DirectoryCheckpointIO, step_of
@@ -28,6 +29,7 @@ from anyformer.training.callbacks import (
     StopOnSignal,
 )
 from anyformer.training.effective import Effective
+from anyformer.training.intime import Budget, SaveInTime, StopInTime
 from anyformer.training.precision import LIGHTNING_NAMES
 from anyformer.training.samples import SampleWriter
 
@@ -42,6 +44,8 @@ class Fit:
     checkpoint: RunCheckpoint
     progress: ShowProgress
     stop: StopOnSignal
+    in_time: StopInTime | None
+    """None where the run may take as long as it wants."""
 
 
 def build_trainer(
@@ -52,19 +56,31 @@ def build_trainer(
     view: View,
     *,
     resume_from: Path | None,
+    budget: Budget | None = None,
+    held_out_blocks: int = 0,
 ) -> Fit:
-    """The trainer of one run on one device; ``resume_from`` is the checkpoint it will go on from."""
+    """The trainer of one run on one device; ``resume_from`` is the checkpoint it will go on from.
+
+    held_out_blocks: what will be measured at the end, which a run with a budget leaves time for.
+    """
     checkpoint = RunCheckpoint(run.checkpoints.resolve(), settings.save_top_k)
     progress = ShowProgress(view, effective.total_steps)
     stop = StopOnSignal(checkpoint, view)
     callbacks: list[pl.Callback] = [progress, LogThroughput(progress), EvaluateEvery(effective.eval_every)]
     callbacks += [EndAt(effective.total_steps), KeepRandomState()]
-    if writer is not None:
-        callbacks.append(SampleText(effective.total_steps, writer))
+    samples = SampleText(effective.total_steps, writer) if writer is not None else None
+    if samples is not None:
+        callbacks.append(samples)
     if settings.early_stopping_patience is not None:
         patience = settings.early_stopping_patience
         callbacks.append(EarlyStop("val_loss", patience=patience, mode="min", check_on_train_epoch_end=False))
     callbacks += [checkpoint, stop]  # last: what the others changed in a step is saved with it
+    if settings.save_every != "never":
+        callbacks.append(SaveInTime(checkpoint, seconds_of(settings.save_every, "save_every")))
+    in_time = None
+    if budget is not None:
+        in_time = StopInTime(budget, checkpoint, samples, effective, held_out_blocks, settings.batch_size)
+        callbacks.append(in_time)
     metrics = CsvMetrics(run.path, resume_from=step_of(resume_from) if resume_from is not None else None)
     trainer = pl.Trainer(
         accelerator=ACCELERATORS[effective.device],
@@ -87,7 +103,7 @@ def build_trainer(
         default_root_dir=str(run.path),
     )
     metrics.steps = lambda: int(trainer.global_step)
-    return Fit(trainer, checkpoint, progress, stop)
+    return Fit(trainer, checkpoint, progress, stop, in_time)
 
 
 @contextmanager

@@ -136,7 +136,8 @@ def recorded_end(run: RunDirectory, begin: float) -> Iterator[None]:
         if problem is error:
             raise
         raise problem from error
-    run.update(state="finished", finished=now(), seconds=time.monotonic() - begin)
+    paused = (run.manifest.get("results") or {}).get("out_of_time")
+    run.update(state="paused" if paused else "finished", finished=now(), seconds=time.monotonic() - begin)
 
 
 def _with_last_checkpoint(error: Exception, run: RunDirectory) -> Exception:

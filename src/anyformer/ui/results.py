@@ -90,7 +90,9 @@ def training_lines(
 
 
 def next_command(run: Path, figures: Mapping[str, Any], samples: Sequence[Mapping[str, str]]) -> str:
-    """What to do with a finished run: let it write, where it does; else measure it."""
+    """What to do with a finished run: let it write, where it does; else measure it. One that was paused goes on."""
+    if figures.get("out_of_time"):
+        return f"anyformer train --resume {shlex.quote(str(run))}"
     if figures.get("objective") in ("masked", "classification"):
         return f"anyformer evaluate {shlex.quote(str(run))} --data FILE"
     return generate_command(run, samples)
