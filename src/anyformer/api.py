@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 from torch import nn
@@ -84,6 +84,8 @@ def train(
     beta2: float | None = None,
     gradient_clip_val: float | None = None,
     label_smoothing: float | None = None,
+    bad_steps: Literal["stop", "skip"] | None = None,
+    spike_sigma: float | None = None,
     early_stopping_patience: int | None = None,
     save_top_k: int | None = None,
     save_every: str | None = None,

@@ -404,6 +404,8 @@ def everything(tmp_path: Path) -> dict[str, Any]:
         "beta2": 0.85,
         "gradient_clip_val": 0.5,
         "label_smoothing": 0.15,
+        "bad_steps": "skip",
+        "spike_sigma": 5.5,
         "early_stopping_patience": 4,
         "save_top_k": 2,
         "save_every": "30m",

@@ -119,6 +119,12 @@ class TrainSettings:
     """Largest norm of the whole gradient; 0 turns clipping off."""
     label_smoothing: float = 0.0
     """Share of the target probability spread over the vocabulary, in training only."""
+    bad_steps: Literal["stop", "skip"] = "stop"
+    """What to do with a step whose loss or gradient is not finite: stop the run, or skip its update and go on; its
+    batch is written to bad_batches/ in the run. 10 in a row stop the run."""
+    spike_sigma: float | None = None
+    """A step is bad, too, whose loss or gradient norm lies this many standard deviations above the mean of the last 128
+    (OLMo 2: 6); off where not given."""
     early_stopping_patience: int | None = None
     """Evaluations without a better held-out loss before the run ends; off where not given."""
     save_top_k: int = 3
@@ -161,6 +167,7 @@ class TrainSettings:
             *("vocab_size", "max_length", "batch_size", "accumulate_grad_batches", "max_epochs", "max_steps"),
             *(
                 "learning_rate",
+                "spike_sigma",
                 "early_stopping_patience",
                 "save_top_k",
                 "eval_every",

@@ -25,8 +25,9 @@ from anyformer.models.masking import Masking, fixed_masked_batch, is_masked_alre
 from anyformer.models.objectives import batch_logits, objective_loss
 from anyformer.models.planned import planned, require_proven
 from anyformer.tokenization.choose import check_fit
+from anyformer.training.badsteps import BadSteps
 from anyformer.training.losspath import LossPath
-from anyformer.training.nonfinite import gradient_error, loss_error
+from anyformer.training.nonfinite import loss_error
 from anyformer.training.objective import (
     asked,
     choose_masking,
@@ -117,7 +118,6 @@ class UniversalModelAdapter(pl.LightningModule):
         self._loss_sum: Tensor | None = None
         self._losses = 0
         self._grad_norm: Tensor | None = None
-        self._first_bad: Tensor | None = None
         self._val_sum = 0.0
         self._val_count = 0
         self.proven = False
@@ -127,6 +127,8 @@ class UniversalModelAdapter(pl.LightningModule):
         self._watch = CausalityWatch()
         self.loss_path = LossPath()
         """How its loss is computed, and why so."""
+        self.bad_steps = BadSteps()
+        """What is done where a step goes wrong; a run puts its own here."""
 
     def forward(
         self,
@@ -209,11 +211,11 @@ class UniversalModelAdapter(pl.LightningModule):
         self._watch.batch(self.model, self.call_plan, self.objective, batch, self.global_step)
         batch = self._hidden(batch, fixed=False)
         loss = self.loss_path.loss(self.model, self.call_plan, self.objective, batch, self.label_smoothing)
-        if reading_is_free(loss) and not math.isfinite(loss.item()):
-            raise loss_error(self.model, self.call_plan, batch, loss.item(), self.global_step + 1)
-        detached = loss.detach().float()
-        self._loss_sum = detached if self._loss_sum is None else self._loss_sum + detached
-        self._losses += 1
+        step, free = self.global_step + 1, reading_is_free(loss)
+        if self.bad_steps.loss(self.model, self.call_plan, batch, loss, step, free=free):
+            detached = loss.detach().float()
+            self._loss_sum = detached if self._loss_sum is None else self._loss_sum + detached
+            self._losses += 1
         return loss
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -260,28 +262,14 @@ class UniversalModelAdapter(pl.LightningModule):
         else:
             self._grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
-            return  # an fp16 scaler skips such steps itself, and goes on with a smaller scale
+        # an fp16 scaler skips steps itself, and goes on with a smaller scale
+        scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+        step, norm = self.global_step + 1, self._grad_norm
         # torch's Adafactor cannot skip an update by itself, and reads from the device in every step anyway
-        if reading_is_free(self._grad_norm) or self.optimizer == "adafactor":
-            if not math.isfinite(self._grad_norm.item()):
-                raise gradient_error(self.model, self.global_step + 1)
-        else:
-            self._skip_on_device(optimizer, self._grad_norm)
-
-    def _skip_on_device(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-        """Let the fused update skip itself where the gradient is not finite, and remember the first such step."""
-        bad = ~torch.isfinite(norm)
-        fused: Any = getattr(optimizer, "optimizer", optimizer)  # Lightning wraps it
-        fused.found_inf = bad.float()
-        first = torch.full_like(norm, math.inf) if self._first_bad is None else self._first_bad
-        self._first_bad = torch.where(bad & first.isinf(), float(self.global_step + 1), first)
-
-    def _check_steps(self, batch: dict[str, Tensor] | None) -> None:
-        """Where steps are not checked one by one: raise for the first that went wrong since the last look."""
-        if self._first_bad is None or not math.isfinite(step := self._first_bad.item()):
-            return
-        raise loss_error(self.model, self.call_plan, batch, math.nan, int(step))
+        if self.bad_steps.reads or (not scaled and (reading_is_free(norm) or self.optimizer == "adafactor")):
+            self.bad_steps.gradient(self.model, norm, step, scaled=scaled)
+        elif not scaled:
+            self.bad_steps.on_device(optimizer, norm, step)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log the row of metrics of this step, where one is due."""
@@ -297,12 +285,13 @@ class UniversalModelAdapter(pl.LightningModule):
         interval = log_interval(self.trainer)
         if self.trainer.fit_loop._should_accumulate() or not interval or (step % interval and step > 1):
             return {}
-        if self._loss_sum is None:
+        if self._loss_sum is None and not self.bad_steps.skipped:
             return {}
-        self._check_steps(batch)
-        self.last_train_loss = float(self._loss_sum) / self._losses
+        self.bad_steps.check(self.model, self.call_plan, batch)
+        mean = math.nan if self._loss_sum is None else float(self._loss_sum) / self._losses
+        self.last_train_loss = self.last_train_loss if math.isnan(mean) else mean
         self._loss_sum, self._losses = None, 0
-        row = {"train_loss": self.last_train_loss, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
+        row = {"train_loss": mean, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
         if self._grad_norm is not None:
             row["grad_norm"] = float(self._grad_norm)
         return row
@@ -313,7 +302,7 @@ class UniversalModelAdapter(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of one evaluation."""
-        self._check_steps(None)
+        self.bad_steps.check(self.model, self.call_plan, None)
         if self.trainer.state.fn == "fit":
             self._watch.look(self.model, self.call_plan, self.global_step)
         self._val_sum, self._val_count = 0.0, 0
@@ -344,6 +333,7 @@ class UniversalModelAdapter(pl.LightningModule):
         total = None if self._loss_sum is None else float(self._loss_sum)
         checkpoint["train_loss"] = {"sum": total, "count": self._losses, "last": self.last_train_loss}
         checkpoint["fused_head"] = self.loss_path.head
+        checkpoint["bad_steps"] = self.bad_steps.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the sums of ``on_save_checkpoint``."""
@@ -352,6 +342,8 @@ class UniversalModelAdapter(pl.LightningModule):
         if kept is not None:
             self._loss_sum = None if kept["sum"] is None else torch.tensor(kept["sum"], device=self.device)
             self._losses, self.last_train_loss = kept["count"], kept["last"]
+        if "bad_steps" in checkpoint:
+            self.bad_steps.load_state_dict(checkpoint["bad_steps"])
 
     def configure_optimizers(self) -> Any:
         """([the optimizer], [warm-up and schedule, stepped per optimizer step])."""

@@ -211,9 +211,8 @@ class RunCheckpoint(ModelCheckpoint):
         )
         self._newest: str | None = None
         self._previous: str | None = None
-        self._there: list[
-            str
-        ] = []  # all that were saved and not removed: what a kill kept from being removed goes later
+        self._there: list[str] = []
+        """All that were saved and not removed: what a kill kept from being removed goes later."""
         self.saved_at = 0.0
         """When the last one was saved, as time.monotonic gives it."""
         self.save_seconds = 0.0
@@ -221,6 +220,8 @@ class RunCheckpoint(ModelCheckpoint):
         self.longest_save = 0.0
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        if filepath not in self._there:
+            self._there.append(filepath)
         begin = time.monotonic()
         super()._save_checkpoint(trainer, filepath)
         self.saved_at = time.monotonic()
@@ -240,11 +241,6 @@ class RunCheckpoint(ModelCheckpoint):
             self._newest, self._previous = newest, self._newest
         self._remove_others(trainer)
         return Path(newest)
-
-    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        if filepath not in self._there:
-            self._there.append(filepath)
-        super()._save_checkpoint(trainer, filepath)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

@@ -30,6 +30,7 @@ from anyformer.runs.checkpoints import list_checkpoints, read_weights, step_of
 from anyformer.runs.directory import RunDirectory, require_writable
 from anyformer.tokenization.load import load_tokenizer
 from anyformer.training.adapter import UniversalModelAdapter
+from anyformer.training.badsteps import BadSteps
 from anyformer.training.callbacks import StopRequested
 from anyformer.training.effective import Effective, choose_device, choose_max_length, derive
 from anyformer.training.fit import Fit, build_trainer, quiet_lightning
@@ -224,6 +225,13 @@ def _fit_and_judge(
         _proven=True,
     )
     adapter.proven = True  # a moment ago, on the same kind of batch
+    adapter.bad_steps = BadSteps(
+        skip=settings.bad_steps == "skip",
+        sigma=settings.spike_sigma,
+        folder=run.path / "bad_batches",
+        tokenizer=text.tokenizer,
+        view=view,
+    )
     writer = sample_writer(run, module, plan, text, settings, effective.max_length)
     checkpoint = resumed.checkpoint if resumed else None
     fit = build_trainer(
@@ -244,7 +252,7 @@ def _fit_and_judge(
             except OutOfTime:
                 paused = True
                 findings.append(_paused(run, fit, str(settings.max_time), view))
-            findings += stream_end(text.datamodule)
+            findings += [*stream_end(text.datamodule), *adapter.bad_steps.findings()]
             findings += [adapter.loss_path.finding] if adapter.loss_path.finding is not None else []
             results = _judge(run, fit, adapter, text, effective, settings.batch_size, findings, view)
             results |= {"out_of_time": paused, "stopped_early": not paused and results["steps"] < effective.total_steps}
