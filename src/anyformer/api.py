@@ -96,6 +96,7 @@ def train(
     use_gpu: bool | None = None,
     num_workers: int | None = None,
     seed: int | None = None,
+    deterministic: bool | None = None,
     prompt: str | None = None,
     weights: str | None = None,
     name: str | None = None,

@@ -416,6 +416,7 @@ def everything(tmp_path: Path) -> dict[str, Any]:
         "use_gpu": False,
         "num_workers": 1,
         "seed": 9,
+        "deterministic": True,
         "prompt": "cat",
         "weights": str(weights),
         "name": "everything",

@@ -147,6 +147,9 @@ class TrainSettings:
     """Processes that read batches; 0 reads in the training process (memory-mapped tokens need no more)."""
     seed: int = 42
     """Seed of the weights' initialisation, the order of the data, dropout and samples."""
+    deterministic: bool = False
+    """Use only operations that give the same bits each time, also on a GPU, where that costs speed. On a CPU two runs
+    with the same settings and threads are equal anyway."""
     prompt: str | None = None
     """Start of the samples; the first words of the held-out text where not given."""
     weights: str | None = None

@@ -40,6 +40,7 @@ from anyformer.training.objective import asked, proofs_on_batch, require_trainab
 from anyformer.training.precision import choose_precision
 from anyformer.training.prepare import prepare_text, settings_of_module
 from anyformer.training.record import begin_run, new_run, rebuilds, recorded_end
+from anyformer.training.repeatable import repeatable
 from anyformer.training.resume import (
     ResumePoint,
     goes_on,
@@ -92,7 +93,7 @@ def run_training(
     view = view or PlainView()
     if isinstance(datamodule, AdaptiveTokenizerDataModule):
         settings = settings_of_module(settings, datamodule)
-    with preserved_rng(), quiet_lightning(), ExitStack() as held:
+    with preserved_rng(), quiet_lightning(), repeatable(settings.deterministic), ExitStack() as held:
         plan, objective, chosen = _plan(loaded, settings, view)
         device = choose_device(settings.use_gpu)
         max_length, notes = choose_max_length(settings.max_length, plan)
