@@ -21,7 +21,7 @@ lint: $(DEV_INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# long runs: fresh environments, the light core alone, the published loss on Shakespeare
+# long runs: fresh environments, the light core alone, the published loss on Shakespeare, faults by the hundred
 soak: $(DEV_INSTALLED)
 	$(BIN)/python -m pytest -m soak --timeout 0
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from tests.faults.server import EVERYTHING, KILL, SIGNAL, Fault, Job, Server
+from tests.faults.server import EVERYTHING, KILL, SIGNAL, Fault, Fresh, Job, Server
 
 MODEL = """
 import torch
@@ -164,18 +164,27 @@ class Runs:
 
 
 def kinds_of(count: int) -> list[str]:
-    """A third in saves, some before the first checkpoint, some in the second epoch, some by the clock."""
+    """A third in saves, some before the first checkpoint, some in the second epoch, some by the clock.
+
+    Each 20th begins as a user begins it, with an interpreter of its own; the others are forked from one that is ready.
+    """
     pattern = ["in a save", "anywhere", "in epoch 2", "in a save", "before the first checkpoint", "by the clock"]
-    return [pattern[index % len(pattern)] for index in range(count)]
+    return ["in a fresh process" if index % 20 == 19 else pattern[index % len(pattern)] for index in range(count)]
 
 
 def kill_once(runs: Runs, name: str, kind: str, drawn: random.Random) -> list[str]:
     """Kill one run, resume it, compare."""
+    job: Job | Fresh
     if kind == "by the clock":
         delay = drawn.uniform(0, 3)
         job, what = runs.start(name), f"after {delay:.3f} s"
         time.sleep(delay)
         job.kill(signal.SIGKILL)
+    elif kind == "in a fresh process":
+        at, folder = drawn.choice(runs.points["anywhere"]), f"{runs.path(name)}/"
+        fault = Fault(folder, EVERYTHING, KILL, at)
+        job = runs.server.fresh("model.py", *FLAGS, "--name", name, cwd=runs.folder, fault=fault)
+        what = f"at call {at} of {len(runs.calls)}"
     else:
         at = drawn.choice(runs.points[kind])
         job, what = runs.start(name, (KILL, at, 0, False)), f"at call {at} of {len(runs.calls)}, {runs.calls[at - 1]!r}"
@@ -188,14 +197,18 @@ def kill_once(runs: Runs, name: str, kind: str, drawn: random.Random) -> list[st
     return found
 
 
-def kill_in_a_chain(runs: Runs, name: str, kills: int, drawn: random.Random) -> list[str]:
-    """Kill a run again and again, each time a little further on, then let it end."""
-    points = []
+def kill_in_a_chain(runs: Runs, name: str, kills: int, drawn: random.Random, first: str | None = None) -> list[str]:
+    """Kill a run again and again, each time a little further on, then let it end. first: where it begins."""
+    points = [drawn.choice(runs.points[first])] if first else []
+    if first and runs.start(name, (KILL, points[0], 0, False)).wait() != -signal.SIGKILL:
+        return [f"it was not killed at {points}"]
     for _ in range(kills):
         at = drawn.randint(1, len(runs.calls) // 6)
         job = runs.start(name, (KILL, at, 0, False))
         points.append(at)
-        if job.wait() != -signal.SIGKILL:
+        if job.wait() == 0:
+            break  # it came to its end before that call
+        if job.code != -signal.SIGKILL:
             return [f"chain of kills at {points}: ended with {job.code}: {job.output()[-500:]}"]
     problem = runs.finish(name)
     if problem:

@@ -143,6 +143,44 @@ class Server:
             "tests.faults.server:train", cwd=cwd, fault=fault, argv=list(argv), trace=trace and str(trace)
         )
 
+    def fresh(self, *argv: str, cwd: Path, fault: Fault) -> Fresh:
+        """Start ``anyformer train ARGV`` as a user does: a new interpreter, armed through its environment."""
+        self._jobs += 1
+        return Fresh(list(argv), cwd, self.folder / f"job-{self._jobs}.txt", self.shim, fault)
+
+
+class Fresh:
+    """A process with an interpreter of its own; with Job's methods."""
+
+    def __init__(self, argv: list[str], cwd: Path, said: Path, shim: Path, fault: Fault) -> None:
+        told = {"FOLDER": fault.folder, "MASK": fault.kinds, "ACTION": fault.action, "AT": fault.at}
+        told |= {"NUMBER": fault.number, "STICKY": int(fault.sticky)}
+        env = {**os.environ, "LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+        env |= {f"FAULT_{name}": str(value) for name, value in told.items()}
+        self._said = said
+        with said.open("wb") as stream:
+            command = [sys.executable, "-m", "anyformer", "train", *argv]
+            self._process = subprocess.Popen(
+                command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+            )
+
+    def wait(self, timeout: float = 300) -> int:
+        """Its exit code; minus the signal that ended it."""
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise
+
+    def kill(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        self._process.send_signal(number)
+
+    def output(self) -> str:
+        """What it wrote to stdout and stderr."""
+        return self._said.read_text(errors="replace")
+
 
 @dataclass
 class Job:

@@ -258,6 +258,24 @@ def test_remove_touches_checkpoints_only(tmp_path: Path) -> None:
     assert other.is_dir()
 
 
+def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_like_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path, 5)
+
+    def killed(path: Path, **_: Any) -> None:
+        (Path(path) / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            DirectoryCheckpointIO().remove_checkpoint(folder)
+    assert list_checkpoints(tmp_path) == []
+    clear_up(tmp_path)
+    assert not list(folder.parent.iterdir())
+
+
 class Colour(Enum):
     RED = "red"
 

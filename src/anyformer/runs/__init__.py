@@ -7,6 +7,7 @@ remote       RemoteFolder: a folder behind an fsspec URL; checkpoints put there 
 backup       Backup: the thread that copies checkpoints while a run goes on
 elsewhere    a whole run's copy, and the way back from it
 find         find_run: what --resume auto means
+leftovers    clear_up: what a killed process left of a save
 metrics      CsvMetrics, Lightning's logger to metrics/metrics.csv
 rebuild      load_run: the trained module, its call plan and tokenizer from a run's folder
 environment  versions and machine facts
