@@ -154,6 +154,7 @@ WHOLE = {
     "evaluate": ["runs/novel"],
     "generate": ["runs/novel"],
     "report": ["runs/novel"],
+    "runs": [],
 }
 
 
@@ -311,7 +312,7 @@ def test_debug_shows_the_traceback(api: FakeApi, capsys: Capture) -> None:
     [
         (
             ["trian"],
-            "there is no command 'trian'\n  commands: demo, inspect, repair, train, evaluate, generate, report\n",
+            "there is no command 'trian'\n  commands: demo, inspect, repair, train, evaluate, generate, report, runs\n",
         ),
         (["trian"], "  → did you mean anyformer train?\n"),
         (["model.py"], "  → anyformer train model.py --data FILE\n"),

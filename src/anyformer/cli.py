@@ -252,6 +252,27 @@ def report(request: Request) -> dict[str, Any]:
     return {"run": run, "report": str(path)}
 
 
+def runs(request: Request) -> dict[str, Any]:
+    from anyformer.runs.story import find_run, run_list, run_story, story_lines
+
+    if request.target:
+        story = run_story(find_run(request.target))
+        request.show([printable(line) for line in story_lines(story)])
+        told = story.pop("findings")  # of then: this command itself found nothing wrong
+        return {**story, "warnings": told}
+    found = run_list()
+    width = max((len(one["run"]) for one in found), default=0)
+    request.show(
+        [
+            f"  {one['run']:<{width}}  {one['state']:<11}  step {one['step']:,} of {one['total_steps'] or 0:,}"
+            + ("" if one["held_out_loss"] is None else f"  held-out loss {one['held_out_loss']:.3f}")
+            for one in found
+        ]
+        or ["no runs in runs/: anyformer train MODEL --data FILE makes one"]
+    )
+    return {"runs": found}
+
+
 COMMANDS = {
     "demo": Command("Train a small GPT on the Python standard library, in minutes.", None, DemoSettings, demo),
     "inspect": Command("How a model is called, measured on the model itself.", "MODEL", InspectSettings, inspect),
@@ -262,6 +283,7 @@ COMMANDS = {
     "evaluate": Command("Held-out loss of a run, beside its baselines.", "RUN", EvaluateSettings, evaluate),
     "generate": Command("Text from a run.", "RUN", GenerateSettings, generate),
     "report": Command("Write a run's report.html anew.", "RUN", None, report),
+    "runs": Command("The runs in runs/; runs show NAME tells what happened to one.", "RUN", None, runs),
 }
 
 
@@ -327,6 +349,10 @@ def _run(argv: tuple[str, ...], command: Command) -> int:
     from anyformer.ui.flags import parse
 
     name, *rest = argv
+    if name == "runs" and rest and not rest[0].startswith("-"):
+        action, *rest = rest
+        if action != "show" or not rest or rest[0].startswith("-"):
+            raise SettingsError(f"anyformer runs {action}: no run is named", fix="anyformer runs show NAME")
     try:
         parsed = parse(name, command.summary, command.positional, command.settings, rest)
     except SystemExit as done:  # --help has printed

@@ -201,6 +201,25 @@ class RunDirectory:
                 fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
 
+    def is_held(self) -> bool:
+        """Whether a process trains this run now; also where the platform cannot tell."""
+        if fcntl is None:
+            return True
+        try:
+            handle = os.open(self.path / _LOCK, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        else:
+            return False
+        finally:
+            os.close(handle)  # lets go of it
+
     def _take(self, handle: int) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -145,7 +145,7 @@ def run_training(
             held.enter_context(run.locked())
             findings += rebuilds(run, loaded, view)
         with recorded_end(run, time.monotonic() - (run.manifest.get("seconds") or 0.0)):
-            begin_run(run, loaded, settings, effective, findings, command)
+            begin_run(run, loaded, settings, effective, findings, command, resumed)
             view.stage("run", str(run.path), f"{effective.total_steps:,} steps in {precision}: {why.reason}")
             budget = Budget(began, seconds_of(settings.max_time, "max_time")) if settings.max_time else None
             return _fit_and_judge(run, loaded.module, plan, text, settings, effective, findings, resumed, budget, view)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch.nn.parameter import is_lazy
 
@@ -18,10 +19,11 @@ from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.models.callplan import CallPlan
 from anyformer.models.source import LoadedModel
-from anyformer.runs.checkpoints import list_checkpoints
+from anyformer.runs.checkpoints import list_checkpoints, step_of
 from anyformer.runs.directory import RunDirectory, now, unwritable
 from anyformer.runs.rebuild import stored_model
 from anyformer.training.effective import Effective
+from anyformer.training.resume import ResumePoint
 from anyformer.training.text import Text, text_facts
 
 
@@ -86,7 +88,9 @@ def begin_run(
     effective: Effective,
     findings: list[Finding],
     command: str,
+    resumed: ResumePoint | None = None,
 ) -> None:
+    """Write down what a run or its next part begins with."""
     lasting = replace(settings, resume=None)  # for --config and for the next --resume
     run.write_settings(lasting.to_dict())
     run.update(
@@ -98,7 +102,37 @@ def begin_run(
         settings=lasting.to_dict(),
         effective=effective.to_dict(),
         findings=[finding.to_dict() for finding in findings],
+        history=_history(run, **_begun(run, resumed)),
     )
+
+
+def _history(run: RunDirectory, **event: Any) -> list[dict[str, Any]]:
+    """What has happened to the run so far, and one event more."""
+    return [*(run.manifest.get("history") or []), {"at": now(), **event}]
+
+
+def _begun(run: RunDirectory, resumed: ResumePoint | None) -> dict[str, Any]:
+    if resumed is None:
+        return {"event": "began"}
+    before = run.manifest.get("state")
+    found = resumed.findings
+    return {
+        "event": "resumed",
+        "step": step_of(resumed.checkpoint),
+        "after": "killed" if before == "running" else before,  # it did not come to write how it ended
+        "damaged": [f.measured for f in found if f.name == "checkpoint" and f.verdict == "warn"],
+        "changed": [f"{f.name}: {f.measured}" for f in found if f.reason == "changed on resume"],
+    }
+
+
+def _ended(run: RunDirectory, state: str, begin: float, error: str | None = None) -> None:
+    results = (run.manifest.get("results") or {}) if state in ("finished", "paused") else {}
+    kept = list_checkpoints(run.path)
+    step = results.get("steps", step_of(kept[0]) if kept else 0)
+    seconds = time.monotonic() - begin
+    event = {"event": state, "step": step, "seconds": seconds}
+    told = {} if error is None else {"error": error}
+    run.update(state=state, finished=now(), seconds=seconds, history=_history(run, **event), **told)
 
 
 def _command(run: RunDirectory, loaded: LoadedModel, settings: TrainSettings) -> str:
@@ -127,17 +161,17 @@ def recorded_end(run: RunDirectory, begin: float) -> Iterator[None]:
             if isinstance(stop, Interrupted)
             else Interrupted("stopped", fix=f"anyformer train --resume {run.path}")
         )
-        run.update(state="interrupted", finished=now(), seconds=time.monotonic() - begin, error=str(told))
+        _ended(run, "interrupted", begin, str(told))
         raise told from stop
     except Exception as error:
         problem = _with_last_checkpoint(error, run)
         with suppress(TrainingError):  # a full disk: the reason that is raised matters more than its record
-            run.update(state="failed", finished=now(), seconds=time.monotonic() - begin, error=str(problem))
+            _ended(run, "failed", begin, str(problem))
         if problem is error:
             raise
         raise problem from error
     paused = (run.manifest.get("results") or {}).get("out_of_time")
-    run.update(state="paused" if paused else "finished", finished=now(), seconds=time.monotonic() - begin)
+    _ended(run, "paused" if paused else "finished", begin)
 
 
 def _with_last_checkpoint(error: Exception, run: RunDirectory) -> Exception:
