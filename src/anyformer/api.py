@@ -41,7 +41,7 @@ from anyformer.training.effective import choose_device
 from anyformer.training.evaluate import Evaluation, evaluate_run
 from anyformer.training.prepare import resolve_dataset
 from anyformer.training.reference import TrainingCoordinator
-from anyformer.training.resume import model_of, require_same_model, run_of, settings_of
+from anyformer.training.resume import chosen_settings, model_of, require_same_model, run_of
 from anyformer.training.speak import continuations
 
 DEMO_MODEL = {"vocab_size": 768, "block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128}
@@ -102,6 +102,7 @@ def train(
     name: str | None = None,
     output_dir: str | None = None,
     resume: str | None = None,
+    backup: str | None = None,
     overrides: dict[str, Any] | None = None,
     trust: bool = False,
     approve: Callable[[TrustRequest], bool] | None = None,
@@ -127,9 +128,8 @@ def train(
     if source is not None:
         given["data"] = source
     tokenizer_object = given.pop("tokenizer") if tokenizer is not None and not isinstance(tokenizer, str) else None
-    if settings is None:
-        settings = settings_of(run_of(resume)) if resume is not None else TrainSettings()
-    chosen = replace(settings, **given)
+    shown = view or PlainView()
+    chosen, by_auto = chosen_settings(model, settings, given, shown)
     if model is None and chosen.resume is None:
         raise SettingsError("train needs a model", fix="anyformer.train('model.py', data='corpus.txt')")
     if chosen.resume is not None:
@@ -151,9 +151,16 @@ def train(
         )
     if chosen.name is None and chosen.resume is None and isinstance(model, (str, Path)):
         chosen = replace(chosen, name=default_run_name(str(model), chosen.data))
-    shown = view or PlainView()
     loaded = loaded.stating(overrides)
-    result = run_training(loaded, chosen, dataset=dataset, tokenizer=tokenizer_object, view=shown, command=command)
+    result = run_training(
+        loaded,
+        chosen,
+        dataset=dataset,
+        tokenizer=tokenizer_object,
+        view=shown,
+        command=command,
+        finished_ok=by_auto,  # the same command again is no mistake
+    )
     page, findings = _page(result.run_path, shown)
     return replace(result, report_path=page, findings=[*result.findings, *findings])
 

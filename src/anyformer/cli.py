@@ -126,7 +126,9 @@ def demo(request: Request) -> dict[str, Any]:
 
 def train(request: Request) -> dict[str, Any]:
     settings: TrainSettings = request.settings
-    if settings.resume is None:
+    if settings.resume == "auto":
+        request.view.line(f"anyformer train · {request.target or 'the newest run'}, from where it stopped\n")
+    elif settings.resume is None:
         model = _needs(request, "a model", "anyformer train MODEL --data FILE   (MODEL: model.py or example:gpt)")
         request.view.line(f"anyformer train · {model} on {settings.data} → {_planned_run(model, settings)}\n")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +186,19 @@ def test_damaged_ones_give_way_and_are_set_aside(tmp_path: Path) -> None:
         two.get_best_checkpoint_path()
 
 
+@pytest.fixture(scope="module")
+def all_six(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("six")
+    fit([manager(folder, save_top_k=-1).get_callback()])
+    return folder / "ckpt"
+
+
 @pytest.mark.parametrize("keep", [0, 1, 2, 3, 9, -1])
 @pytest.mark.parametrize("damaged", [None, 3, 5])
-def test_cleaning_up_never_removes_the_newest_good_or_the_best(tmp_path: Path, keep: int, damaged: int | None) -> None:
-    fit([manager(tmp_path, save_top_k=-1).get_callback()])
+def test_cleaning_up_never_removes_the_newest_good_or_the_best(
+    tmp_path: Path, all_six: Path, keep: int, damaged: int | None
+) -> None:
+    shutil.copytree(all_six, tmp_path / "ckpt")
     if damaged is not None:
         flip(tmp_path / "ckpt" / NAMES[damaged])
     (tmp_path / "ckpt" / "notes").mkdir()
@@ -335,8 +345,6 @@ def test_checkpoints_are_copied_to_the_drive(tmp_path: Path, drive: Path, which:
     assert {name: there[name] for name in kept} == kept
     assert not (tmp_path / "ckpt" / ".backup").exists()
     # gone here: it comes from there
-    import shutil
-
     shutil.rmtree(tmp_path / "ckpt")
     two = manager(tmp_path, drive_backup=True, drive_backup_path="mine")
     assert two.load_checkpoint()["global_step"] == 12

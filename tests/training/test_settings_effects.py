@@ -421,6 +421,7 @@ def everything(tmp_path: Path) -> dict[str, Any]:
         "weights": str(weights),
         "name": "everything",
         "output_dir": str(tmp_path / "everywhere"),
+        "backup": str(tmp_path / "backup"),
     }
     assert set(values) == {field.name for field in fields(TrainSettings)} - {"resume"}
     assert set(TrainSettings(**values).changed()) == set(values)
@@ -441,6 +442,8 @@ def test_every_setting_arrives(road: str, everything: dict[str, Any], tmp_path: 
     derived = ("max_length", "warmup_steps", "learning_rate", "eval_every", "log_every", "precision")
     assert {name: record["effective"][name] for name in derived} == {name: everything[name] for name in derived}
     assert record["effective"]["total_steps"] == record["results"]["steps"] == 3
+    copies = sorted((tmp_path / "backup" / "everything" / "checkpoints").iterdir())
+    assert [copy.name for copy in copies] == sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
 def _spelled(value: Any) -> str:

@@ -159,7 +159,10 @@ class TrainSettings:
     output_dir: str = "runs"
     """Folder that holds the runs; a resumed run stays where it is."""
     resume: str | None = None
-    """Continue this run (runs/NAME) from its newest checkpoint."""
+    """Continue this run (runs/NAME) from its newest checkpoint; auto: the newest run of this name, here or in the
+    backup, or a new one where there is none."""
+    backup: str | None = None
+    """Copy each checkpoint there in the background: a folder (a mounted drive) or a URL (s3://, gs://, hf://)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.precision, int):
@@ -198,6 +201,8 @@ class TrainSettings:
             seconds_of(self.save_every, "save_every")
         if self.max_length == 1:
             raise SettingsError("max_length is 1; a sequence needs at least 2 tokens to predict one from another")
+        if self.backup is not None and not self.backup.strip():
+            raise SettingsError("backup is empty; it must be a folder or a URL", fix="--backup FOLDER")
         if self.name is not None and not _is_folder_name(self.name):
             raise SettingsError(f"name {self.name!r} is not a plain folder name", fix="--output_dir sets the folder")
 

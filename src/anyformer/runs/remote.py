@@ -20,6 +20,7 @@ from anyformer.runs.checkpoints import FILES, MANIFEST, checkpoint_number, set_a
 
 _PIECE = 8 << 20  # bytes read at once
 _IN_EXTRA = ("s3fs",)  # what anyformer[remote] brings beside fsspec
+_NO_FOLDERS = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"))  # object stores
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 
 
@@ -134,7 +135,7 @@ class RemoteFolder:
         return f"{self.path.rstrip('/')}/{name}"
 
     def _make_parent(self, name: str) -> None:
-        if self._on_disk or "memory" in _protocols(self._fs):  # object stores have no folders
+        if not _NO_FOLDERS.intersection(_protocols(self._fs)):
             self._fs.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
 
     def _sync(self, at: str) -> None:

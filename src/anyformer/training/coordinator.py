@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ from anyformer.models.plan import Objective
 from anyformer.models.planned import naming, planned
 from anyformer.models.probes import placed, preserved_rng
 from anyformer.models.source import LoadedModel
+from anyformer.runs.backup import waited_for
 from anyformer.runs.checkpoints import list_checkpoints, read_weights, step_of
 from anyformer.runs.directory import RunDirectory, require_writable
 from anyformer.tokenization.load import load_tokenizer
 from anyformer.training.adapter import UniversalModelAdapter
+from anyformer.training.backups import begin_backup, end_backup, require_backup
 from anyformer.training.badsteps import BadSteps
 from anyformer.training.callbacks import StopRequested
 from anyformer.training.effective import Effective, choose_device, choose_max_length, derive
@@ -99,6 +103,7 @@ def run_training(
         max_length, notes = choose_max_length(settings.max_length, plan)
         if settings.resume is None:
             require_writable(settings.output_dir)  # before minutes of reading
+        require_backup(settings)
         resumed = None
         if settings.resume:
             held.enter_context(run_of(settings.resume).locked())  # before anything of it is set aside
@@ -144,11 +149,16 @@ def run_training(
             run = new_run(settings, name, loaded, plan, text)
             held.enter_context(run.locked())
             findings += rebuilds(run, loaded, view)
-        with recorded_end(run, time.monotonic() - (run.manifest.get("seconds") or 0.0)):
+        backup = begin_backup(run, settings, resumed, view)
+        told = partial(end_backup, run, findings, view)
+        with waited_for(backup, told), recorded_end(run, time.monotonic() - (run.manifest.get("seconds") or 0.0)):
             begin_run(run, loaded, settings, effective, findings, command, resumed)
             view.stage("run", str(run.path), f"{effective.total_steps:,} steps in {precision}: {why.reason}")
             budget = Budget(began, seconds_of(settings.max_time, "max_time")) if settings.max_time else None
-            return _fit_and_judge(run, loaded.module, plan, text, settings, effective, findings, resumed, budget, view)
+            offer = backup.offer if backup is not None else None
+            return _fit_and_judge(
+                run, loaded.module, plan, text, settings, effective, findings, resumed, budget, offer, view
+            )
 
 
 def _proven(loaded: LoadedModel, plan: CallPlan, text: Text, device: torch.device, view: View) -> list[Finding]:
@@ -203,6 +213,7 @@ def _fit_and_judge(
     findings: list[Finding],
     resumed: ResumePoint | None,
     budget: Budget | None,
+    on_saved: Callable[[Path], None] | None,
     view: View,
 ) -> TrainResult:
     """Train, put the best weights in place, measure and sample."""
@@ -244,6 +255,7 @@ def _fit_and_judge(
         resume_from=checkpoint,
         budget=budget,
         held_out_blocks=text.val_blocks,
+        on_saved=on_saved,
     )
     paused = False
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +58,12 @@ def build_trainer(
     resume_from: Path | None,
     budget: Budget | None = None,
     held_out_blocks: int = 0,
+    on_saved: Callable[[Path], None] | None = None,
 ) -> Fit:
     """The trainer of one run on one device; ``resume_from`` is the checkpoint it will go on from.
 
     held_out_blocks: what will be measured at the end, which a run with a budget leaves time for.
+    on_saved: told of each checkpoint that is complete.
     """
     checkpoint = RunCheckpoint(run.checkpoints.resolve(), settings.save_top_k)
     progress = ShowProgress(view, effective.total_steps)
@@ -88,7 +90,7 @@ def build_trainer(
         precision=LIGHTNING_NAMES[effective.precision],  # type: ignore[arg-type]
         logger=[metrics],
         callbacks=callbacks,
-        plugins=[DirectoryCheckpointIO(run.manifest.get("id"))],
+        plugins=[DirectoryCheckpointIO(run.manifest.get("id"), on_saved)],
         max_epochs=-1,
         max_steps=effective.total_steps,
         accumulate_grad_batches=settings.accumulate_grad_batches,

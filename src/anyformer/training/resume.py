@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import torch
 import yaml
 from torch import nn
 
-from anyformer.core.errors import AnyformerError, DataError, SettingsError, SourceError
+from anyformer.core.errors import AnyformerError, CorruptCheckpoint, DataError, SettingsError, SourceError
 from anyformer.core.findings import Finding
-from anyformer.core.names import run_folder
+from anyformer.core.names import default_run_name, run_folder
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.models.source import LoadedModel, Provenance, load_model
 from anyformer.runs.checkpoints import list_checkpoints, newest_good, require_own, step_of
 from anyformer.runs.directory import RunDirectory
+from anyformer.runs.elsewhere import bring_newer, require_elsewhere
+from anyformer.runs.find import find_run
 from anyformer.runs.leftovers import clear_up
 from anyformer.runs.rebuild import stored_model
 from anyformer.training.effective import Effective
@@ -118,10 +121,73 @@ def resume_point(settings: TrainSettings, max_length: int, view: View) -> Resume
     if named.parent.name == "checkpoints" and named != run.path:
         require_own(named, run.path)
         checkpoint = named
+    elif settings.backup is None:
+        checkpoint = newest_good(run.path, report)
     else:
+        findings += brought_from_backup(run, settings.backup, report, view)
         checkpoint = newest_good(run.path, report)
     view.stage("resume", str(run.path), f"from {checkpoint.name}, verified")
     return ResumePoint(run, checkpoint, tuple(findings))
+
+
+def brought_from_backup(
+    run: RunDirectory, url: str, report: Callable[[Path, CorruptCheckpoint], None], view: View
+) -> list[Finding]:
+    """Fetch what the backup has beyond the newest good checkpoint here, with damaged ones here set aside first."""
+    require_elsewhere(url, run.path)
+    problem: CorruptCheckpoint | None = None
+    if list_checkpoints(run.path):
+        try:
+            newest_good(run.path, report)
+        except CorruptCheckpoint as error:  # all of them: the backup is asked next
+            problem = error
+    findings = bring_newer(run, url, view)
+    if problem is not None and not list_checkpoints(run.path):
+        raise problem
+    return findings
+
+
+def chosen_settings(
+    model: str | Path | nn.Module | None, settings: TrainSettings | None, given: dict[str, Any], view: View
+) -> tuple[TrainSettings, bool]:
+    """The settings of a run: ``given`` over ``settings`` over those of the run that is resumed; and whether by auto.
+
+    ``resume="auto"`` becomes the path of the run that was meant, or None where a new one begins.
+    """
+    first = replace(settings or TrainSettings(), **given)
+    by_auto = first.resume == "auto"
+    if by_auto:
+        found = find_for(model, first, view)
+        given = {**given, "resume": None if found is None else str(found)}
+        if found is None:
+            view.line(f"  nothing to go on with in {_places(first)}: a new run begins")
+    elif settings is not None or first.resume is None:
+        return first, False
+    if settings is None and given["resume"] is not None:
+        settings = settings_of(run_of(given["resume"]))
+    return replace(settings or TrainSettings(), **given), by_auto
+
+
+def find_for(model: str | Path | nn.Module | None, settings: TrainSettings, view: View) -> Path | None:
+    """The run that ``resume="auto"`` means for a model: the newest that was started under the same name; or None.
+
+    Without a model, the newest of all. Raises SettingsError where the name cannot be known, or no model is there
+    to begin a run with.
+    """
+    name = settings.name
+    if name is None and isinstance(model, nn.Module):
+        what = "resume='auto' looks for a run by its name, and a model given as an object has none"
+        raise SettingsError(what, fix="give name='…', the same each time")
+    if name is None and model is not None:
+        name = default_run_name(str(model), settings.data)
+    found = find_run(name, settings.output_dir, settings.backup, view)
+    if found is None and model is None:
+        raise SettingsError(f"no run with a checkpoint in {_places(settings)}", fix="anyformer train MODEL --data FILE")
+    return found
+
+
+def _places(settings: TrainSettings) -> str:
+    return " or ".join(place for place in (settings.output_dir, settings.backup) if place)
 
 
 def goes_on(point: ResumePoint, effective: Effective, view: View, *, finished_ok: bool) -> list[Finding]:

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 from anyformer.core.errors import SettingsError
 from anyformer.core.names import run_folder, runs_beside
+from anyformer.core.view import PlainView, QuietView
 
 _COMMON = ("config", "print_config", "json", "quiet", "debug", "trust", "show_source")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -50,9 +51,11 @@ class _Help(DefaultHelpFormatter):
 def parse(command: str, summary: str, positional: str | None, settings: type | None, argv: Sequence[str]) -> Parsed:
     """Parse what follows ``anyformer COMMAND``. SettingsError explains a wrong line; --help prints and exits."""
     parser = _parser(command, summary, positional, settings)
-    arguments = [*_settings_of_resumed_run(argv), *argv] if command == "train" else list(argv)
-    arguments = _with_values(arguments, settings)
     try:
+        arguments = list(argv)
+        if command == "train" and settings is not None:
+            arguments = [*_settings_of_resumed_run(parser, settings, argv), *argv]
+        arguments = _with_values(arguments, settings)
         values = parser.parse_args(arguments)
     except ArgumentError as error:
         raise _explained(str(error), command, settings, argv) from error
@@ -137,14 +140,26 @@ def _plain(hint: Any) -> Any:
     return options[0] if len(options) == 1 and get_origin(hint) is not Literal else hint
 
 
-def _settings_of_resumed_run(argv: Sequence[str]) -> list[str]:
-    """The run's own settings come first, so that every other flag overrides them."""
+def _settings_of_resumed_run(parser: ArgumentParser, settings: type, argv: Sequence[str]) -> list[str]:
+    """The run's own settings come first, so that every other flag overrides them.
+
+    Which run ``auto`` means, the other flags say: the line is parsed once for that.
+    """
     named = None
     for position, argument in enumerate(argv):
         if argument == "--resume" and position + 1 < len(argv):
             named = argv[position + 1]
         elif argument.startswith("--resume="):
             named = argument.partition("=")[2]
+    if named == "auto":
+        from anyformer.training.resume import find_for  # heavy
+
+        values = parser.parse_args(_with_values(argv, settings))
+        view = QuietView() if "--quiet" in argv else PlainView()
+        view.line("  looking for a run to go on with …")
+        chosen = settings(**{f.name: values[f.name] for f in fields(settings)})
+        found = find_for(values["target"], chosen, view)
+        named = None if found is None else str(found)
     if named is None:
         return []
     run = run_folder(named)
