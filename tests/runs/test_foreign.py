@@ -44,7 +44,9 @@ class Net(pl.LightningModule):
 def plain_ckpt(tmp_path: Path) -> Path:
     """As a plain Trainer writes it."""
     torch.manual_seed(1)
-    trainer = pl.Trainer(max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(8, 3)), batch_size=4)
     trainer.fit(Net(lr=0.25), data)
     trainer.save_checkpoint(tmp_path / "plain.ckpt")

@@ -67,6 +67,7 @@ class Backup:
         self._jitter = random.Random(os.getpid())  # not the training's generator
         self._pending: list[_Job] = []
         self._busy = False
+        self._current: _Job | None = None
         self._changed = threading.Condition()
         self._closing = self._told = self._refresh = self._stopped = False
         self._number = itertools.count()
@@ -109,8 +110,8 @@ class Backup:
 
     def refresh(self, limit: float) -> None:
         """Copy what belongs beside the checkpoints once more, as it is now; waits at most ``limit`` seconds."""
-        if self._others is None or self._remote is None or self._pending:
-            return
+        if self._others is None or self._remote is None or self._pending or self._busy:
+            return  # what could not be done in time is not waited for twice
         with self._changed:
             self._refresh = True
             self._changed.notify_all()
@@ -129,7 +130,9 @@ class Backup:
                 self._changed.wait(min(left, 0.2))  # in pieces: Ctrl-C is heard
 
     def _verdict(self) -> Finding:
-        missing = sorted({job.name for job in self._pending})
+        with self._changed:
+            waiting = [*self._pending, *([self._current] if self._current is not None else [])]
+        missing = sorted({job.name for job in waiting})
         total = len(self._copied)
         if missing:
             why = self._last_error or "there was no time left"
@@ -152,7 +155,7 @@ class Backup:
                         return
                     self._changed.wait()
                 refresh_only = not self._pending
-                job = None if refresh_only else self._pending.pop()  # the newest first
+                job = self._current = None if refresh_only else self._pending.pop()  # the newest first
                 self._busy = True
             error: Exception | None = None
             try:
@@ -160,7 +163,7 @@ class Backup:
             except Exception as caught:  # noqa: BLE001 - file systems raise what they like, and the training goes on
                 error = caught
             with self._changed:
-                self._busy = False
+                self._busy, self._current = False, None
                 if refresh_only:
                     self._refresh = False
                 if error is None:
