@@ -53,7 +53,7 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.soak), 3])
 def test_saving_between_evaluations_changes_nothing(fit: Fit, saved: list[int], accumulate: int) -> None:
     settings = {"max_steps": 9, "log_every": 2, "accumulate_grad_batches": accumulate}
     without = fit(name="without", save_every="never", **settings)
@@ -83,7 +83,9 @@ class Dying(Small):
         return super().forward(tokens)
 
 
-@pytest.mark.parametrize("at", [14, 17])  # right after the end of an epoch of 13 steps, and inside the next
+@pytest.mark.parametrize(
+    "at", [14, pytest.param(17, marks=pytest.mark.soak)]
+)  # right after the end of an epoch of 13 steps, and inside the next
 def test_a_run_goes_on_exactly_from_a_checkpoint_between_evaluations(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
@@ -205,7 +207,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> list[float]:
     return left
 
 
-@pytest.mark.parametrize(("accumulate", "budget"), [(1, 90), (2, 130)])
+@pytest.mark.parametrize(("accumulate", "budget"), [pytest.param(1, 90, marks=pytest.mark.soak), (2, 130)])
 def test_a_run_ends_in_time_and_goes_on_as_if_it_never_stopped(
     fit: Fit, ticking: Callable[[], Ticking], hurried: list[float], tmp_path: Path, accumulate: int, budget: int,
     clock: Clock, monkeypatch: pytest.MonkeyPatch,
@@ -277,6 +279,7 @@ def test_samples_are_not_begun_that_would_take_too_long(
     assert hurried[0] > 0
 
 
+@pytest.mark.soak  # by a real clock, which a busy machine does not keep
 def test_the_command_ends_with_0_and_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], corpus: Path
 ) -> None:

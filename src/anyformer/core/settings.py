@@ -134,7 +134,8 @@ class TrainSettings:
     those at evaluations; "never" saves at evaluations only."""
     max_time: str | None = None
     """End in order before this time is up (11h30m, 90m, 45s, 11:30:00; a number needs a unit): the step is finished and
-    saved, and --resume goes on with as much time again. The schedule is not shortened."""
+    saved, and --resume goes on with as much time again. Counted from when the model is loaded; the schedule is not
+    shortened."""
     eval_every: int | None = None
     """Optimizer steps between evaluations; a tenth of the run, at most one epoch, where not given."""
     log_every: int | None = None
