@@ -9,7 +9,7 @@ import random
 import shutil
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +147,17 @@ class Runs:
         clear = "no checkpoint" in said or "is not a run" in said or "cannot be read" in said or "cannot resume" in said
         return None if code in (1, 2) and clear and "Traceback" not in said else f"ended with {code}: {said[-600:]}"
 
-    def finish(self, name: str) -> str | None:
+    def finish(self, name: str, *, kept_too: bool = True) -> str | None:
         """Go on to the end; what differs from the unbroken run."""
+
+        def against_the_whole() -> str | None:
+            ours = outcome(self.path(name))
+            return difference(ours if kept_too else replace(ours, kept=self.whole.kept), self.whole)
+
         job = self.start(name)
         code, said = job.wait(), job.output()
         if code == 2 and "is finished at step" in said:
-            return difference(outcome(self.path(name)), self.whole)
+            return against_the_whole()
         if code:
             return f"resuming ended with {code}: {said[-800:]}"
         if "damaged" in said or "Traceback" in said:
@@ -160,7 +165,7 @@ class Runs:
         hidden = [str(path) for path in self.path(name).rglob(".*") if path.name != ".lock"]
         if hidden:
             return f"left behind: {hidden}"
-        return difference(outcome(self.path(name)), self.whole)
+        return against_the_whole()
 
 
 def kinds_of(count: int) -> list[str]:
@@ -221,9 +226,8 @@ def signalled(runs: Runs, name: str, drawn: random.Random, *, twice: bool) -> li
     """SIGTERM or SIGINT at a call inside training: saved, and 143 or 130; a second one at the next call: at once."""
     number = drawn.choice([signal.SIGTERM, signal.SIGINT])
     first = next(i for i, call in enumerate(runs.calls, 1) if "metrics.csv" in call)
-    last = max(
-        i for i, call in enumerate(runs.calls, 1) if "write samples.jsonl" in call
-    )  # after training: it is measured
+    # the last samples come after training, once the run was measured
+    last = max(i for i, call in enumerate(runs.calls, 1) if "write samples.jsonl" in call)
     at = drawn.randint(first, last)
     where = f"{number.name}{' twice' if twice else ''} at call {at} of {len(runs.calls)}, {runs.calls[at - 1]!r}"
     job = runs.start(name, (SIGNAL, at, int(number), twice))
@@ -241,8 +245,7 @@ def signalled(runs: Runs, name: str, drawn: random.Random, *, twice: bool) -> li
     hidden = [str(path) for path in runs.path(name).rglob(".*") if path.name != ".lock"]
     if hidden:
         problems.append(f"left behind: {hidden}")
-    problem = runs.finish(name)
-    problems.append(None if problem and problem.startswith("kept:") else problem)  # the stop's own checkpoint counts
+    problems.append(runs.finish(name, kept_too=False))  # the stop's own checkpoint is one of the two newest
     found = [f"{where}: {problem}" for problem in problems if problem]
     if not found:
         shutil.rmtree(runs.path(name))

@@ -86,6 +86,7 @@ def test_a_run_is_measured_shown_and_measured_again(run: Fit, objective: str) ->
         "tokens_per_second",
         "train_seconds",
         "stopped_early",
+        "out_of_time",
         "val_loss",
     }
     assert set(result.results) - general == KEYS[objective]

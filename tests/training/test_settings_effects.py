@@ -256,7 +256,7 @@ def test_as_many_checkpoints_as_asked_for(fit: Fit, keep: int) -> None:
     assert len(losses) == 6
     best = sorted(losses, key=losses.__getitem__)[:keep]
     kept = {int(path.name[5:]) for path in (result.run_path / "checkpoints").iterdir()}
-    assert kept == {*best, 6}
+    assert kept == {*best, 5, 6}  # the two newest stay, whatever they are worth
 
 
 # seeds

@@ -128,7 +128,7 @@ class TrainSettings:
     early_stopping_patience: int | None = None
     """Evaluations without a better held-out loss before the run ends; off where not given."""
     save_top_k: int = 3
-    """Best checkpoints to keep, beside the newest."""
+    """Best checkpoints to keep, beside the two newest."""
     save_every: str = "10m"
     """A checkpoint whenever this time has passed since the last (10m, 1h30m, 45s), and at each epoch's end, beside
     those at evaluations; "never" saves at evaluations only."""

@@ -133,7 +133,9 @@ class DirectoryCheckpointIO(CheckpointIO):
         """Remove a hidden folder; what cannot be removed now is tried again before the next save."""
         if folder is None:
             return
-        for _ in range(2):
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:  # once more, where a call failed, and where a second Ctrl-C came in between
             shutil.rmtree(folder, ignore_errors=True)
         self._left += [left for left in {folder, folder.with_suffix(".old")} if left.exists()]
 
