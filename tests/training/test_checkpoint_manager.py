@@ -105,9 +105,9 @@ def test_the_best_and_the_newest_are_kept(tmp_path: Path, top_k: int, mode: Any,
         assert names(two.list_checkpoints()) == [NAMES[number] for number in reversed(kept)]
         assert two.get_best_checkpoint_path() == str(tmp_path / "ckpt" / NAMES[best])
         if top_k:
-            order = sorted(kept, key=lambda number: SCORES[number] * (1 if mode == "min" else -1))
-            ranked = order if 5 in order[: len(kept)] and top_k != 2 else [n for n in order if n != 5] + [5]
-            ranked = order if mode == "max" or top_k < 0 else ranked
+            ranked = sorted(range(6), key=lambda number: SCORES[number] * (1 if mode == "min" else -1))
+            ranked = ranked if top_k < 0 else ranked[:top_k]
+            ranked += [number for number in reversed(kept) if number not in ranked]
             assert names(two.list_checkpoints("metric")) == [NAMES[number] for number in ranked]
     for path in one.list_checkpoints():
         assert set(verify_checkpoint(path)["files"]) == {"model.safetensors", "state.pt"}
@@ -139,7 +139,7 @@ def test_other_files_of_the_same_trainer_stay_what_they_are(tmp_path: Path) -> N
 def test_a_trainer_without_evaluation_saves_after_each_epoch(tmp_path: Path) -> None:
     one = manager(tmp_path)
     fit([one.get_callback()], epochs=3, validate=False)
-    assert names(one.list_checkpoints()) == [NAMES[2]]
+    assert names(one.list_checkpoints()) == [NAMES[2], NAMES[1]]
     assert one.get_best_checkpoint_path() == one.list_checkpoints()[0]
 
 
