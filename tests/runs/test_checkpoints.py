@@ -264,7 +264,7 @@ def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_like_a_checkpoint
     folder = save(tmp_path, 5)
 
     def killed(path: Path, **_: Any) -> None:
-        (Path(path) / "model.safetensors").unlink()
+        (Path(path) / "model.safetensors").unlink(missing_ok=True)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -22,7 +22,6 @@ import json
 import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -77,10 +76,11 @@ class DirectoryCheckpointIO(CheckpointIO):
                     self._discard(folder)
             except OSError:
                 self._left.append(folder)
-        temporary = None
+        # named before it is there: whatever comes in between, it is discarded
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+            temporary.mkdir(mode=0o700)
             _write(temporary, checkpoint.get("state_dict", {}), state, manifest)
             replaced = _put_in_place(temporary, target)
         except CheckpointError:
@@ -350,7 +350,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _put_in_place(temporary: Path, target: Path) -> Path | None:
     """Returns where the same step's earlier checkpoint went, if there was one."""
-    temporary.chmod(0o755)  # mkdtemp gives 0700
+    temporary.chmod(0o755)
     aside = None
     if target.exists():  # the same step saved again
         if not (target / MANIFEST).is_file():
