@@ -18,5 +18,6 @@ def test_the_loop_is_faster_than_a_bare_one(vocab_size: int, steps: int, goal: f
     result = measure(steps, vocab_size)
     ratios = [theirs / ours for ours, theirs in zip(result.ours[5:], result.theirs[5:], strict=True)]
     assert statistics.median(ratios) >= goal
+    assert result.bare is not None
     pairs = zip(result.our_losses, result.bare.losses, strict=True)
     assert all(float(ours) == pytest.approx(float(bare), rel=1e-5) for ours, bare in pairs)
