@@ -29,6 +29,8 @@ from anyformer.models.probes import set_mode, untouched
 PROOF_TOKENS = 4096
 LEAST_ROWS = 8
 """Rows of the batch that are used: all of a small batch, of a large one at least eight."""
+PROOF_LOGITS = 1 << 23
+"""Logits that are looked at, at most, but for two rows: of a large vocabulary they are most of the memory of a run."""
 _OWN = 0.5
 _OWN_IN_TRAINING = 0.1
 """Of the changed tokens, how many must move their own logits; in training mode dropout may hide many."""
@@ -51,6 +53,7 @@ def prove_on_batch(
     """
     length = max(input_ids.shape[1], 0 if target_ids is None else target_ids.shape[1])
     rows = max(LEAST_ROWS, PROOF_TOKENS // length)
+    rows = min(rows, max(AGAIN_ROWS, PROOF_LOGITS // (length * plan.vocab_size)))
     ids = input_ids[:rows]
     read = None if target_ids is None else target_ids[:rows]
     findings = []
