@@ -458,3 +458,20 @@ def test_weights_at_zero_hide_no_leak_and_are_no_fault() -> None:
     with pytest.raises(CallError, match="sees the future"):
         prove_on_batch(leaking, plan, batch)
     assert not leaking.late.weight.any()
+
+
+@pytest.mark.parametrize(("logits", "rows"), [(1 << 23, 16), (T * V * 5, 5), (1, 2)])
+def test_a_large_vocabulary_is_looked_at_in_fewer_rows(monkeypatch: pytest.MonkeyPatch, logits: int, rows: int) -> None:
+    seen: list[int] = []
+
+    class Counts(Past):
+        def forward(self, ids: Tensor) -> Tensor:
+            seen.append(len(ids))
+            return super().forward(ids)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr("anyformer.models.batchproof.PROOF_LOGITS", logits)
+    module = Counts()
+    plan = infer_call_plan(module)
+    seen.clear()
+    assert all(finding.verdict == "ok" for finding in prove_on_batch(module, plan, batch()[:16]))
+    assert max(seen) == min(rows, len(batch()))
