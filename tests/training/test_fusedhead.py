@@ -132,7 +132,7 @@ class TwoLayers(Body):
         self.head = nn.Sequential(nn.Linear(D, V), nn.ReLU())
 
 
-OFF = {SoftCap: "div", Scaled: "left out", Twice: "more than once", ReadsItsLogits: "amax"}
+OFF = {SoftCap: "div", Scaled: "writes into", Twice: "more than once", ReadsItsLogits: "amax"}
 OFF |= {Computed: "computed", TwoLayers: "relu"}
 
 
@@ -239,11 +239,10 @@ def test_the_logits_never_exist_whole() -> None:
     assert seen.numbers == 128 * 900
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
-def test_in_half_precision_it_is_proven_and_used_there(kind: torch.dtype) -> None:
+def test_in_bfloat16_it_is_proven_and_used_there() -> None:
     module, batch = WithBias(), batch_of()
     plan = infer_call_plan(module)
-    with torch.autocast("cpu", dtype=kind):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         head, finding = choose_head(module, plan, "causal", batch)
         assert head == "head.weight", finding
         loss = fused_loss(module.eval(), plan, "causal", batch, head)
@@ -251,6 +250,68 @@ def test_in_half_precision_it_is_proven_and_used_there(kind: torch.dtype) -> Non
     loss.backward()
     assert float(loss) == pytest.approx(float(plain_loss(module, plan, batch)), rel=5e-3)
     assert {p.grad.dtype for p in module.parameters() if p.grad is not None} == {torch.float32}
+
+
+def test_in_float16_the_plain_way_is_taken_by_a_run_that_goes_on_in_it_too() -> None:
+    module, batch, path = Body().eval(), batch_of(), LossPath()
+    plan = infer_call_plan(module)
+    path.resume("head.weight")
+    with torch.autocast("cpu", dtype=torch.float16):
+        head, finding = choose_head(module, plan, "causal", batch)
+        assert (head, finding.measured) == (None, "off")
+        assert "float16" in finding.reason
+        torch.testing.assert_close(path.loss(module, plan, "causal", batch), plain_loss(module, plan, batch))
+    assert path.head == ""
+
+
+class MasksItsColumns(Body):
+    def forward(self, ids: Tensor) -> Any:
+        columns = torch.arange(V) >= V - 2
+        return self.head(self.hidden(ids)).masked_fill_(columns, -1e4)
+
+
+class MasksInEval(Body):
+    def forward(self, ids: Tensor) -> Any:
+        logits = self.head(self.hidden(ids))
+        return logits if self.training else logits.masked_fill(torch.arange(V) >= V - 20, -1e4)
+
+
+class Turned(Body):
+    def forward(self, ids: Tensor) -> Any:
+        return self.head(self.hidden(ids).transpose(0, 1)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("cls", [MasksItsColumns, MasksInEval, Turned])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_what_is_written_into_the_logits_or_done_in_one_mode_is_seen(cls: type[Body], kind: torch.dtype) -> None:
+    module, batch = cls().train(), batch_of()
+    plan = infer_call_plan(module)
+    module.train()
+    with torch.autocast("cpu", dtype=kind, enabled=kind != torch.float32):
+        assert choose_head(module, plan, "causal", batch)[0] is None
+    assert module.training
+
+
+def test_one_that_fails_with_its_head_left_out_later_is_computed_whole() -> None:
+    class Later(Body):
+        scales = False
+
+        def forward(self, ids: Tensor) -> Any:
+            logits = self.head(self.hidden(ids))
+            if self.scales:
+                logits /= 0.8
+            return logits
+
+    module, batch, path = Later().eval(), batch_of(), LossPath()
+    plan = infer_call_plan(module)
+    path.loss(module, plan, "causal", batch)
+    assert path.head == "head.weight"
+    module.scales = True
+    total, count = path.total(module, plan, "causal", batch)
+    right, number = objective_total("causal", batch_logits(module, plan, batch), batch["labels"], batch["next_ids"])
+    torch.testing.assert_close(total, right.detach())
+    assert count == number
+    assert path.head == ""
 
 
 def run(module: nn.Module, steps: int, folder: Any, resume: Any = None) -> tuple[UniversalModelAdapter, list[float]]:

@@ -248,12 +248,17 @@ class Backup:
 
 
 @contextmanager
-def waited_for(backup: Backup | None, finish: Callable[[Backup, list[Finding], float], None]) -> Iterator[None]:
-    """Wait for a backup however the block ends, shorter where it ended early; ``finish`` gets what it said."""
+def waited_for(
+    backup: Backup | None, finish: Callable[[Backup, list[Finding], float], None], *, in_time: bool = False
+) -> Iterator[None]:
+    """Wait for a backup however the block ends, shorter where it ended early; ``finish`` gets what it said.
+
+    in_time: the block has a time of its own to keep to: no longer after one that ended in order.
+    """
     limit = WAIT_STOPPED
     try:
         yield
-        limit = WAIT
+        limit = WAIT_STOPPED if in_time else WAIT
     finally:
         if backup is not None:
             finish(backup, backup.close(limit), limit)

@@ -117,6 +117,7 @@ class UniversalModelAdapter(pl.LightningModule):
         """Mean training loss of the last log interval, nats per token."""
         self._loss_sum: Tensor | None = None
         self._losses = 0
+        self._row_step = 0
         self._grad_norm: Tensor | None = None
         self._val_sum = 0.0
         self._val_count = 0
@@ -285,8 +286,9 @@ class UniversalModelAdapter(pl.LightningModule):
         interval = log_interval(self.trainer)
         if self.trainer.fit_loop._should_accumulate() or not interval or (step % interval and step > 1):
             return {}
-        if self._loss_sum is None and not self.bad_steps.skipped:
+        if step == self._row_step or (self._loss_sum is None and not self.bad_steps.skipped):
             return {}
+        self._row_step = step  # a save by the clock takes it before the hook does
         self.bad_steps.check(self.model, self.call_plan, batch)
         mean = math.nan if self._loss_sum is None else float(self._loss_sum) / self._losses
         self.last_train_loss = self.last_train_loss if math.isnan(mean) else mean
@@ -330,6 +332,7 @@ class UniversalModelAdapter(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the sums since the last row of metrics; a resumed run writes the row that an unbroken one would."""
+        self.bad_steps.check(self.model, self.call_plan, None)  # one that went wrong is not saved as if it had not
         total = None if self._loss_sum is None else float(self._loss_sum)
         checkpoint["train_loss"] = {"sum": total, "count": self._losses, "last": self.last_train_loss}
         checkpoint["fused_head"] = self.loss_path.head

@@ -29,9 +29,10 @@ def begin_backup(run: RunDirectory, settings: TrainSettings, resumed: ResumePoin
     """The backup of a run, where one was asked for; what a resumed run has already is copied first."""
     if settings.backup is None:
         return None
-    backup = backup_of(
-        run, settings.backup, view, drop_beyond=step_of(resumed.checkpoint) if resumed is not None else None
-    )
+    # what is newer there is dropped only where it was seen: a place that did not answer may hold what is missing here
+    asked = resumed is not None and not any(f.name == "backup" and f.verdict == "warn" for f in resumed.findings)
+    beyond = step_of(resumed.checkpoint) if resumed is not None and asked else None
+    backup = backup_of(run, settings.backup, view, drop_beyond=beyond)
     for folder in reversed(list_checkpoints(run.path)):
         backup.offer(folder)
     return backup

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 
 from anyformer.core.errors import CheckpointError
 from anyformer.core.protocols import Progress, View
@@ -336,7 +336,7 @@ class StopRequested(BaseException):
     """
 
 
-class StopOnSignal(pl.Callback):
+class StopOnSignal(Checkpoint):  # Lightning runs these last, in their order: after what an evaluation is judged by
     """Ctrl-C finishes the step (and the evaluation that belongs to it), saves, and leaves; a second one leaves at once.
 
     What follows training has nothing to save: there the first one leaves at once. Use ``listening`` around
@@ -387,6 +387,9 @@ class StopOnSignal(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._training = False  # a signal from now on finds no step to finish
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = False

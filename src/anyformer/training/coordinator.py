@@ -151,7 +151,11 @@ def run_training(
             findings += rebuilds(run, loaded, view)
         backup = begin_backup(run, settings, resumed, view)
         told = partial(end_backup, run, findings, view)
-        with waited_for(backup, told), recorded_end(run, time.monotonic() - (run.manifest.get("seconds") or 0.0)):
+        in_time = settings.max_time is not None
+        with (
+            waited_for(backup, told, in_time=in_time),
+            recorded_end(run, time.monotonic() - (run.manifest.get("seconds") or 0.0)),
+        ):
             begin_run(run, loaded, settings, effective, findings, command, resumed)
             view.stage("run", str(run.path), f"{effective.total_steps:,} steps in {precision}: {why.reason}")
             budget = Budget(began, seconds_of(settings.max_time, "max_time")) if settings.max_time else None

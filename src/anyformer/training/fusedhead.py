@@ -20,9 +20,15 @@ from torch.overrides import TorchFunctionMode
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
 from anyformer.models.calls.probing import seeded
-from anyformer.models.objectives import IGNORE_INDEX, batch_logits, objective_loss, objective_targets
+from anyformer.models.objectives import (
+    IGNORE_INDEX,
+    batch_logits,
+    objective_loss,
+    objective_targets,
+    objective_total,
+)
 from anyformer.models.plan import CallPlan, Objective
-from anyformer.models.probes import untouched
+from anyformer.models.probes import set_mode, untouched
 
 FUSE_FROM = 1 << 21
 """Logits of a batch from which on it pays (benchmarks/results/fused_head.md); below, the plain path is as fast."""
@@ -45,6 +51,8 @@ def choose_head(
     size = batch["labels"].numel() * plan.vocab_size
     if objective == "classification" or size < FUSE_FROM:
         return None, _off(f"{size:,} logits a batch are few: in one piece they are as fast")
+    if _is_fp16(next(module.parameters())):
+        return None, _off("in float16 its gradients are too small before the loss is scaled")
     rows = max(2, _PROOF_LOGITS // (batch["labels"].shape[1] * plan.vocab_size))
     part = {k: v[:rows] if isinstance(v, Tensor) and v.dim() else v for k, v in batch.items()}
     try:
@@ -107,6 +115,8 @@ def _hidden(
     with _LeftOut(module.get_parameter(head)) as left_out:
         logits = batch_logits(module, plan, batch)
     if left_out.calls != 1 or not _same_memory(logits, left_out.stand_in):
+        return None, None
+    if left_out.stand_in is None or left_out.stand_in._version or _is_fp16(left_out.read):
         return None, None
     hidden = left_out.read.flatten(0, -2)
     return (hidden, left_out.bias) if len(hidden) == logits.shape[:-1].numel() else (None, None)
@@ -174,6 +184,11 @@ def _dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
+def _is_fp16(tensor: Tensor) -> bool:
+    """Gradients are made before a scaler multiplies the loss: in float16 most of a large vocabulary's would be zero."""
+    return _dtype(tensor) == torch.float16
+
+
 class _Seen(TorchFunctionMode):
     """Every linear map to V logits, and what else is done with one's result."""
 
@@ -182,6 +197,8 @@ class _Seen(TorchFunctionMode):
         self._vocab_size = vocab_size
         self.maps: list[tuple[Tensor, Tensor]] = []
         """Weight and result."""
+        self.versions: list[int] = []
+        """Of the results as they were made: writing into one raises its own."""
         self.used: dict[int, str] = {}
         """Address of a result: the first function that made something of it."""
 
@@ -191,6 +208,7 @@ class _Seen(TorchFunctionMode):
         found = _linear(func, args, kwargs)
         if found is not None and len(found[1]) == self._vocab_size:
             self.maps.append((found[1], result))
+            self.versions.append(result._version)
         elif func is not F.cross_entropy and (isinstance(result, Tensor) or _holds_tensors(result)):
             read = {given.data_ptr() for given in _tensors(args, kwargs)}
             for _, made in self.maps:
@@ -215,6 +233,10 @@ def _find(module: nn.Module, plan: CallPlan, batch: Mapping[str, Any]) -> tuple[
     weight, out = made[-1]
     if sum(w is weight for w, _ in seen.maps) > 1:
         return None, "the head is called more than once"
+    if any(o._version != before for (_, o), before in zip(seen.maps, seen.versions, strict=True)):
+        return None, "the model writes into its logits"
+    if not (out.is_contiguous() and logits.is_contiguous()):
+        return None, "the logits are turned"
     if out.data_ptr() in seen.used:
         return None, f"the model itself reads its logits ({seen.used[out.data_ptr()]})"
     name = next((name for name, parameter in module.named_parameters() if parameter is weight), None)
@@ -251,6 +273,14 @@ def _proven(
     apart = max((_apart(a, b) for a, b in zip(expected[1], found[1], strict=True)), default=0.0)
     if not (loss <= loss_limit and apart <= limit):  # NaN is no proof either
         return None, _off(f"left out, {head} gives another loss ({loss:.0e}) or gradient ({apart:.0e})")
+    with untouched(module):
+        set_mode(module, False)
+        total = fused_total(module, plan, objective, batch, head)
+        with torch.no_grad():
+            logits = batch_logits(module, plan, batch)
+            right, _ = objective_total(objective, logits, batch["labels"], batch.get("next_ids"))
+    if total is None or not float((total[0] - right).abs()) <= loss_limit * float(right.abs()):
+        return None, _off(f"in eval mode the logits are not what {head} makes")
     why = f"loss equal to {max(loss, 1e-8):.0e}, gradients to {max(apart, 1e-8):.0e}; the logits are never there whole"
     return head, Finding("fused head", "ok", f"{head} and the loss in one", "equal loss and gradients", why)
 
@@ -331,7 +361,7 @@ def _loss_and_gradients(
     keep_N = targets_N != IGNORE_INDEX
     count = keep_N.sum()
     scale_N = keep_N.to(wide) / count
-    index_N1 = targets_N.clamp_min(0)[:, None]
+    index_N1 = targets_N.where(keep_N, 0)[:, None]
     d_hidden = torch.empty_like(hidden_ND)
     d_weight = torch.zeros_like(weight_VD, dtype=wide) if trained else None
     d_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
 
 from anyformer.training.callbacks import RunCheckpoint, SampleText, StopRequested, evaluation_follows, write_row
 from anyformer.training.effective import Effective
@@ -23,7 +24,7 @@ class OutOfTime(StopRequested):
     """Leaves Lightning's loop because ``max_time`` is about to be up; the step is finished and saved."""
 
 
-class SaveInTime(pl.Callback):
+class SaveInTime(Checkpoint):
     """A checkpoint whenever ``seconds`` have passed since the last one, and at the end of each epoch.
 
     It is counted among the best only where it was evaluated; else the next one takes its place. Saving reads the state
@@ -66,7 +67,7 @@ class Budget:
         return self.began + self.seconds - margin - time.monotonic()
 
 
-class StopInTime(pl.Callback):
+class StopInTime(Checkpoint):
     """Ends a run while there is time left to finish the step, to save and to measure.
 
     What comes next is timed as it comes: the longest of the last steps, evaluations and checkpoints so far; before the

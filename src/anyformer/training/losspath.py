@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from anyformer.core.findings import Finding
 from anyformer.models.objectives import batch_logits, objective_loss, objective_total
 from anyformer.models.plan import CallPlan, Objective
 from anyformer.training.fusedhead import choose_head, fused_loss, fused_total
+
+_Result = TypeVar("_Result")
 
 
 class LossPath:
@@ -35,10 +38,9 @@ class LossPath:
             head, self.finding = choose_head(module, plan, objective, batch, label_smoothing)
             self.head = head or ""
         if self.head:
-            loss = fused_loss(module, plan, objective, batch, self.head, label_smoothing)
+            loss = self._fused(lambda head: fused_loss(module, plan, objective, batch, head, label_smoothing))
             if loss is not None:
                 return loss
-            self._give_up()
         logits = batch_logits(module, plan, batch)
         return objective_loss(
             objective, logits, batch["labels"], batch.get("next_ids"), label_smoothing=label_smoothing
@@ -49,7 +51,7 @@ class LossPath:
     ) -> tuple[Tensor, Tensor]:
         """Summed nats and number of targets of a held-out batch, as ``objective_total`` computes them."""
         if self.head:
-            total = fused_total(module, plan, objective, batch, self.head)
+            total = self._fused(lambda head: fused_total(module, plan, objective, batch, head))
             if total is not None:
                 return total
         logits = batch_logits(module, plan, batch)
@@ -59,6 +61,19 @@ class LossPath:
         """Go on as the run began."""
         self.head = head
         self.finding = Finding("fused head", "note", head or "off", reason="as the run began")
+
+    def _fused(self, compute: Callable[[str], _Result | None]) -> _Result | None:
+        """What the fused way gives; None, and never again, where the module does not go with it any more."""
+        assert self.head is not None
+        try:
+            result = compute(self.head)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # noqa: BLE001  (what a left-out head stops in a stranger's code; the plain way raises the rest)
+            result = None
+        if result is None:
+            self._give_up()
+        return result
 
     def _give_up(self) -> None:
         reason = f"in a later batch the logits were not what {self.head} makes: they are computed whole since then"

@@ -5,6 +5,7 @@ B batch, T time, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -234,6 +235,8 @@ def _smoothing(rows: Tensor, calls: list[_Call], ours: list[Tensor]) -> float | 
     spread = -rows.double().log_softmax(-1).mean()
     unsure = _ROUNDING * float(spread)
     pairs = [(float(c.loss - own), float(spread - own)) for c, own in zip(calls, ours, strict=True)]
+    if not all(math.isfinite(number) for pair in pairs for number in pair):
+        return None
     more, most = max(pairs, key=lambda pair: abs(pair[1]))
     for grid in (100, 1000):
         if abs(most) < 20 * unsure * grid:
