@@ -94,6 +94,17 @@ def test_found_again_only_for_the_same_input(
     assert len(paths) == 6
 
 
+def edit_before_encoding(patch: pytest.MonkeyPatch, file: Path, old: str, new: str) -> None:
+    """Another program writes into the file after it was scanned."""
+    encode = cache_module.fill
+
+    def edited(*arguments: Any) -> Any:
+        file.write_text(file.read_text().replace(old, new))
+        return encode(*arguments)
+
+    patch.setattr(cache_module, "fill", edited)
+
+
 @pytest.mark.parametrize("changed", ["train", "val"])
 def test_text_that_changes_while_it_is_read(
     tmp_path: Path, bpe: TextTokenizer, monkeypatch: pytest.MonkeyPatch, changed: str
@@ -102,14 +113,8 @@ def test_text_that_changes_while_it_is_read(
     files["train"].write_text("".join(DOCUMENTS))
     files["val"].write_text("".join(DOCUMENTS[:50]))
     corpora = {side: open_corpus(file) for side, file in files.items()}
-    encode = cache_module.fill
-
-    def edited(*arguments: Any) -> Any:
-        files[changed].write_text(files[changed].read_text().replace("The 1", "THE 1"))
-        return encode(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "fill", edited)
+        edit_before_encoding(patch, files[changed], "The 1", "THE 1")
         with pytest.raises(DataError, match=rf"{changed}\.txt changed while it was read") as caught:
             build_token_cache(corpora["train"], bpe, val_corpus=corpora["val"], cache_dir=tmp_path / "cache")
     assert "run again" in str(caught.value)
@@ -130,14 +135,8 @@ def test_documents_that_change_while_they_are_read(
     for side, rows in texts.items():
         files[side].write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     corpora = {side: open_corpus(file) for side, file in files.items()}
-    encode = cache_module.fill
-
-    def edited(*arguments: Any) -> Any:
-        files[changed].write_text(files[changed].read_text().replace("document says", "Document says"))
-        return encode(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "fill", edited)
+        edit_before_encoding(patch, files[changed], "document says", "Document says")
         with pytest.raises(DataError, match=rf"{changed}\.jsonl changed while it was read"):
             build_token_cache(corpora["train"], bpe, val_corpus=corpora["val"], cache_dir=tmp_path / "cache")
     cache = build_token_cache(corpora["train"], bpe, val_corpus=corpora["val"], cache_dir=tmp_path / "cache")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,15 +13,15 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from safetensors.torch import load_file
+from read_runs import untimed_rows, weights
 from small_models import Small
 
 from anyformer import api, cli
 from anyformer.core.errors import CheckpointError, CorruptCheckpoint, DependencyError, Interrupted, SettingsError
 from anyformer.core.view import QuietView
 from anyformer.training import coordinator
-from anyformer.training.callbacks import StopOnSignal
 from anyformer.training.coordinator import TrainResult
+from anyformer.training.stopping import StopOnSignal
 
 SETTINGS: dict[str, Any] = {
     "max_length": 16,
@@ -83,21 +82,6 @@ def train(view: Any = None, **settings: Any) -> TrainResult:
     return api.train("tiny.py", "corpus.txt", view=view or QuietView(), **values)
 
 
-def weights(run: Path) -> str:
-    newest = max((run / "checkpoints").glob("step-????????"))
-    digest = hashlib.sha256(newest.name.encode())
-    for name, tensor in sorted(load_file(newest / "model.safetensors").items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def table(run: Path) -> list[list[str]]:
-    """The metrics without what time says."""
-    rows = [line.split(",") for line in (run / "metrics" / "metrics.csv").read_text().splitlines()]
-    timed = [rows[0].index(name) for name in ("seconds", "tokens_per_second")]
-    return [[cell for number, cell in enumerate(row) if number not in timed] for row in rows]
-
-
 LONG = pytest.mark.soak
 
 
@@ -123,7 +107,7 @@ def test_a_run_that_lost_its_machine_ends_as_if_nothing_had_happened(
     assert result.run_path == Path("runs/tiny-corpus")
     assert f"the run was restored from {url}/tiny-corpus" in view.text
     assert weights(result.run_path) == weights(whole.run_path)
-    assert table(result.run_path) == table(whole.run_path)
+    assert untimed_rows(result.run_path) == untimed_rows(whole.run_path)
     assert result.results["val_loss"] == whole.results["val_loss"]
     kept = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (result.run_path, whole.run_path)]
     assert kept[0] == kept[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import inspect
 import json
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from read_runs import rows
 from small_models import Small, small_text
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -36,11 +36,6 @@ REFERENCE_KEYS = {"best_model_path", "final_metrics", "trainer", "model", "token
 
 def manifest(run: Path) -> dict[str, Any]:
     return json.loads((run / "run.json").read_text(), parse_constant=pytest.fail)
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics" / "metrics.csv").open() as stream:
-        return list(csv.DictReader(stream))
 
 
 def val_losses(run: Path) -> dict[int, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -12,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from read_runs import untimed_rows, weights
 from small_models import Small
 from torch import Tensor
 
@@ -23,20 +21,6 @@ from anyformer.training.coordinator import TrainResult
 from anyformer.training.samples import SampleWriter
 
 Fit = Callable[..., TrainResult]
-
-
-def weights(run: Path) -> str:
-    newest = max((run / "checkpoints").glob("step-????????"))
-    digest = hashlib.sha256(newest.name.encode())
-    for name, tensor in sorted(load_file(newest / "model.safetensors").items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics" / "metrics.csv").open() as stream:
-        found = list(csv.DictReader(stream))
-    return [{key: row[key] for key in row if key not in ("seconds", "tokens_per_second")} for row in found]
 
 
 @pytest.fixture
@@ -62,7 +46,7 @@ def test_saving_between_evaluations_changes_nothing(fit: Fit, saved: list[int], 
     often = fit(name="often", save_every="0.0001s", **settings)
     assert saved == list(range(1, 10))
     assert weights(often.run_path) == weights(without.run_path)
-    assert rows(often.run_path) == rows(without.run_path)
+    assert untimed_rows(often.run_path) == untimed_rows(without.run_path)
     kept = [{path.name for path in (run.run_path / "checkpoints").iterdir()} for run in (often, without)]
     assert kept[0] == kept[1]
     assert often.results["val_loss"] == without.results["val_loss"]
@@ -104,7 +88,7 @@ def test_a_run_goes_on_exactly_from_a_checkpoint_between_evaluations(
     assert (run / "checkpoints" / f"step-{at - 1:08d}").is_dir()
     result = fit(Dying(0), resume=str(run), **settings)
     assert weights(run) == weights(unbroken.run_path)
-    assert rows(run) == rows(unbroken.run_path)
+    assert untimed_rows(run) == untimed_rows(unbroken.run_path)
     assert result.results["val_loss"] == unbroken.results["val_loss"]
 
 
@@ -242,7 +226,7 @@ def test_a_run_ends_in_time_and_goes_on_as_if_it_never_stopped(
     assert all(0 < left < budget for left in hurried)  # never after its time
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
     assert weights(run) == weights(unbroken.run_path)
-    assert rows(run) == rows(unbroken.run_path)
+    assert untimed_rows(run) == untimed_rows(unbroken.run_path)
     assert result.results["best_checkpoint"] == unbroken.results["best_checkpoint"]
     texts = [(path / "samples.jsonl").read_text() for path in (run, unbroken.run_path)]
     assert texts[0] == texts[1]

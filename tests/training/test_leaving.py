@@ -17,8 +17,9 @@ from torch import Tensor
 
 from anyformer.core.errors import Interrupted
 from anyformer.training import coordinator, intime
-from anyformer.training.callbacks import RunCheckpoint, StopOnSignal
+from anyformer.training.callbacks import RunCheckpoint
 from anyformer.training.coordinator import TrainResult
+from anyformer.training.stopping import StopOnSignal
 
 Fit = Callable[..., TrainResult]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from read_runs import untimed_rows, weights
 from small_models import Small, small_text
 from torch import Tensor
 
@@ -36,20 +34,6 @@ class Tiny(nn.Module):
 """
 
 
-def curve(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics" / "metrics.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    return [{key: row[key] for key in row if key not in ("seconds", "tokens_per_second")} for row in rows]
-
-
-def weights(run: Path) -> str:
-    newest = max((run / "checkpoints").glob("step-????????"))
-    digest = hashlib.sha256(newest.name.encode())
-    for name, tensor in sorted(load_file(newest / "model.safetensors").items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
 def test_two_runs_of_one_manifest_are_equal_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tiny.py").write_text(MODEL)
@@ -61,8 +45,8 @@ def test_two_runs_of_one_manifest_are_equal_bit_for_bit(tmp_path: Path, monkeypa
     assert cli.main(again) == 0
     assert cli.main(["train", "tiny.py", *flags, "--seed", "12", "--name", "c", "--quiet"]) == 0
     runs = [Path("runs") / name for name in "abc"]
-    assert curve(runs[0]) == curve(runs[1]) != curve(runs[2])
-    assert len(curve(runs[0])) == 30
+    assert untimed_rows(runs[0]) == untimed_rows(runs[1]) != untimed_rows(runs[2])
+    assert len(untimed_rows(runs[0])) == 30
     assert weights(runs[0]) == weights(runs[1]) != weights(runs[2])
     texts = [(run / "samples.jsonl").read_text() for run in runs]
     assert texts[0] == texts[1] != texts[2]

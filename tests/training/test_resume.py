@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
 import os
 import signal
@@ -17,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from read_runs import rows, untimed_rows, weights
 from small_models import Small, small_text
 from torch import Tensor
 
@@ -25,9 +23,9 @@ from anyformer import cli
 from anyformer.core.errors import CorruptCheckpoint, DataError, Interrupted, SettingsError
 from anyformer.core.settings import TrainSettings
 from anyformer.training import fusedhead
-from anyformer.training.callbacks import StopOnSignal
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.resume import CHANGEABLE, UNCHANGEABLE
+from anyformer.training.stopping import StopOnSignal
 
 Fit = Callable[..., TrainResult]
 STEPS = 46  # batches of 8 of about 40 in an epoch: the second epoch is under way
@@ -66,25 +64,6 @@ def _armed_while_training(monkeypatch: pytest.MonkeyPatch) -> None:
 def module(at: int | None = None, seed: int = 5) -> Interrupting:
     torch.manual_seed(seed)
     return Interrupting(at)
-
-
-def weights(result_or_path: Any) -> str:
-    """sha256 of the newest checkpoint's tensors, and its name; the file's header has no fixed order."""
-    run = Path(getattr(result_or_path, "run_path", result_or_path))
-    newest = max((run / "checkpoints").glob("step-????????"))
-    digest = hashlib.sha256()
-    for name, tensor in sorted(load_file(newest / "model.safetensors").items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest() + newest.name
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics" / "metrics.csv").open() as stream:
-        return list(csv.DictReader(stream))
-
-
-def deterministic(row: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in row.items() if key not in ("seconds", "tokens_per_second")}
 
 
 @pytest.mark.parametrize(
@@ -129,11 +108,11 @@ def test_an_interrupted_run_ends_as_if_it_never_stopped(
     part = module(seed=99)  # other first weights: they must come from the checkpoint
     result = fit(part, resume=resume, **settings)
     assert seen + part.seen == whole.seen  # nothing twice, nothing left out
-    assert weights(result) == weights(unbroken)
+    assert weights(result.run_path) == weights(unbroken.run_path)
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
-    ours, theirs = rows(run), rows(unbroken.run_path)
-    assert [row["step"] for row in ours] == sorted({row["step"] for row in ours}, key=int)
-    assert [deterministic(row) for row in ours] == [deterministic(row) for row in theirs]
+    steps = [row["step"] for row in rows(run)]
+    assert steps == sorted(set(steps), key=int)
+    assert untimed_rows(run) == untimed_rows(unbroken.run_path)
     assert result.results["val_loss"] == unbroken.results["val_loss"]
     assert result.results["best_checkpoint"] == unbroken.results["best_checkpoint"]
     kept = {path.name for path in (run / "checkpoints").iterdir()}
@@ -152,7 +131,7 @@ def test_a_run_with_head_and_loss_in_one_goes_on_in_that_way(
     run = tmp_path / "runs" / "run"
     monkeypatch.setattr(fusedhead, "FUSE_FROM", 1 << 40)  # the run, not its settings, says how it goes on
     result = fit(module(seed=99), resume=str(run), max_steps=12, eval_every=4)
-    assert weights(result) == weights(unbroken)
+    assert weights(result.run_path) == weights(unbroken.run_path)
     assert result.results["val_loss"] == unbroken.results["val_loss"]
     manifest = json.loads((run / "run.json").read_text())
     assert [f["reason"] for f in manifest["findings"] if f["name"] == "fused head"] == ["as the run began"]
@@ -176,9 +155,8 @@ def test_every_optimizer_and_schedule_goes_on_exactly(fit: Fit, tmp_path: Path, 
             fit(module(at, seed=5 if resume is None else 99), resume=resume, **settings)
         resume = str(tmp_path / "runs" / "run")
     result = fit(module(seed=99), resume=resume, **settings)
-    assert weights(result) == weights(whole)
-    ours, theirs = rows(result.run_path), rows(whole.run_path)
-    assert [deterministic(row) for row in ours] == [deterministic(row) for row in theirs]
+    assert weights(result.run_path) == weights(whole.run_path)
+    assert untimed_rows(result.run_path) == untimed_rows(whole.run_path)
 
 
 def test_ctrl_c_before_the_first_step_leaves_at_once(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -258,7 +236,7 @@ def test_another_runs_checkpoint_is_not_gone_on_from(fit: Fit, stopped: Path) ->
         fit(resume=str(stopped / "checkpoints" / "step-00000006"))
     result = fit(resume=str(stopped))
     assert any("step-00000006 is another run's" in str(finding.measured) for finding in result.findings)
-    assert weights(result) == weights(fit(module(), name="unbroken"))
+    assert weights(result.run_path) == weights(fit(module(), name="unbroken").run_path)
 
 
 @pytest.fixture
@@ -343,7 +321,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(fit: Fit, stopp
     assert "step-00000006.damaged" in said.reason
     assert (stopped / "checkpoints" / "step-00000006.damaged").is_dir()
     unbroken = fit(module(), name="unbroken")
-    assert weights(result) == weights(unbroken)
+    assert weights(result.run_path) == weights(unbroken.run_path)
 
 
 def test_resuming_an_older_checkpoint_sets_the_later_ones_aside(fit: Fit, stopped: Path) -> None:
@@ -351,7 +329,7 @@ def test_resuming_an_older_checkpoint_sets_the_later_ones_aside(fit: Fit, stoppe
     assert any("step-00000006.before-resume" in finding.reason for finding in result.findings)
     kept = {path.name for path in (stopped / "checkpoints").iterdir()}
     assert kept == {"step-00000004", "step-00000008", "step-00000012", "step-00000006.before-resume"}
-    assert weights(result) == weights(fit(module(), name="unbroken"))
+    assert weights(result.run_path) == weights(fit(module(), name="unbroken").run_path)
     steps = [json.loads(line)["step"] for line in (stopped / "samples.jsonl").read_text().splitlines()]
     assert {step: steps.count(step) for step in set(steps)} == {0: 3, 6: 3, 12: 3}
 
@@ -459,5 +437,5 @@ def test_ctrl_c_at_a_real_process_then_resume_gives_the_same_weights(
     assert "Traceback" not in said
     assert cli.main(["train", "--resume", "runs/a"]) == 0
     assert cli.main(["train", "slow.py", *flags, "--name", "b"]) == 0
-    assert weights("runs/a") == weights("runs/b")
+    assert weights(Path("runs/a")) == weights(Path("runs/b"))
     assert [row["step"] for row in rows(Path("runs/a"))] == [str(step) for step in range(1, 61)]

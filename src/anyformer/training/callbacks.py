@@ -1,23 +1,19 @@
-"""What happens around the steps of a run: progress, samples, checkpoints, stopping in order."""
+"""What happens around the steps of a run: progress, samples, checkpoints."""
 
 from __future__ import annotations
 
 import random
-import signal
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from anyformer.core.errors import CheckpointError
 from anyformer.core.protocols import Progress, View
@@ -323,82 +319,6 @@ class KeepRandomState(pl.Callback):
         np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda"])
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what clusters and containers send before they kill."""
-
-
-class StopRequested(BaseException):
-    """Leaves Lightning's loop after the step that a signal interrupted was finished and saved.
-
-    Like KeyboardInterrupt no Exception: a model's or a library's own ``except Exception`` must not hold it.
-    """
-
-
-class StopOnSignal(Checkpoint):  # Lightning runs these last, in their order: after what an evaluation is judged by
-    """Ctrl-C finishes the step (and the evaluation that belongs to it), saves, and leaves; a second one leaves at once.
-
-    What follows training has nothing to save: there the first one leaves at once. Use ``listening`` around
-    ``trainer.fit`` and what the run does after it: Lightning itself answers a KeyboardInterrupt by ending the process.
-    """
-
-    def __init__(self, checkpoint: RunCheckpoint, view: View) -> None:
-        self._checkpoint = checkpoint
-        self._view = view
-        self._asked = False
-        self._training = False
-        self.received = int(signal.SIGINT)
-        """The signal that stopped the run."""
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Answer Ctrl-C and SIGTERM until the block ends; outside the main thread nothing can."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        if self._asked or not self._training:
-            raise StopRequested
-        self._asked = True
-        self._view.line("  stopping after this step (a second signal: at once, without saving)")
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:  # Lightning has put its own handler for SIGTERM in the meantime
-                signal.signal(number, self._on_signal)
-        self._training = True
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # where an evaluation follows it still takes place: a resumed run would go on behind it
-        if self._asked and not trainer.fit_loop._should_accumulate() and not evaluation_follows(trainer):
-            write_row(trainer, pl_module, batch)
-            self._leave(trainer)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._leave(trainer)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._training = False  # a signal from now on finds no step to finish
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._training = False
-        self._leave(trainer)  # where it came after the last evaluation
-
-    def _leave(self, trainer: pl.Trainer) -> None:
-        if self._asked:
-            self._checkpoint.save_now(trainer)
-            raise StopRequested
 
 
 def write_row(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, torch.Tensor]) -> dict[str, float]:

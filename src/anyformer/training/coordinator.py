@@ -35,7 +35,6 @@ from anyformer.tokenization.load import load_tokenizer
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.backups import begin_backup, end_backup, require_backup
 from anyformer.training.badsteps import BadSteps
-from anyformer.training.callbacks import StopRequested
 from anyformer.training.effective import Effective, choose_device, choose_max_length, derive
 from anyformer.training.fit import Fit, build_trainer, quiet_lightning
 from anyformer.training.intime import Budget, OutOfTime
@@ -55,6 +54,7 @@ from anyformer.training.resume import (
     with_own_place,
 )
 from anyformer.training.samples import require_prompt, sample_writer
+from anyformer.training.stopping import StopRequested
 from anyformer.training.streams import stream_end
 from anyformer.training.text import Text
 

@@ -26,12 +26,12 @@ from anyformer.training.callbacks import (
     RunCheckpoint,
     SampleText,
     ShowProgress,
-    StopOnSignal,
 )
 from anyformer.training.effective import Effective
 from anyformer.training.intime import Budget, SaveInTime, StopInTime
 from anyformer.training.precision import LIGHTNING_NAMES
 from anyformer.training.samples import SampleWriter
+from anyformer.training.stopping import StopOnSignal
 
 ACCELERATORS = {"cuda": "gpu", "mps": "mps", "cpu": "cpu"}
 

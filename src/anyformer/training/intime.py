@@ -9,8 +9,9 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from anyformer.training.callbacks import RunCheckpoint, SampleText, StopRequested, evaluation_follows, write_row
+from anyformer.training.callbacks import RunCheckpoint, SampleText, evaluation_follows, write_row
 from anyformer.training.effective import Effective
+from anyformer.training.stopping import StopRequested
 
 SAVING_SHARE = 0.05
 """Of the wall time at most is spent on the checkpoints at the ends of short epochs."""

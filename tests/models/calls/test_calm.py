@@ -42,8 +42,8 @@ def test_nothing_is_dropped_and_torch_is_as_before() -> None:
     assert all(vars(F)[name] is function for name, function in functions.items())
 
 
-class MixesRows(nn.Module):
-    """Time-first attention that is given (B, T, D), behind a new nn.Dropout, which is on in eval mode."""
+class TimeFirst(nn.Module):
+    """The parts of a classifier whose attention is time-first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,6 +51,10 @@ class MixesRows(nn.Module):
         self.e, self.positions = nn.Embedding(40, 16), nn.Embedding(64, 16)
         self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, 0.0), 1, enable_nested_tensor=False)
         self.classifier = nn.Linear(16, 3)
+
+
+class MixesRows(TimeFirst):
+    """Time-first attention that is given (B, T, D), behind a new nn.Dropout, which is on in eval mode."""
 
     def forward(self, ids: Tensor) -> Tensor:
         x = nn.Dropout(0.2)(self.e(ids) + self.positions(torch.arange(ids.shape[1])))
@@ -65,15 +69,8 @@ def test_rows_that_mix_are_seen_through_the_dropout() -> None:
         require_trainable(plan)
 
 
-class PlacesRows(nn.Module):
+class PlacesRows(TimeFirst):
     """Time-first inside, with the positions of (B, T, D): they are added along the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.e, self.positions = nn.Embedding(40, 16), nn.Embedding(64, 16)
-        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, 0.0), 1, enable_nested_tensor=False)
-        self.classifier = nn.Linear(16, 3)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.e(ids.transpose(0, 1))
