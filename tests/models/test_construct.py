@@ -1144,3 +1144,59 @@ def test_a_class_body_reads_the_names_it_bound_before(tmp_path):
     assert "dim" in str(sizes)  # a method does not see the names of its class's body
     file.write_text(file.read_text().replace(" * (dim > 0 if False else 1)", ""))
     assert not [f for f in load_model(str(file)).findings if f.name == "sizes"]
+
+
+KEYWORDS = """
+    class Part(nn.Module):
+        def __init__(self, {part}):
+            super().__init__()
+            self.up = nn.Linear({width}, kwargs["n_hidden"])
+            self.causal = kwargs["causal"]
+    class Net(nn.Module):
+        def __init__(self, **kwargs):
+            super().__init__()
+            self.emb = nn.Embedding(kwargs["vocab_size"], kwargs["n_embd"])
+            self.parts = nn.Sequential(*[Part(**kwargs) for _ in range(kwargs["n_layer"])])
+"""
+
+
+@pytest.mark.parametrize(("part", "width"), [("**kwargs", 'kwargs["n_embd"]'), ("n_embd, **kwargs", "n_embd")])
+def test_what_a_part_reads_of_keywords_that_are_handed_on(tmp_path, part, width):
+    loaded = load(tmp_path, KEYWORDS.format(part=part, width=width))
+    up = loaded.module.parts[0].up
+    assert up.out_features == 4 * up.in_features == 4 * loaded.module.emb.embedding_dim
+    assert loaded.module.parts[0].causal is True
+
+
+VOCABULARIES = """
+    class Net(nn.Module):
+        def __init__(self, src_vocab, tgt_vocab):
+            super().__init__()
+            self.emb = nn.Embedding(len(src_vocab), 8, padding_idx=src_vocab["{pad}"])
+            self.out = nn.Linear(8, len(tgt_vocab))
+            self.end = tgt_vocab["<eos>"]
+"""
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "[PAD]", "<|pad|>"])
+def test_a_vocabulary_of_which_the_length_and_special_tokens_are_read(tmp_path, pad):
+    module = load(tmp_path, VOCABULARIES.format(pad=pad), {"src_vocab": 90, "tgt_vocab": 70}).module
+    assert (module.emb.num_embeddings, module.emb.padding_idx) == (90, 0)
+    assert (module.out.out_features, module.end) == (70, 0)
+
+
+@pytest.mark.parametrize("asked", [None, {"vocab_size": 300}])
+def test_a_padding_id_that_the_file_writes_down_has_a_row(tmp_path, asked):
+    body = """
+        class Net(nn.Module):
+            def __init__(self, vocab_size):
+                super().__init__()
+                self.emb = nn.Embedding(vocab_size, 8, padding_idx=2000)
+    """
+    path = tmp_path / "model.py"
+    path.write_text("from torch import nn\n" + textwrap.dedent(body))
+    loaded = load_model(path, fallback=asked)
+    assert loaded.module.emb.num_embeddings == 2001
+    found = next(f for f in loaded.findings if f.name == "vocabulary")
+    assert found.measured == "2,001 ids"
+    assert "padding_idx=2,000" in found.reason

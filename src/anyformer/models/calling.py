@@ -5,6 +5,7 @@ B batch, T time (source), S time (target), V vocabulary, C classes.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import replace
 from typing import Any
@@ -347,8 +348,10 @@ def arrange(found: Tensor, plan: CallPlan, B: int) -> Tensor:
 
 
 def head_of(module: nn.Module, name: str) -> Any:
-    """The submodule or method of that dotted name."""
+    """The submodule or method of that dotted name; of an embedding the product with its weight (a tied head)."""
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part)
+    if isinstance(found, nn.Embedding):
+        return functools.partial(F.linear, weight=found.weight)
     return found

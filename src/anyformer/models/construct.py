@@ -89,7 +89,9 @@ def construct(
     asked = dict(fallback or {})
     rows = _rows_for_padding(text or "")
     sizes = {k: v for k, v in asked.items() if type(v) is int}
-    few = [k for k, r in aliases.roles(sizes).items() if r in aliases.VOCABULARIES and sizes[k] < rows]
+    named = [k for k, r in aliases.roles(sizes).items() if r in aliases.VOCABULARIES]
+    ours = aliases.default("vocab_size", {})  # chosen where nobody names a size
+    few = [k for k in named if sizes[k] < rows] if named else ["vocab_size"] if ours and rows > ours else []
     asked |= dict.fromkeys(few, rows)
     if isinstance(cls, nn.Module):
         return cls, None, [Finding("construction", "note", f"the {type(cls).__name__} that the file builds itself")]
@@ -100,7 +102,8 @@ def construct(
         module, used, findings = builder.build(consumed)
         if few and rows in (used or {}).values():
             why = f"the file writes padding_idx={rows - 1:,}, which a smaller vocabulary has not"
-            sections = [*sections, Finding("vocabulary", "warn", f"{rows:,} ids", "as many as asked", why)]
+            expected = "as many as asked" if named else ""
+            sections = [*sections, Finding("vocabulary", "warn", f"{rows:,} ids", expected, why)]
         return module, used, [*sections, *findings]
     except DoesNotFit as refusal:
         small = {} if smaller.states_sizes(given) else smaller.small_sizes(builder.seen, asked)

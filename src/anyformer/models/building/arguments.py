@@ -40,9 +40,11 @@ class Arguments(Objects):
         parameters = [p for p in _signature(target) if p.kind not in VARIADIC]
         variadic = [p.name for p in _signature(target) if p.kind is inspect.Parameter.VAR_KEYWORD]
         reads = reads_of(target)
-        open_names = [n for v in variadic for n in reads.under((v,))]
+        # what a part reads of keywords that are handed on, and what was found lacking
+        open_names = [n for v in variadic for n in dict.fromkeys([*reads.under((v,)), *sorted(self.extra)])]
         names = [p.name for p in parameters] + [n for n in open_names if n not in {p.name for p in parameters}]
-        meanings = self._meanings(names, reads)
+        meanings = {n: m for v in variadic for n, m in self._meanings(open_names, reads, (v,)).items()}
+        meanings |= self._meanings(names, reads)
         meanings |= class_counts(target, names, meanings)
         counted = {n for n in names if _is_vocabulary(n, reads)}
         meanings |= {n: aliases.role(n) or "vocab_size" for n in counted}
@@ -75,7 +77,9 @@ class Arguments(Objects):
                 found[p.name] = value
                 known.setdefault(meanings.get(p.name, ""), value)
         for name in open_names:
-            if name not in found and (value := self.size(name, meanings.get(name), known)) is not MISSING:
+            value = found.get(name, self.size(name, meanings.get(name), known))
+            value = self.guessed(name, (variadic[0], name), reads) if value is MISSING else value
+            if value is not MISSING:
                 found[name] = value
         if missing:
             raise Missing(missing, target)
@@ -84,8 +88,9 @@ class Arguments(Objects):
             own_sizes = {meanings[n]: v for n, v in {**defaults, **found}.items() if meanings.get(n) in aliases.SIZES}
             self.decided = {m: v for m, v in own_sizes.items() if type(v) is int} | self.decided
         usable = {n: self._usable(n, v, meanings.get(n), _by_name(parameters, n)) for n, v in found.items()}
-        # a vocabulary of which only the length is read: any entries, as many as the number says
-        usable |= {n: {str(i): i for i in range(v)} for n, v in usable.items() if n in counted and type(v) is int}
+        # a vocabulary of which the length and special tokens are read: any entries, as many as the number says
+        counts = {n: v for n, v in usable.items() if n in counted and type(v) is int}
+        usable |= {n: _entries(reads.under((n,)), v) for n, v in counts.items()}
         scope = self._scope(target)
         declared = {p.name: configs.annotation_of(p, scope) for p in parameters if p.name in usable}
         return {n: configs.member(declared.get(n), v) for n, v in usable.items()}
@@ -204,11 +209,19 @@ def _by_name(parameters: list[inspect.Parameter], name: str) -> inspect.Paramete
     return next((p for p in parameters if p.name == name), None)
 
 
+_SPECIAL = re.compile(r"<\|?\w+\|?>|\[\w+\]|(pad|unk|bos|eos|sos|mask)", re.I)
 _ENTRIES = re.compile(r"word|vocab|dict|char|lang|stoi|itos|map(ping)?$|2(id|idx|index)$", re.I)
 
 
 def _is_vocabulary(name: str, reads: Reads) -> bool:
-    """Whether a parameter is a collection of words of which nothing but the length is read."""
-    if (name,) not in reads.sized or reads.under((name,)) or reads.maybe_under((name,)):
+    """Whether a parameter is a collection of words of which nothing but the length and special tokens are read."""
+    words = [*reads.under((name,)), *reads.maybe_under((name,))]
+    if (name,) not in reads.sized or not all(_SPECIAL.fullmatch(w) for w in words):
         return False
     return bool(_ENTRIES.search(name)) and (name,) not in reads.meanings
+
+
+def _entries(special: list[str], size: int) -> dict[str, int]:
+    """A vocabulary of so many words, those asked for by name first: padding has id 0, as our tokenizers give it."""
+    first = sorted(special, key=lambda w: "pad" not in w.lower())
+    return {word: i for i, word in enumerate([*first, *map(str, range(len(first), size))][:size])}

@@ -321,6 +321,9 @@ class _Body(ast.NodeVisitor):
                     passed[names[index]] = path
                 self._grid(name, index, path)
         passed |= {k.arg: path for k in node.keywords if k.arg and (path := self._path(k.value)) is not None}
+        for keyword in node.keywords:  # Layer(**kwargs)
+            if keyword.arg is None and (path := self._path(keyword.value)) is not None and callee is not None:
+                passed |= self._opened(callee, path, passed, len(node.args))
         if inspect.isclass(callee) and issubclass(callee, nn.Module) and not _is_users(callee):
             self._reads.numbers.update(passed.values())
         for parameter, path in passed.items():
@@ -336,6 +339,20 @@ class _Body(ast.NodeVisitor):
             if isinstance(callee, types.FunctionType) and name == "__init__":
                 callee = self._next_class()
             self._scanner.scan(callee, passed, self._depth + 1)
+
+    def _opened(self, callee: Any, whole: Path, passed: Mapping[str, Path], positional: int) -> dict[str, Path]:
+        """What ``**whole`` gives to the parameters of a callee: each its own value, the rest to its own keywords."""
+        if not _is_users(callee):
+            return {}
+        found: dict[str, Path] = {}
+        for index, p in enumerate(inspect.signature(callee).parameters.values()):
+            if p.kind is inspect.Parameter.VAR_KEYWORD:
+                found[p.name] = whole
+            elif p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in passed and index >= positional:
+                found[p.name] = (*whole, p.name)
+                self._reads.styles.setdefault(whole, set()).add("key")
+                (self._reads.required if p.default is p.empty else self._reads.optional).add(found[p.name])
+        return found
 
     def _grid(self, name: str, index: int, path: Path) -> None:
         if name == "range":

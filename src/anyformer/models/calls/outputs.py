@@ -5,6 +5,7 @@ B batch, T time of the sequence that is read out, V vocabulary, C classes, D wid
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Collection, Mapping
@@ -16,8 +17,11 @@ from torch import Tensor, nn
 
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
+from anyformer.models.building.reads import function_node
+from anyformer.models.building.reads import methods as methods_of
 from anyformer.models.calling import head_of
 from anyformer.models.calls.probing import Prober, Run, Seen, readable, tensors_in
+from anyformer.models.files.syntax import called
 from anyformer.models.plan import Alignment, CallPlan, Layout, LogitsPath, path_text
 
 HEADS = re.compile(
@@ -198,7 +202,8 @@ def find_head(
     drawn = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(0)).to(prober.device)
     named = [n for n, _ in module.named_modules() if n and n not in seen.called and HEADS.fullmatch(n.split(".")[-1])]
     methods = [n for n, f in inspect.getmembers(type(module), inspect.isfunction) if HEADS.fullmatch(n)]
-    for name in [only] if only else sorted([*named, *methods], key=lambda n: (n.count("."), n not in methods, n)):
+    order = sorted([*named, *methods], key=lambda n: (n.count("."), n not in methods, n))
+    for name in [only] if only else [*order, *_tables_that_score(module)]:
         try:
             with torch.no_grad():
                 logits = head_of(module, name)(drawn)
@@ -206,13 +211,35 @@ def find_head(
             continue
         if not isinstance(logits, Tensor) or logits.shape[:2] != (2, 3) or logits.dim() != 3:
             continue
-        sure = only or _STRONG.fullmatch(name.split(".")[-1]) or (states and "." not in name)
+        sure = only or name not in order or _STRONG.fullmatch(name.split(".")[-1]) or (states and "." not in name)
         if logits.shape[2] == width and not sure:
             continue  # another layer of the same width
         if logits.shape[2] in (wanted or rows):
-            how = f"{name} did not run in forward and makes {logits.shape[2]:,} numbers of {width}"
+            tied = isinstance(dict(module.named_modules()).get(name), nn.Embedding)
+            what = "multiplies hidden states in a method" if tied else "did not run in forward"
+            how = f"{name} {what} and makes {logits.shape[2]:,} numbers of {width}"
             return replace(plan, head=name, vocab_size=logits.shape[2]), Finding("head", "ok", name, reason=how)
     return None
+
+
+def _tables_that_score(module: nn.Module) -> list[str]:
+    """Embeddings with whose weight the model's own methods multiply (``states @ self.items.weight.T``): a tied head."""
+    found = []
+    for _, _, function in methods_of(type(module)):
+        node = function_node(function)
+        for part in ast.walk(node) if node is not None else ():
+            product = isinstance(part, ast.BinOp) and isinstance(part.op, ast.MatMult)
+            if not (product or (isinstance(part, ast.Call) and called(part) in ("matmul", "mm", "linear", "einsum"))):
+                continue
+            names = [n.value.attr for n in ast.walk(part) if _is_own_weight(n)]  # type: ignore[attr-defined]
+            found += [n for n in names if isinstance(getattr(module, n, None), nn.Embedding)]
+    return list(dict.fromkeys(found))
+
+
+def _is_own_weight(node: ast.AST) -> bool:
+    """``self.NAME.weight``."""
+    owner = node.value if isinstance(node, ast.Attribute) and node.attr == "weight" else None
+    return isinstance(owner, ast.Attribute) and isinstance(owner.value, ast.Name) and owner.value.id == "self"
 
 
 def require_head(prober: Prober, plan: CallPlan, seen: Seen) -> None:

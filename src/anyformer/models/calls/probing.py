@@ -269,7 +269,7 @@ def tolerance(logits: Tensor, share: float = 1e-5) -> float:
     """Absolute tolerance for logits of this size and number format.
 
     share: of the usual logit; float32 carries 1.2e-7, summed over a few layers. One column at -1e9 (a masked part of
-    the vocabulary) must not excuse the rest. Of very many logits a million, spread over rows and columns, tell the size.
+    the vocabulary) must not excuse the rest. Of very many a million, spread over rows and columns, tell the size.
     """
     apart = max(1, logits.numel() // _SIZED)
     while math.gcd(apart, logits.shape[-1]) > 1 < apart:
