@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from anyformer.core.errors import CallError
-from anyformer.models.callplan import infer_call_plan
 from anyformer.models.calling import call_logits
+from anyformer.models.callplan import infer_call_plan
 from anyformer.models.proofs import prove_plan
 from anyformer.models.source import load_model
 
