@@ -6,6 +6,7 @@ the library, so that a cache holds the same ids with it and without.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 
@@ -21,6 +22,7 @@ _ERRS_BEYOND_ASCII = re.compile(r"[^\x00-\x7f\w]'")
 _PATTERN = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 
 
+@functools.lru_cache(maxsize=4)  # asked for every text, and 40 ms for 8,192 entries
 def is_known(tokenizer_json: str) -> bool:
     """Whether a tokenizer is of the kind that was measured: byte-level BPE with GPT-2's pattern, nothing before it."""
     state = json.loads(tokenizer_json)
