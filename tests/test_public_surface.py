@@ -53,6 +53,7 @@ PUBLIC = [
     "infer_call_plan",
     "load_model",
     "repair",
+    "reproduce",
     "train",
     "train_model",
 ]

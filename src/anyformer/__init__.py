@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "2.1.0"
 
 _HOMES = {
-    "anyformer.api": ("evaluate", "generate", "load_model", "repair", "train"),
+    "anyformer.api": ("evaluate", "generate", "load_model", "repair", "reproduce", "train"),
     "anyformer.training": (
         *("CheckpointManager", "DriveBackupCallback", "TrainingCoordinator", "UniversalModelAdapter", "train_model"),
     ),
@@ -76,12 +76,13 @@ __all__ = [
     "infer_call_plan",
     "load_model",
     "repair",
+    "reproduce",
     "train",
     "train_model",
 ]
 
 if TYPE_CHECKING:
-    from anyformer.api import evaluate, generate, load_model, repair, train
+    from anyformer.api import evaluate, generate, load_model, repair, reproduce, train
     from anyformer.core.errors import (
         AnyformerError,
         CallError,

@@ -22,6 +22,7 @@ from anyformer.core.settings import (
     OptimizerName,
     Precision,
     RepairSettings,
+    ReproduceSettings,
     ScheduleName,
     TrainSettings,
 )
@@ -41,6 +42,7 @@ from anyformer.training.effective import choose_device
 from anyformer.training.evaluate import Evaluation, evaluate_run
 from anyformer.training.prepare import resolve_dataset
 from anyformer.training.reference import TrainingCoordinator
+from anyformer.training.reproduce import Reproduction, reproduce_run
 from anyformer.training.resume import chosen_settings, model_of, require_same_model, run_of
 from anyformer.training.speak import continuations
 
@@ -167,6 +169,7 @@ def train(
 
 __all__ = [
     "Evaluation",
+    "Reproduction",
     "TrainResult",
     "demo",
     "evaluate",
@@ -175,6 +178,7 @@ __all__ = [
     "inspect",
     "load_model",
     "report",
+    "reproduce",
     "show_source",
     "train",
     "train_model",
@@ -411,6 +415,28 @@ def generate(
     """A prompt and its continuation by a run's best weights."""
     settings = GenerateSettings(prompt=prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
     return generate_text(run, settings=settings)[0]
+
+
+def reproduce(
+    run: str | Path,
+    *,
+    steps: int | None = None,
+    settings: ReproduceSettings | None = None,
+    model: nn.Module | None = None,
+    data: Any = None,
+    trust: bool = False,
+    approve: Callable[[TrustRequest], bool] | None = None,
+    view: View | None = None,
+) -> Reproduction:
+    """Train a run anew from its manifest (its first ``steps``, or all it made) and compare curve and weights.
+
+    model, data: the objects that the run was given, where it was begun in Python; the model with its first weights.
+    Raises an AnyformerError where it cannot be trained again: source or data gone or changed, settings changed on the
+    way, a gist's code that nobody approved here.
+    """
+    chosen = settings or ReproduceSettings()
+    chosen = chosen if steps is None else replace(chosen, steps=steps)
+    return reproduce_run(run, chosen, model=model, data=data, trust=trust, approve=approve, view=view or QuietView())
 
 
 def report(run: str | Path) -> Path:

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from anyformer.core.errors import FAILURE, INTERRUPTED, AnyformerError, SettingsError
-from anyformer.core.names import default_run_name
+from anyformer.core.names import default_run_name, free_folder
 from anyformer.core.protocols import View
 from anyformer.core.settings import (
     DemoSettings,
@@ -31,6 +31,7 @@ from anyformer.core.settings import (
     GenerateSettings,
     InspectSettings,
     RepairSettings,
+    ReproduceSettings,
     TrainSettings,
 )
 from anyformer.core.view import PlainView, QuietView, printable
@@ -148,12 +149,7 @@ def train(request: Request) -> dict[str, Any]:
 
 def _planned_run(model: str, settings: TrainSettings) -> str:
     """Where the run will lie: the settings' name or model-data, with -2, -3 … where that exists."""
-    name = settings.name or default_run_name(model, settings.data)
-    free, number = name, 1
-    while (Path(settings.output_dir) / free).exists():
-        number += 1
-        free = f"{name}-{number}"
-    return str(Path(settings.output_dir) / free)
+    return str(free_folder(Path(settings.output_dir), settings.name or default_run_name(model, settings.data)))
 
 
 def _trained(request: Request, result: TrainResult, following: str) -> dict[str, Any]:
@@ -275,6 +271,26 @@ def runs(request: Request) -> dict[str, Any]:
     return {"runs": found}
 
 
+def reproduce(request: Request) -> dict[str, Any]:
+    from anyformer.runs.story import find_run
+
+    run = find_run(_needs(request, "a run", "anyformer runs reproduce NAME"))
+    request.view.line(f"anyformer runs reproduce · {run}, trained anew and compared\n")
+    api = _api(request)
+    from anyformer.ui.results import reproduction_lines
+
+    done = api.reproduce(run, settings=request.settings, trust=request.trust, view=request.view)
+    request.show(reproduction_lines(done.findings, done.replay_path, _width()))
+    return {
+        "run": str(done.run_path),
+        "steps": done.steps,
+        "reproduced": done.reproduced,
+        "exact": done.exact,
+        "replay": None if done.replay_path is None else str(done.replay_path),
+        "findings": [finding.to_dict() for finding in done.findings],
+    }
+
+
 COMMANDS = {
     "demo": Command("Train a small GPT on the Python standard library, in minutes.", None, DemoSettings, demo),
     "inspect": Command("How a model is called, measured on the model itself.", "MODEL", InspectSettings, inspect),
@@ -285,7 +301,16 @@ COMMANDS = {
     "evaluate": Command("Held-out loss of a run, beside its baselines.", "RUN", EvaluateSettings, evaluate),
     "generate": Command("Text from a run.", "RUN", GenerateSettings, generate),
     "report": Command("Write a run's report.html anew.", "RUN", None, report),
-    "runs": Command("The runs in runs/; runs show NAME tells what happened to one.", "RUN", None, runs),
+    "runs": Command(
+        "The runs in runs/; runs show NAME tells what happened to one, runs reproduce NAME replays and compares it.",
+        "RUN",
+        None,
+        runs,
+    ),
+}
+ACTIONS = {  # of "runs"
+    "show": COMMANDS["runs"],
+    "reproduce": Command("Train a run anew from its manifest and compare.", "RUN", ReproduceSettings, reproduce),
 }
 
 
@@ -353,8 +378,11 @@ def _run(argv: tuple[str, ...], command: Command) -> int:
     name, *rest = argv
     if name == "runs" and rest and not rest[0].startswith("-"):
         action, *rest = rest
-        if action != "show" or not rest or rest[0].startswith("-"):
-            raise SettingsError(f"anyformer runs {action}: no run is named", fix="anyformer runs show NAME")
+        known = action if action in ACTIONS else "show"
+        named = action in ACTIONS and rest and (not rest[0].startswith("-") or "--help" in rest)
+        if not named:
+            raise SettingsError(f"anyformer runs {action}: no run is named", fix=f"anyformer runs {known} NAME")
+        name, command = (name if action == "show" else f"{name} {action}"), ACTIONS[action]
     try:
         parsed = parse(name, command.summary, command.positional, command.settings, rest)
     except SystemExit as done:  # --help has printed

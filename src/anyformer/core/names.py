@@ -48,6 +48,15 @@ def list_runs(parent: str | Path) -> list[str]:
     return [name for _, name in sorted(files, reverse=True)]
 
 
+def free_folder(parent: Path, name: str) -> Path:
+    """``parent/name``, or name-2, name-3 … where that exists; makes nothing."""
+    folder, number = parent / name, 1
+    while folder.exists():
+        number += 1
+        folder = parent / f"{name}-{number}"
+    return folder
+
+
 def runs_beside(folder: Path) -> str:
     """The way out where ``folder`` is no run: the runs beside it, else those in it, else how one is made."""
     for place in (folder.parent, folder):

@@ -283,6 +283,22 @@ class GenerateSettings:
 
 
 @dataclass(frozen=True)
+class ReproduceSettings:
+    """Settings of a run's replay."""
+
+    steps: int | None = None
+    """Replay the first steps only; all that the run made where not given."""
+    keep: bool = False
+    """Keep the replay's folder where it is equal, too; one that differs is kept anyway."""
+    output_dir: str | None = None
+    """Folder that the replay is written to; where the run lies where not given."""
+
+    def __post_init__(self) -> None:
+        _typed(self)
+        _positive(self, "steps")
+
+
+@dataclass(frozen=True)
 class InspectSettings:
     """Settings of a look at how a model is called."""
 

@@ -10,5 +10,6 @@ find         find_run: what --resume auto means
 leftovers    clear_up: what a killed process left of a save
 metrics      CsvMetrics, Lightning's logger to metrics/metrics.csv
 rebuild      load_run: the trained module, its call plan and tokenizer from a run's folder
+compare      whether two runs are the same: curves row by row, weights by hash
 environment  versions and machine facts
 """

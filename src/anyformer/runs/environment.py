@@ -48,6 +48,23 @@ def machine() -> dict[str, Any]:
     }
 
 
+def differences(recorded: dict[str, Any]) -> list[str]:
+    """What decides a result's last digits and is another here than a run's manifest records, in words.
+
+    The versions, the processor, torch's threads, the GPU of a run that used one; what a manifest lacks is not compared.
+    """
+    on_gpu = (recorded.get("effective") or {}).get("device", "cpu") != "cpu"
+    names = ("processor", "threads", *(("device",) if on_gpu else ()))
+    facts, now = recorded.get("machine") or {}, machine()
+    then = {**(recorded.get("versions") or {}), **{name: facts.get(name) for name in names}}
+    here = {**versions(), **now}
+    return [
+        f"{name}: {here.get(name, 'none')} instead of {value}"
+        for name, value in then.items()
+        if value is not None and here.get(name) != value
+    ]
+
+
 def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     # platform.processor() is empty on most Linux systems; the model's name is in /proc/cpuinfo
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from anyformer.core.errors import AnyformerError, CheckpointError
 from anyformer.core.findings import Finding
-from anyformer.core.names import MANIFEST, list_runs
+from anyformer.core.names import MANIFEST, free_folder, list_runs
 from anyformer.core.protocols import View
 from anyformer.runs.checkpoints import list_checkpoints
 from anyformer.runs.elsewhere import identity, manifest_at, restore_run
@@ -59,7 +59,7 @@ def find_run(name: str | None, output_dir: str | Path, backup: str | None, view:
         return None
     if newest.here is not None or newest.there is None:
         return newest.here
-    target = _free(parent, str(newest.manifest.get("name") or Path(newest.there.path).name))
+    target = free_folder(parent, str(newest.manifest.get("name") or Path(newest.there.path).name))
     restore_run(newest.there, target, view)
     return target
 
@@ -87,11 +87,3 @@ def _is_of(manifest: Any, name: str | None) -> bool:
         return False
     started = (manifest.get("settings") or {}).get("name") or manifest.get("name")
     return name is None or started == name
-
-
-def _free(parent: Path, name: str) -> Path:
-    target, number = parent / name, 1
-    while target.exists():
-        number += 1
-        target = parent / f"{name}-{number}"
-    return target

@@ -106,7 +106,7 @@ def _event(event: dict[str, Any]) -> str:
     at = "" if step is None else f" at step {step:,}"
     if event.get("event") == "resumed":
         words = f"resumed from step {step:,}, after it was {event.get('after')}"
-        changed = [*event.get("damaged", ()), *event.get("changed", ())]
+        changed = [*event.get("damaged", ()), *event.get("changed", ()), *event.get("elsewhere", ())]
         words += "".join(f"\n{'':24}{one}" for one in changed)
     elif event.get("event") == "began":
         words = "began"

@@ -60,6 +60,15 @@ from anyformer.training.text import Text
 
 
 @dataclass(frozen=True)
+class Replay:
+    """A run that is to be trained anew, from its beginning."""
+
+    run: RunDirectory
+    steps: int
+    """How many of its steps; its schedule stays as long as it was."""
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """What came of a run."""
 
@@ -86,11 +95,13 @@ def run_training(
     view: View | None = None,
     command: str = "",
     finished_ok: bool = False,
+    replay: Replay | None = None,
 ) -> TrainResult:
     """Train a loaded model as the settings say and leave a run directory behind.
 
     dataset: a Dataset or list of texts instead of ``settings.data``. tokenizer, datamodule: used as they are.
     finished_ok: resuming a finished run measures it anew instead of being refused.
+    replay: the run that is trained anew, on the same text, and how many of its steps.
     Raises an AnyformerError that says what to do; whatever was trained until then is saved.
     """
     began = time.monotonic()
@@ -121,8 +132,8 @@ def run_training(
             model=loaded.provenance.location if loaded.provenance.kind == "hf" else None,
             view=view,
         )
-        if resumed is not None:
-            same_data(resumed.run, text)
+        if (before := resumed or replay) is not None:
+            same_data(before.run, text)
         if objective in ("causal", "seq2seq"):
             require_prompt(settings.prompt, text.tokenizer)
         plan, apart = _documents(loaded.module, plan, text, max_length, view)
@@ -161,7 +172,9 @@ def run_training(
             budget = Budget(began, seconds_of(settings.max_time, "max_time")) if settings.max_time else None
             offer = backup.offer if backup is not None else None
             return _fit_and_judge(
-                run, loaded.module, plan, text, settings, effective, findings, resumed, budget, offer, view
+                *(run, loaded.module, plan, text, settings, effective, findings, resumed, budget, offer),
+                replay.steps if replay is not None else None,
+                view,
             )
 
 
@@ -218,6 +231,7 @@ def _fit_and_judge(
     resumed: ResumePoint | None,
     budget: Budget | None,
     on_saved: Callable[[Path], None] | None,
+    ends_at: int | None,
     view: View,
 ) -> TrainResult:
     """Train, put the best weights in place, measure and sample."""
@@ -260,6 +274,7 @@ def _fit_and_judge(
         budget=budget,
         held_out_blocks=text.val_blocks,
         on_saved=on_saved,
+        ends_at=ends_at,
     )
     paused = False
     try:

@@ -59,17 +59,19 @@ def build_trainer(
     budget: Budget | None = None,
     held_out_blocks: int = 0,
     on_saved: Callable[[Path], None] | None = None,
+    ends_at: int | None = None,
 ) -> Fit:
     """The trainer of one run on one device; ``resume_from`` is the checkpoint it will go on from.
 
     held_out_blocks: what will be measured at the end, which a run with a budget leaves time for.
-    on_saved: told of each checkpoint that is complete.
+    on_saved: told of each checkpoint that is complete. ends_at: a step to end after, of a run whose schedule is longer.
     """
+    last = min(effective.total_steps, ends_at or effective.total_steps)
     checkpoint = RunCheckpoint(run.checkpoints.resolve(), settings.save_top_k)
-    progress = ShowProgress(view, effective.total_steps)
+    progress = ShowProgress(view, last)
     stop = StopOnSignal(checkpoint, view)
     callbacks: list[pl.Callback] = [progress, LogThroughput(progress), EvaluateEvery(effective.eval_every)]
-    callbacks += [EndAt(effective.total_steps), KeepRandomState()]
+    callbacks += [EndAt(last), KeepRandomState()]
     samples = SampleText(effective.total_steps, writer) if writer is not None else None
     if samples is not None:
         callbacks.append(samples)

@@ -21,6 +21,7 @@ from anyformer.models.callplan import CallPlan
 from anyformer.models.source import LoadedModel
 from anyformer.runs.checkpoints import list_checkpoints, step_of
 from anyformer.runs.directory import RunDirectory, now, unwritable
+from anyformer.runs.environment import differences
 from anyformer.runs.rebuild import stored_model
 from anyformer.training.effective import Effective
 from anyformer.training.resume import ResumePoint
@@ -122,6 +123,7 @@ def _begun(run: RunDirectory, resumed: ResumePoint | None) -> dict[str, Any]:
         "after": "killed" if before == "running" else before,  # it did not come to write how it ended
         "damaged": [f.measured for f in found if f.name == "checkpoint" and f.verdict == "warn"],
         "changed": [f"{f.name}: {f.measured}" for f in found if f.reason == "changed on resume"],
+        "elsewhere": differences(run.manifest),
     }
 
 

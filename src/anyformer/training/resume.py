@@ -21,6 +21,7 @@ from anyformer.models.source import LoadedModel, Provenance, load_model
 from anyformer.runs.checkpoints import list_checkpoints, newest_good, require_own, step_of
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.elsewhere import bring_newer, require_elsewhere
+from anyformer.runs.environment import differences
 from anyformer.runs.find import find_run
 from anyformer.runs.leftovers import clear_up
 from anyformer.runs.rebuild import stored_model
@@ -117,6 +118,10 @@ def resume_point(settings: TrainSettings, max_length: int, view: View) -> Resume
         findings.append(Finding("checkpoint", "warn", error.what, reason=f"set aside as {path.name}"))
         view.finding(findings[-1])
 
+    if elsewhere := differences(run.manifest):
+        why = "the last digits may differ from those of a run that never stopped"
+        findings.append(Finding("conditions", "warn", "; ".join(elsewhere), "as the run began", why))
+        view.finding(findings[-1])
     clear_up(run.path)
     if named.parent.name == "checkpoints" and named != run.path:
         require_own(named, run.path)
@@ -250,6 +255,6 @@ def same_data(run: RunDirectory, text: Text) -> None:
     if before is not None and text.fingerprint is not None and before != text.fingerprint:
         raise DataError(
             f"{text.name} has changed since the run {run.path} began",
-            "its samples could not be continued where they stopped",
+            f"its fingerprint is {text.fingerprint[:16]}…, it was {before[:16]}…: other samples would come",
             "bring back the text as it was, or start another run with --weights of this one",
         )

@@ -16,6 +16,8 @@ from anyformer.core.errors import SettingsError
 from anyformer.core.names import run_folder, runs_beside
 from anyformer.core.view import PlainView, QuietView
 
+REPLAY = "runs reproduce"
+"""The command on runs that executes a model's code, and so may have to ask for it."""
 _COMMON = ("config", "print_config", "json", "quiet", "debug", "trust", "show_source")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "{true,false}"}
@@ -66,7 +68,7 @@ def parse(command: str, summary: str, positional: str | None, settings: type | N
         target=values["target"] if positional else None,
         settings=chosen,
         print_config=bool(settings) and bool(values["print_config"]),
-        trust=positional == "MODEL" and _trusted(bool(values["trust"]), argv),
+        trust=(positional == "MODEL" or command == REPLAY) and _trusted(bool(values["trust"]), argv),
         show_source=command == "inspect" and bool(values["show_source"]),
     )
 
@@ -111,7 +113,7 @@ def _parser(command: str, summary: str, positional: str | None, settings: type |
             "--config", action="config", metavar="FILE", help="YAML file of settings; flags override it."
         )
         parser.add_argument("--print_config", action="store_true", help="Print all settings as YAML and exit.")
-    if positional == "MODEL":
+    if positional == "MODEL" or command == REPLAY:
         parser.add_argument(
             "--trust", action="store_true", help="Approve a gist's code as it is now, without a question."
         )

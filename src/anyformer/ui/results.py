@@ -12,6 +12,7 @@ from anyformer.ui.layout import NAME, sample_lines, table, wrapped
 
 if TYPE_CHECKING:  # these import torch
     from anyformer.api import Evaluation
+    from anyformer.core.findings import Finding
     from anyformer.models.callplan import CallPlan
     from anyformer.models.repair import Repair
     from anyformer.models.source import LoadedModel
@@ -45,6 +46,16 @@ def loss_lines(figures: Mapping[str, Any], width: int) -> list[str]:
         text = "not below the loss by token pairs: so far it uses no more than the token before; train longer"
         lines += wrapped(text, first="  ! ", rest="    ", width=width)
     return lines
+
+
+def reproduction_lines(findings: Sequence[Finding], replay: Path | None, width: int) -> list[str]:
+    """What was compared, the verdict, and where the replay lies."""
+    lines: list[str] = []
+    for finding in findings:
+        reason = f" — {finding.reason}" if finding.reason else ""
+        text = f"{finding.name}: {finding.measured}{reason}"
+        lines += wrapped(text, first=f"  {finding.mark} ", rest="    ", width=width)
+    return [*lines, *([] if replay is None else ["", f"  the replay: {replay}"])]
 
 
 def _beside(answer: str, baselines: str, width: int) -> list[str]:
