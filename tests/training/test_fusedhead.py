@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -372,3 +373,55 @@ def test_a_model_that_changes_its_way_is_computed_whole_from_then_on_and_said() 
     assert path.head == ""
     assert path.finding is not None
     assert path.finding.verdict == "warn"
+
+
+def _caught(logits: Tensor) -> Any:
+    try:
+        return logits.amax()
+    except Exception:  # noqa: BLE001  (what a stranger's model may do)
+        return None
+
+
+READERS: dict[str, Callable[[Tensor], Any]] = {
+    "largest": lambda logits: logits.amax(-1),
+    "a slice of them": lambda logits: logits[:, -1].argmax(-1),
+    "parts": lambda logits: logits.topk(2),
+    "one number": lambda logits: logits[0, 0, 0].item(),
+    "a float": lambda logits: float(logits[0, 0, 0]),
+    "a truth": lambda logits: bool(logits[0, 0, 0] > 0),
+    "a list": lambda logits: logits.tolist(),
+    "an array": lambda logits: logits.detach().numpy(),
+    "equal": lambda logits: torch.equal(logits, logits + 1),
+    "in a try": _caught,
+}
+
+
+class Sometimes(Body):
+    reader: Callable[[Tensor], Any] | None = None
+    seen: Any = None
+
+    def forward(self, ids: Tensor) -> Any:
+        logits = self.head(self.hidden(ids))
+        assert (logits.shape[-1], logits.dim(), logits.dtype, logits.size(0)) == (V, 3, torch.float32, len(ids))
+        if self.reader is not None:
+            self.seen = self.reader(logits)
+        return logits
+
+
+def test_logits_that_a_model_reads_only_in_some_batches_are_there() -> None:
+    module, batch = Sometimes().eval(), batch_of()
+    plan = infer_call_plan(module)
+    for name, reader in READERS.items():
+        path = LossPath()
+        path.loss(module, plan, "causal", batch)
+        assert path.head == "head.weight"
+        module.reader = reader
+        loss = path.loss(module, plan, "causal", batch)
+        seen = module.seen
+        torch.testing.assert_close(loss, plain_loss(module, plan, batch))
+        # as without us: no zeros
+        torch.testing.assert_close(seen, module.seen, rtol=0, atol=0, msg=name)
+        assert path.head == "", name
+        assert path.finding is not None
+        assert path.finding.verdict == "warn"
+        module.reader = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import time
@@ -15,7 +16,7 @@ import torch
 from small_models import Small
 from torch import Tensor
 
-from anyformer.core.errors import Interrupted
+from anyformer.core.errors import Interrupted, TrainingError
 from anyformer.training import coordinator, intime
 from anyformer.training.callbacks import RunCheckpoint
 from anyformer.training.coordinator import TrainResult
@@ -118,3 +119,49 @@ def test_saving_by_the_clock_leaves_rows_as_they_are_though_a_step_was_skipped(f
             rows.append([(row["step"], row["train_loss"]) for row in csv.DictReader(stream) if row["train_loss"]])
     assert rows[0] == rows[1]
     assert "nan" not in [loss for _, loss in rows[0][2:]]
+
+
+@pytest.mark.parametrize("how", ["signal", "error"])
+def test_what_was_skipped_and_chosen_stands_in_the_manifest_however_it_ends(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def begin(self: StopOnSignal, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 4:
+            if how == "error":
+                raise TrainingError("the disk is gone")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(StopOnSignal, "on_train_batch_start", begin, raising=False)
+    with pytest.raises(Interrupted if how == "signal" else TrainingError):
+        fit(BadThird(), bad_steps="skip")
+    record = json.loads((tmp_path / "runs" / "run" / "run.json").read_text())
+    assert record["state"] == ("interrupted" if how == "signal" else "failed")
+    findings = {one["name"]: one for one in record["findings"]}
+    assert findings["skipped"]["reason"].startswith("steps 3;")
+    assert "few" in findings["fused head"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(RuntimeError("no answer"), "failed"), (KeyboardInterrupt(), "interrupted")]
+)
+def test_a_backup_that_cannot_begin_ends_the_run_in_its_record_too(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, state: str
+) -> None:
+    def begin(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(coordinator, "begin_backup", begin)
+    with pytest.raises((RuntimeError, Interrupted)):
+        fit(backup=str(tmp_path / "copy"))
+    assert json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["state"] == state
+
+
+def test_the_first_row_holds_the_first_step(fit: Fit) -> None:
+    losses = {}
+    for every in (1, 4):
+        run = fit(name=f"every{every}", log_every=every, max_steps=8, eval_every=8).run_path
+        with (run / "metrics" / "metrics.csv").open() as stream:
+            losses[every] = {int(row["step"]): float(row["train_loss"]) for row in csv.DictReader(stream)}
+    assert list(losses[4]) == [4, 8]
+    assert losses[4][4] == pytest.approx(sum(losses[1][step] for step in (1, 2, 3, 4)) / 4, rel=1e-6)
+    assert losses[4][8] == pytest.approx(sum(losses[1][step] for step in (5, 6, 7, 8)) / 4, rel=1e-6)

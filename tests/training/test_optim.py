@@ -16,7 +16,13 @@ from transformers import get_wsd_schedule
 
 from anyformer.core.settings import ScheduleName
 from anyformer.training.coordinator import TrainResult
-from anyformer.training.optim import default_learning_rate, rate_factor, suggested_learning_rate
+from anyformer.training.optim import (
+    RateSchedule,
+    default_learning_rate,
+    make_optimizer,
+    rate_factor,
+    suggested_learning_rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -234,3 +240,27 @@ def test_sgd_and_adafactor_equal_their_formulas(fit: Callable[..., TrainResult],
     trained_by_hand(twin, result, ByFormula(twin, kind, rate, 0.3), 1.0, rate, 20)
     for name, value in result.adapter.model.state_dict().items():
         torch.testing.assert_close(value, twin.state_dict()[name], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("before", "now"), [(False, True), (True, True), (False, False)])
+def test_the_count_of_steps_lies_where_the_kernel_of_now_reads_it(before: bool, now: bool) -> None:
+    """float16 (nothing fused) → 32 on another device than the CPU: meta stands for it; from there is no way back."""
+    module = nn.Linear(3, 2, device="meta")
+
+    def made(fused: bool) -> tuple[torch.optim.Optimizer, RateSchedule]:
+        kind = {"learning_rate": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.95)}
+        optimizer = make_optimizer(module, "adamw", fused=fused, **kind)  # type: ignore[arg-type]
+        schedule = RateSchedule(optimizer, "cosine", warmup_steps=2, total_steps=9, min_lr_ratio=0.1)
+        for parameter in module.parameters():
+            step = torch.tensor(5.0, device="meta" if fused else "cpu")
+            optimizer.state[parameter] = {"step": step, "exp_avg": torch.empty_like(parameter)}
+        return optimizer, schedule
+
+    saved, at = made(before)
+    optimizer, schedule = made(now)
+    optimizer.load_state_dict(saved.state_dict())
+    schedule.load_state_dict(at.state_dict())  # Lightning restores it after the optimizer
+    assert [group["fused"] for group in optimizer.param_groups] == [now, now]
+    for parameter in module.parameters():
+        assert optimizer.state[parameter]["step"].device.type == ("meta" if now else "cpu")
+        assert optimizer.state[parameter]["exp_avg"].device.type == "meta"

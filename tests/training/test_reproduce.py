@@ -126,6 +126,7 @@ def test_the_first_steps_of_a_run(run: Path, capsys: Capture, monkeypatch: pytes
     finally:
         torch.set_num_threads(1)
     out = capsys.readouterr().out
+    assert "conditions: the same versions, processor and threads" in out
     assert "5 rows equal bit for bit" in out
     assert "weights: of step 4 equal" in out  # the newest that both keep
     assert seen == [1, 2, 3, 4, 5]

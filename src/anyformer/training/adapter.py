@@ -292,6 +292,8 @@ class UniversalModelAdapter(pl.LightningModule):
         self.bad_steps.check(self.model, self.call_plan, batch)
         mean = math.nan if self._loss_sum is None else float(self._loss_sum) / self._losses
         self.last_train_loss = self.last_train_loss if math.isnan(mean) else mean
+        if step % interval:  # the first step: to be shown at once, and counted in its row later
+            return {}
         self._loss_sum, self._losses = None, 0
         row = {"train_loss": mean, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
         if self._grad_norm is not None:

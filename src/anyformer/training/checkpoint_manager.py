@@ -39,7 +39,7 @@ class CheckpointManager:
     """Saves, finds, loads and prunes checkpoints in one folder, each verified by the hashes it was saved with.
 
     checkpoint_dir: folder of the checkpoints, ``step-00001200`` each; ``runs/NAME/checkpoints`` of a run works, too.
-    save_top_k: how many of the best to keep beside the newest; −1 keeps all. monitor, mode: what "best" is.
+    save_top_k: how many of the best to keep beside the two newest; −1 keeps all. monitor, mode: what "best" is.
     drive_backup: copy each checkpoint to ``drive_backup_path``, in the background: a folder below the mounted Google
     Drive ("MyDrive/checkpoints" where not given), a whole path, or a URL (s3://…, gs://…, hf://…).
     Raises SettingsError, DataNotFound where Drive is not mounted, DependencyError where the URL needs a package.

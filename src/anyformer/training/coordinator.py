@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from anyformer.core.durations import seconds_of
-from anyformer.core.errors import CorruptCheckpoint, Interrupted
+from anyformer.core.errors import CorruptCheckpoint, Interrupted, TrainingError
 from anyformer.core.findings import Finding
 from anyformer.core.names import default_run_name
 from anyformer.core.protocols import View
@@ -160,13 +160,11 @@ def run_training(
             run = new_run(settings, name, loaded, plan, text)
             held.enter_context(run.locked())
             findings += rebuilds(run, loaded, view)
-        backup = begin_backup(run, settings, resumed, view)
-        told = partial(end_backup, run, findings, view)
-        in_time = settings.max_time is not None
-        with (
-            waited_for(backup, told, in_time=in_time),
-            recorded_end(run, time.monotonic() - (run.manifest.get("seconds") or 0.0)),
-        ):
+        since = time.monotonic() - (run.manifest.get("seconds") or 0.0)
+        with ExitStack() as copied, recorded_end(run, since):  # the end is written before its copy is waited for
+            backup = begin_backup(run, settings, resumed, view)
+            told = partial(end_backup, run, findings, view)
+            copied.enter_context(waited_for(backup, told, in_time=settings.max_time is not None))
             begin_run(run, loaded, settings, effective, findings, command, resumed)
             view.stage("run", str(run.path), f"{effective.total_steps:,} steps in {precision}: {why.reason}")
             budget = Budget(began, seconds_of(settings.max_time, "max_time")) if settings.max_time else None
@@ -284,8 +282,11 @@ def _fit_and_judge(
             except OutOfTime:
                 paused = True
                 findings.append(_paused(run, fit, str(settings.max_time), view))
-            findings += [*stream_end(text.datamodule), *adapter.bad_steps.findings()]
-            findings += [adapter.loss_path.finding] if adapter.loss_path.finding is not None else []
+            finally:  # a signal or an error, too: what was skipped and chosen until then is part of its story
+                findings += [*stream_end(text.datamodule), *adapter.bad_steps.findings()]
+                findings += [adapter.loss_path.finding] if adapter.loss_path.finding is not None else []
+                with suppress(TrainingError):  # a full disk: what ended the run matters more
+                    run.update(findings=[finding.to_dict() for finding in findings])
             results = _judge(run, fit, adapter, text, effective, settings.batch_size, findings, view)
             results |= {"out_of_time": paused, "stopped_early": not paused and results["steps"] < effective.total_steps}
             if writer is not None and not paused:  # a resumed run writes its own

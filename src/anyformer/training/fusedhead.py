@@ -38,6 +38,11 @@ _PROOF_LOGITS = 1 << 24
 _EXACT = (1e-5, 1e-4)
 _HALF = (5e-3, 5e-2)
 """Largest difference of the loss and of a gradient, relative to its norm, in float32 and in half precision."""
+_GIVE_VALUES = frozenset(
+    {"item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__complex__", "__index__"}
+    | {"equal", "allclose", "is_nonzero", "__contains__"}
+)
+"""Functions that give no tensor and yet something of its values."""
 _MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
 
 
@@ -112,8 +117,11 @@ def _hidden(
     module: nn.Module, plan: CallPlan, batch: Mapping[str, Any], head: str
 ) -> tuple[Tensor | None, Tensor | None]:
     """What the head would read, (N, D), and its bias."""
-    with _LeftOut(module.get_parameter(head)) as left_out:
-        logits = batch_logits(module, plan, batch)
+    try:
+        with _LeftOut(module.get_parameter(head)) as left_out:
+            logits = batch_logits(module, plan, batch)
+    except _LogitsRead:
+        return None, None
     if left_out.calls != 1 or not _same_memory(logits, left_out.stand_in):
         return None, None
     if left_out.stand_in is None or left_out.stand_in._version or _is_fp16(left_out.read):
@@ -139,8 +147,16 @@ def _linear(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     return None
 
 
+class _LogitsRead(BaseException):
+    """The module reads logits that are not there; no Exception, which its own ``except`` might hold."""
+
+
 class _LeftOut(TorchFunctionMode):
-    """Calls of one linear map return a stand-in without memory; what it would have read is kept."""
+    """Calls of one linear map return a stand-in without memory; what it would have read is kept.
+
+    Raises _LogitsRead before the module gets a value that is made of the stand-in's zeros: that it does so only in some
+    batches is not seen when it is proven.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -156,12 +172,25 @@ class _LeftOut(TorchFunctionMode):
             return self._no_loss(args, kwargs)
         found = _linear(func, args, kwargs)
         if found is None or found[1] is not self._weight:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if self.stand_in is not None and self._reads(func, result, args, kwargs):
+                raise _LogitsRead
+            return result
         self.read, _, self.bias = found
         self.calls += 1
         zero = self.read.detach().new_zeros((), dtype=_dtype(self.read))
         self.stand_in = zero.expand(*self.read.shape[:-1], len(self._weight))
         return self.stand_in
+
+    def _reads(self, func: Any, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a function gave values of the stand-in: not a view of it, nor its shape, type or place."""
+        if not any(_same_memory(given, self.stand_in) for given in _tensors(args, kwargs)):
+            return False
+        if isinstance(result, Tensor):
+            return not _same_memory(result, self.stand_in)
+        if isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
+            return not all(_same_memory(part, self.stand_in) for part in result if isinstance(part, Tensor))
+        return getattr(func, "__name__", "") in _GIVE_VALUES
 
     def _no_loss(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """In place of the loss that the module computes itself: ours is used, of what the stand-in stands for."""

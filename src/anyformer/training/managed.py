@@ -31,7 +31,7 @@ def backup_place(path: str | Path | None) -> str:
 
 
 class ManagedCheckpoint(RunCheckpoint):
-    """The best ``save_top_k`` and the newest, as verified directories, in a trainer that knows nothing of them.
+    """The best ``save_top_k`` and the two newest, as verified directories, in a trainer that knows nothing of them.
 
     Saves after each evaluation, after each epoch where there is none, and with it the random number generators.
     """

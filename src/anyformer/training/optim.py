@@ -119,6 +119,23 @@ class RateSchedule(LambdaLR):
         self._last_lr = [rate * self._factor(self.last_epoch) for rate in rates]
         for group, given, rate, now in zip(self.optimizer.param_groups, self._set, rates, self._last_lr, strict=True):
             group.update(given, initial_lr=rate, lr=now)
+            _place_counts(self.optimizer, group)
+
+
+def _place_counts(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+    """Adam's count of steps where the kernel that is chosen now reads it: torch put it where the saved one did.
+
+    A fused or capturable kernel reads it on the parameter's device, the others on the CPU (``_init_group`` of
+    torch.optim.adam); a run may have been saved in float16, where nothing is fused, or on another device.
+    """
+    if not {"fused", "capturable"} & group.keys():
+        return
+    there = bool(group.get("fused") or group.get("capturable"))
+    for parameter in group["params"]:
+        count = optimizer.state[parameter].get("step") if parameter in optimizer.state else None
+        if isinstance(count, torch.Tensor):
+            device = parameter.device if there else torch.device("cpu")
+            optimizer.state[parameter]["step"] = count.to(device=device, dtype=torch.float32)
 
 
 def default_learning_rate(kind: OptimizerName, module: nn.Module, embedding_rows: int | None) -> tuple[float, str]:
