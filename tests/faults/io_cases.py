@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from anyformer.core.errors import CheckpointError
+from anyformer.runs.background import BackgroundCheckpointIO
 from anyformer.runs.checkpoints import DirectoryCheckpointIO, list_checkpoints, newest_good
 from tests.faults.server import (
     CHANGES,
@@ -97,20 +98,29 @@ def problem_with(folder: Path, step: int, version: int = 0) -> str | None:
     return None
 
 
-Save = Callable[[DirectoryCheckpointIO, Path], None]
+IO = DirectoryCheckpointIO | BackgroundCheckpointIO
+Save = Callable[[IO, Path], None]
 
 
-def _first(io: DirectoryCheckpointIO, run: Path) -> None:
+def _done(io: IO) -> None:
+    if isinstance(io, BackgroundCheckpointIO):
+        io.wait()
+
+
+def _first(io: IO, run: Path) -> None:
     io.save_checkpoint(state(20), path_of(run, 20))
+    _done(io)
 
 
-def _again(io: DirectoryCheckpointIO, run: Path) -> None:
+def _again(io: IO, run: Path) -> None:
     io.save_checkpoint(state(20, 1), path_of(run, 20))
+    _done(io)
 
 
-def _and_remove(io: DirectoryCheckpointIO, run: Path) -> None:
+def _and_remove(io: IO, run: Path) -> None:
     io.save_checkpoint(state(20), path_of(run, 20))
     io.remove_checkpoint(path_of(run, 5))
+    _done(io)
 
 
 # what is there before, and what is done under the fault
@@ -124,49 +134,52 @@ SCENARIOS: dict[str, tuple[tuple[int, ...], Save]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One fault at one call of one scenario."""
+    """One fault at one call of one scenario. thread: written by a run's thread, as it is in a run."""
 
     scenario: str
     fault: str
     at: int
     sticky: bool
+    thread: bool
 
     def __str__(self) -> str:
-        return f"{self.scenario}, {self.fault} at call {self.at}{' and all later ones' if self.sticky else ''}"
+        where = "in a thread, " if self.thread else ""
+        return f"{where}{self.scenario}, {self.fault} at call {self.at}{' and all later ones' if self.sticky else ''}"
 
 
-def prepared(base: Path, scenario: str) -> tuple[Path, DirectoryCheckpointIO, Save]:
+def prepared(base: Path, scenario: str, *, thread: bool) -> tuple[Path, IO, Save]:
     """A run with the scenario's checkpoints."""
     shutil.rmtree(base, ignore_errors=True)
     before, save = SCENARIOS[scenario]
-    run, io = base / "run", DirectoryCheckpointIO()
+    run, plain = base / "run", DirectoryCheckpointIO()
     run.mkdir(parents=True)
     for step in before:
-        io.save_checkpoint(state(step), path_of(run, step))
-    return run, io, save
+        plain.save_checkpoint(state(step), path_of(run, step))
+    return run, BackgroundCheckpointIO(plain) if thread else plain, save
 
 
 def calls_of(base: Path, scenario: str, kinds: int = EVERYTHING) -> list[str]:
     """The I/O calls of a scenario without a fault."""
-    run, io, save = prepared(base, scenario)
+    run, io, save = prepared(base, scenario, thread=True)
     Fault(str(run), kinds, COUNT).arm()
     save(io, run)
     return disarm()[1]
 
 
 def all_cases(base: Path) -> list[Case]:
-    """Each fault at each call of each scenario, once and from there on."""
+    """Each fault at each call of each scenario, once and from there on, in the thread that asks and in a run's own."""
     cases = []
     for scenario in SCENARIOS:
         for fault, (kinds, _, _) in FAULTS.items():
             for at in range(1, len(calls_of(base, scenario, kinds)) + 1):
-                cases += [Case(scenario, fault, at, sticky) for sticky in (False, True)]
+                both = (False, True)
+                cases += [Case(scenario, fault, at, sticky, thread) for sticky in both for thread in both]
     return cases
 
 
 def problems_of(case: Case, base: Path) -> list[str]:
     """What does not hold after the fault; empty where all does."""
-    run, io, save = prepared(base, case.scenario)
+    run, io, save = prepared(base, case.scenario, thread=case.thread)
     kinds, action, number = FAULTS[case.fault]
     error: BaseException | None = None
     Fault(str(run), kinds, action, case.at, number, case.sticky).arm()
@@ -184,6 +197,7 @@ def problems_of(case: Case, base: Path) -> list[str]:
         found.append(f"left behind: {left}")
     try:
         io.save_checkpoint(state(99), path_of(run, 99))
+        _done(io)
     except CheckpointError as later:
         found.append(f"a later save fails: {later!r}")
     if bad := problem_with(path_of(run, 99), 99):

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -30,7 +31,7 @@ enum { COUNT, FAIL, SHORT, LOSE, KILL, SIGNAL };
 
 static char prefix[PATH_MAX];
 static size_t prefix_length;
-static int armed, mask, action, number, sticky;
+static int armed, mask, action, number, sticky, taken;
 static long at, count;
 static char trace[TRACE];
 static size_t traced;
@@ -68,9 +69,11 @@ static const char *name_of(int kind) {
 /* What to do at this call: 0 nothing, else the action. */
 static int due(int kind, const char *path) {
     if (!armed || !(mask & kind) || strncmp(path, prefix, prefix_length)) return 0;
-    long now = __sync_add_and_fetch(&count, 1);
+    while (__sync_lock_test_and_set(&taken, 1)) sched_yield(); /* a run and its writer: one after the other */
+    long now = ++count;
     if (traced + strlen(path) + 16 < TRACE)
         traced += snprintf(trace + traced, TRACE - traced, "%s %s\n", name_of(kind), path + prefix_length);
+    __sync_lock_release(&taken);
     if (action == COUNT || !at || !(sticky ? now >= at : now == at)) return 0;
     if (action == KILL) { kill(getpid(), SIGKILL); pause(); }
     if (action == SIGNAL) { if (now <= at + sticky) kill(getpid(), number); return 0; } /* sticky: how many more times */

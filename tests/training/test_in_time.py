@@ -15,10 +15,10 @@ from small_models import Small
 from torch import Tensor
 
 from anyformer import cli
-from anyformer.training import callbacks, intime
-from anyformer.training.callbacks import RunCheckpoint
+from anyformer.training import callbacks, intime, saving
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.samples import SampleWriter
+from anyformer.training.saving import RunCheckpoint
 
 Fit = Callable[..., TrainResult]
 
@@ -105,7 +105,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (intime, callbacks):
+    for module in (intime, callbacks, saving):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -155,14 +155,9 @@ def test_a_checkpoint_whenever_the_time_has_passed_and_at_the_end_of_an_epoch(
 def test_short_epochs_are_not_spent_on_saving(
     fit: Fit, ticking: Callable[[], Ticking], saved: list[int], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noted = RunCheckpoint.save_now
-
-    def slow(self: RunCheckpoint, trainer: Any) -> Path:
-        path = noted(self, trainer)
-        self.save_seconds = 300.0  # of epochs that take 400
-        return path
-
-    monkeypatch.setattr(RunCheckpoint, "save_now", slow)
+    # of epochs that take 400
+    seconds = property(lambda self: 300.0 if saved else 0.0, lambda self, value: None)
+    monkeypatch.setattr(RunCheckpoint, "save_seconds", seconds, raising=False)
     result = fit(ticking(), max_steps=None, max_epochs=3, eval_every=1000, log_every=1000, save_every="10h")
     epoch = result.trainer.num_training_batches
     assert saved == [epoch, 3 * epoch]

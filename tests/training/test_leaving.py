@@ -18,8 +18,8 @@ from torch import Tensor
 
 from anyformer.core.errors import Interrupted, TrainingError
 from anyformer.training import coordinator, intime
-from anyformer.training.callbacks import RunCheckpoint
 from anyformer.training.coordinator import TrainResult
+from anyformer.training.saving import RunCheckpoint
 from anyformer.training.stopping import StopOnSignal
 
 Fit = Callable[..., TrainResult]

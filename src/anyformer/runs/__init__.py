@@ -2,6 +2,7 @@
 
 directory    RunDirectory: the folder, run.json, settings.yaml, the model's source, samples
 checkpoints  DirectoryCheckpointIO, verify_checkpoint, list_checkpoints, newest_good
+background   BackgroundCheckpointIO: the thread that writes them while a run goes on
 foreign      read_ckpt: other programs' checkpoint files, as data only
 remote       RemoteFolder: a folder behind an fsspec URL; checkpoints put there and fetched, verified
 backup       Backup: the thread that copies checkpoints while a run goes on

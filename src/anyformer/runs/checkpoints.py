@@ -22,6 +22,7 @@ import json
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -47,6 +48,10 @@ PREFIX = "model."  # the adapter holds the user's module under this name
 _NAME = re.compile(r"step-(\d+)(?:-v(\d+))?")
 
 
+class Abandoned(BaseException):
+    """Ends a save that another thread has given up; nothing of it stays."""
+
+
 class DirectoryCheckpointIO(CheckpointIO):
     """Lightning's way to the disk: one directory per checkpoint, verified before it is loaded.
 
@@ -58,6 +63,8 @@ class DirectoryCheckpointIO(CheckpointIO):
         self._run_id = run_id
         self._on_saved = on_saved
         self._left: list[Path] = []  # hidden folders that the disk did not let go of
+        self.abandoned = threading.Event()
+        """Once it is set, a save that is not complete ends with Abandoned at its next file or piece of one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write Lightning's checkpoint as the directory ``path``: complete, on the disk and read back, or not at all.
@@ -81,7 +88,7 @@ class DirectoryCheckpointIO(CheckpointIO):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir(mode=0o700)
-            _write(temporary, checkpoint.get("state_dict", {}), state, manifest)
+            _write(temporary, checkpoint.get("state_dict", {}), state, manifest, self._go_on)
             replaced = _put_in_place(temporary, target)
         except CheckpointError:
             self._discard(temporary)
@@ -128,6 +135,10 @@ class DirectoryCheckpointIO(CheckpointIO):
             what = f"the checkpoint {folder.name} could not be removed"
             raise CheckpointError(what, f"{folder}: {error}", "see whether the folder is writable") from error
         self._discard(gone)
+
+    def _go_on(self) -> None:
+        if self.abandoned.is_set():
+            raise Abandoned
 
     def _discard(self, folder: Path | None) -> None:
         """Remove a hidden folder; what cannot be removed now is tried again before the next save."""
@@ -286,7 +297,14 @@ def _read(folder: Path, device: Any) -> tuple[dict[str, Tensor], str, dict[str, 
         raise CheckpointError(f"the checkpoint {folder} cannot be loaded", detail=str(error)) from error
 
 
-def _write(folder: Path, state_dict: dict[str, Any], state: dict[str, Any], manifest: dict[str, Any]) -> None:
+def _write(
+    folder: Path,
+    state_dict: dict[str, Any],
+    state: dict[str, Any],
+    manifest: dict[str, Any],
+    go_on: Callable[[], None],
+) -> None:
+    go_on()
     prefix = PREFIX if any(name.startswith(PREFIX) for name in state_dict) else ""
     weights = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     expected = {}
@@ -294,22 +312,25 @@ def _write(folder: Path, state_dict: dict[str, Any], state: dict[str, Any], mani
     # what the file of tensors cannot hold (extra state, rare dtypes), and the adapter's own state
     other = {prefix + name: weights[name] for name in left}
     other |= {name: value for name, value in state_dict.items() if not name.startswith(prefix)}
-    expected[STATE] = _write_state(folder / STATE, {**state, "other_state": plain(other, "state_dict")})
+    expected[STATE] = _write_state(folder / STATE, {**state, "other_state": plain(other, "state_dict")}, go_on)
     files = {}
     for name in (MODEL, STATE):
+        go_on()
         sync_file(folder / name)
+        go_on()
         read_back(folder / name, expected[name])
         files[name] = {"sha256": expected[name], "size": (folder / name).stat().st_size}
+    go_on()
     manifest["files"] = files
     manifest["sha256"] = _digest(manifest)
     write_atomically(folder / MANIFEST, _text(manifest))
     read_back(folder / MANIFEST, hashlib.sha256(_text(manifest)).hexdigest())
 
 
-def _write_state(file: Path, state: dict[str, Any]) -> str:
+def _write_state(file: Path, state: dict[str, Any], go_on: Callable[[], None]) -> str:
     """Returns the SHA-256 of what was written."""
     with file.open("wb") as stream:
-        hashed = HashedFile(stream)
+        hashed = HashedFile(stream, go_on)
         try:
             torch.save(state, hashed)  # type: ignore[arg-type]  # write and flush are all it calls
         except RuntimeError:  # "unexpected pos", whatever ended the write: a full disk, or a second Ctrl-C

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -20,16 +21,19 @@ class HashedFile:
     """A stream to write to that hashes what it is given: what the disk makes of that is compared later.
 
     ``error`` is what ended a write: a native writer that calls ``write`` may raise something else in its place.
+    before: called before each write; what it raises ends the writing.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, before: Callable[[], None]) -> None:
         self._stream = stream
+        self._before = before
         self._digest = hashlib.sha256()
         self.error: BaseException | None = None
 
     def write(self, data: bytes | memoryview) -> int:
         """Hash and write all of ``data``."""
         try:
+            self._before()
             self._digest.update(data)
             return self._stream.write(data)
         except BaseException as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -102,22 +103,23 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     return tensors, metadata.get("prefix", "")
 
 
-def plain(value: Any, where: str = "") -> Any:
+def plain(value: Any, where: str = "", tensor: Callable[[Tensor], Any] = Tensor.detach) -> Any:
     """``value`` with plain types only, so that ``torch.load(weights_only=True)`` reads it back.
 
-    Paths become str, enums their values, NumPy scalars Python's, NumPy arrays tensors, dataclasses and mappings dicts.
+    Paths become str, enums their values, NumPy scalars Python's, NumPy arrays tensors, dataclasses and mappings dicts;
+    tensor: what becomes of the tensors.
     Raises CheckpointError, naming the place, for any other object: it could not be loaded without running code.
     """
     if isinstance(value, enum.Enum):
-        return plain(value.value, where)
+        return plain(value.value, where, tensor)
     if value is None or type(value) in (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size):
         return value
     if isinstance(value, Tensor):
-        return value.detach()
+        return tensor(value)
     if isinstance(value, dict):
-        return {plain(key, where): plain(item, f"{where}/{key}") for key, item in value.items()}
+        return {plain(key, where): plain(item, f"{where}/{key}", tensor) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        items = [plain(item, f"{where}/{index}") for index, item in enumerate(value)]
+        items = [plain(item, f"{where}/{index}", tensor) for index, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items) if isinstance(value, tuple) else set(items)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return torch.from_numpy(value.copy())
@@ -129,9 +131,56 @@ def plain(value: Any, where: str = "") -> Any:
         base = int if isinstance(value, int) else float if isinstance(value, float) else str
         return base(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value), where)
+        return plain(asdict(value), where, tensor)
     raise CheckpointError(
         f"the training state holds a {type(value).__qualname__} at {where.strip('/') or 'the top'}",
         detail="a checkpoint holds tensors and plain values only, so that loading one never runs code",
         fix="give state_dict() of that object plain values, or leave it out of save_hyperparameters()",
     )
+
+
+def copied(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a training state that no later step changes: plain types, and tensors in CPU memory of their own.
+
+    Tensors that share memory (tied weights, views) share it in the copy, too. Raises CheckpointError as ``plain``.
+    """
+    memories: dict[tuple[str, int, int], torch.UntypedStorage] = {}
+
+    def copy(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        if not _is_simple(tensor):  # sparse, quantized, of a library's own class
+            return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
+        memory = tensor.untyped_storage()
+        if _key(memory) not in memories:
+            room = torch.UntypedStorage(memory.nbytes())  # type: ignore[no-untyped-call]
+            memories[_key(memory)] = room.copy_(memory, False)
+        of = memories[_key(memory)]
+        return torch.empty(0, dtype=tensor.dtype).set_(of, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    return dict(plain(state, tensor=copy))
+
+
+def size_of(state: dict[str, Any]) -> int:
+    """Bytes that ``copied`` takes: of the tensors, what they share once."""
+    sizes: dict[Any, int] = {}
+
+    def count(tensor: Tensor) -> None:
+        if _is_simple(tensor):
+            memory = tensor.untyped_storage()
+            sizes[_key(memory)] = memory.nbytes()
+        else:
+            sizes[id(tensor)] = tensor.numel() * tensor.element_size()
+
+    plain(state, tensor=count)
+    return sum(sizes.values())
+
+
+def _is_simple(tensor: Tensor) -> bool:
+    """Whether shape, strides and memory are all there is to it."""
+    plain_class = type(tensor) in (Tensor, torch.nn.Parameter)
+    lazily = tensor.is_conj() or tensor.is_neg()
+    return plain_class and tensor.layout == torch.strided and not tensor.is_quantized and not lazily
+
+
+def _key(memory: torch.UntypedStorage) -> tuple[str, int, int]:
+    return str(memory.device), memory.data_ptr(), memory.nbytes()

@@ -5,19 +5,15 @@ from __future__ import annotations
 import random
 import sys
 import time
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping
 
-from anyformer.core.errors import CheckpointError
 from anyformer.core.protocols import Progress, View
-from anyformer.runs.checkpoints import MANIFEST
 from anyformer.training.adapter import UniversalModelAdapter, log_interval
 
 
@@ -184,105 +180,6 @@ class SampleText(pl.Callback):
         if trainer.global_step in self._moments:
             self._moments.discard(trainer.global_step)
             self._write_now(trainer.global_step)
-
-
-class RunCheckpoint(ModelCheckpoint):
-    """The best ``save_top_k`` by ``monitor`` and always the two newest, each a folder ``step-00001200``.
-
-    An older one goes only once its successor is on the disk and was read back (DirectoryCheckpointIO does both).
-    """
-
-    FILE_EXTENSION = ""
-
-    def __init__(self, folder: Path, save_top_k: int, monitor: str = "val_loss", mode: str = "min") -> None:
-        super().__init__(
-            dirpath=folder,
-            filename="step-{step:08d}",
-            monitor=monitor,
-            mode=mode,
-            save_top_k=save_top_k,
-            auto_insert_metric_name=False,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
-        self._newest: str | None = None
-        self._previous: str | None = None
-        self._there: list[str] = []
-        """All that were saved and not removed: what a kill kept from being removed goes later."""
-        self.saved_at = 0.0
-        """When the last one was saved, as time.monotonic gives it."""
-        self.save_seconds = 0.0
-        """How long that took, and the longest of them."""
-        self.longest_save = 0.0
-
-    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        if filepath not in self._there:
-            self._there.append(filepath)
-        begin = time.monotonic()
-        super()._save_checkpoint(trainer, filepath)
-        self.saved_at = time.monotonic()
-        self.save_seconds = self.saved_at - begin
-        self.longest_save = max(self.longest_save, self.save_seconds)
-
-    def path_of(self, step: int) -> str:
-        """Where the checkpoint of a step lies."""
-        return str(Path(str(self.dirpath)) / f"step-{step:08d}")
-
-    def save_now(self, trainer: pl.Trainer) -> Path:
-        """Save the state as it is, if this step is not saved yet; the newest before it goes unless it is a best one."""
-        newest = self.path_of(trainer.global_step)
-        if self._last_global_step_saved != trainer.global_step:
-            self._save_checkpoint(trainer, newest)
-        if self._newest != newest:
-            self._newest, self._previous = newest, self._newest
-        self._remove_others(trainer)
-        return Path(newest)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if trainer.global_step:  # resumed: its checkpoint is the newest
-            self._newest = self.path_of(trainer.global_step)
-            self._last_global_step_saved = trainer.global_step
-            self._there = [path for path in self._there if (Path(path) / MANIFEST).is_file()]
-            before = [path for path in self._there if path < self._newest]
-            self._previous = max(before, default=None)
-            self._remove_others(trainer)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_validation_end(trainer, pl_module)
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.save_now(trainer)
-
-    def _remove_others(self, trainer: pl.Trainer) -> None:
-        """All but the best and the two newest; one that the disk does not let go of is tried again the next time."""
-        kept = {self._newest, self._previous, *self.best_k_models}
-        for path in [path for path in self._there if path not in kept]:
-            try:
-                self._remove_checkpoint(trainer, path)
-            except CheckpointError as error:
-                warnings.warn(f"{error.what}; training goes on", stacklevel=2)
-            else:
-                self._there.remove(path)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "there": [Path(path).name for path in self._there]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The best ones that are still there: the run may have been moved, and others removed since it was saved."""
-        folder = Path(str(self.dirpath))
-        self._there = [str(folder / name) for name in state_dict.get("there", [])]
-        here = {str(folder / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
-        sign = 1 if self.mode == "min" else -1
-        there = sorted((sign * float(score), path) for path, score in here.items() if (Path(path) / MANIFEST).is_file())
-        kept = there if self.save_top_k < 0 else there[: self.save_top_k]
-        self.best_k_models = {path: here[path] for _, path in kept}
-        if self.best_k_models:
-            paths = list(self.best_k_models)
-            self.best_model_path, self.best_model_score = paths[0], self.best_k_models[paths[0]]
-            self.kth_best_model_path, self.kth_value = paths[-1], self.best_k_models[paths[-1]]
-
-    def _should_remove_checkpoint(self, trainer: pl.Trainer, previous: str, current: str) -> bool:
-        return False  # that is done after each save, by one rule: _remove_others
 
 
 class KeepRandomState(pl.Callback):

@@ -283,7 +283,7 @@ def _fit_and_judge(
                 paused = True
                 findings.append(_paused(run, fit, str(settings.max_time), view))
             finally:  # a signal or an error, too: what was skipped and chosen until then is part of its story
-                findings += [*stream_end(text.datamodule), *adapter.bad_steps.findings()]
+                findings += [*stream_end(text.datamodule), *adapter.bad_steps.findings(), *fit.checkpoint.findings()]
                 findings += [adapter.loss_path.finding] if adapter.loss_path.finding is not None else []
                 with suppress(TrainingError):  # a full disk: what ended the run matters more
                     run.update(findings=[finding.to_dict() for finding in findings])

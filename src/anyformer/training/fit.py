@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from anyformer.core.durations import seconds_of
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
+from anyformer.runs.background import BackgroundCheckpointIO
 from anyformer.runs.checkpoints import DirectoryCheckpointIO, step_of
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.metrics import CsvMetrics
@@ -23,7 +24,6 @@ from anyformer.training.callbacks import (
     EvaluateEvery,
     KeepRandomState,
     LogThroughput,
-    RunCheckpoint,
     SampleText,
     ShowProgress,
 )
@@ -31,6 +31,7 @@ from anyformer.training.effective import Effective
 from anyformer.training.intime import Budget, SaveInTime, StopInTime
 from anyformer.training.precision import LIGHTNING_NAMES
 from anyformer.training.samples import SampleWriter
+from anyformer.training.saving import RunCheckpoint
 from anyformer.training.stopping import StopOnSignal
 
 ACCELERATORS = {"cuda": "gpu", "mps": "mps", "cpu": "cpu"}
@@ -64,10 +65,12 @@ def build_trainer(
     """The trainer of one run on one device; ``resume_from`` is the checkpoint it will go on from.
 
     held_out_blocks: what will be measured at the end, which a run with a budget leaves time for.
-    on_saved: told of each checkpoint that is complete. ends_at: a step to end after, of a run whose schedule is longer.
+    on_saved: told of each checkpoint that is complete, in the thread that wrote it. ends_at: a step to end after, of a
+    run whose schedule is longer.
     """
     last = min(effective.total_steps, ends_at or effective.total_steps)
-    checkpoint = RunCheckpoint(run.checkpoints.resolve(), settings.save_top_k)
+    background = BackgroundCheckpointIO(DirectoryCheckpointIO(run.manifest.get("id"), on_saved))
+    checkpoint = RunCheckpoint(run.checkpoints.resolve(), settings.save_top_k, background=background)
     progress = ShowProgress(view, last)
     stop = StopOnSignal(checkpoint, view)
     callbacks: list[pl.Callback] = [progress, LogThroughput(progress), EvaluateEvery(effective.eval_every)]
@@ -92,7 +95,7 @@ def build_trainer(
         precision=LIGHTNING_NAMES[effective.precision],  # type: ignore[arg-type]
         logger=[metrics],
         callbacks=callbacks,
-        plugins=[DirectoryCheckpointIO(run.manifest.get("id"), on_saved)],
+        plugins=[background],
         max_epochs=-1,
         max_steps=effective.total_steps,
         accumulate_grad_batches=settings.accumulate_grad_batches,

@@ -9,8 +9,9 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from anyformer.training.callbacks import RunCheckpoint, SampleText, evaluation_follows, write_row
+from anyformer.training.callbacks import SampleText, evaluation_follows, write_row
 from anyformer.training.effective import Effective
+from anyformer.training.saving import RunCheckpoint
 from anyformer.training.stopping import StopRequested
 
 SAVING_SHARE = 0.05
@@ -149,6 +150,7 @@ class StopInTime(Checkpoint):
     def _leave(self, trainer: pl.Trainer) -> None:
         if self._asked:
             self._checkpoint.save_now(trainer)
+            self._checkpoint.settle()
             raise OutOfTime
 
     def _evaluation(self) -> float:

@@ -17,7 +17,8 @@ from anyformer.runs.checkpoints import MANIFEST, DirectoryCheckpointIO, checkpoi
 from anyformer.runs.elsewhere import STAGING
 from anyformer.runs.foreign import read_ckpt
 from anyformer.runs.remote import RemoteFolder
-from anyformer.training.callbacks import KeepRandomState, RunCheckpoint
+from anyformer.training.callbacks import KeepRandomState
+from anyformer.training.saving import RunCheckpoint
 
 DRIVE_FOLDER = "MyDrive/checkpoints"
 
@@ -33,7 +34,8 @@ def backup_place(path: str | Path | None) -> str:
 class ManagedCheckpoint(RunCheckpoint):
     """The best ``save_top_k`` and the two newest, as verified directories, in a trainer that knows nothing of them.
 
-    Saves after each evaluation, after each epoch where there is none, and with it the random number generators.
+    Saves after each evaluation, after each epoch where there is none, and with it the random number generators. Unlike
+    in a run, the training waits for it: a trainer of others may read or end right after a save, and nobody would wait.
     """
 
     def __init__(

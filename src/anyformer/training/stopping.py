@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,8 +13,10 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
+from anyformer.core.errors import CheckpointError
 from anyformer.core.protocols import View
-from anyformer.training.callbacks import RunCheckpoint, evaluation_follows, write_row
+from anyformer.training.callbacks import evaluation_follows, write_row
+from anyformer.training.saving import RunCheckpoint
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what clusters and containers send before they kill."""
@@ -43,16 +46,39 @@ class StopOnSignal(Checkpoint):  # Lightning runs these last, in their order: af
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Answer Ctrl-C and SIGTERM until the block ends; outside the main thread nothing can."""
+        """Answer Ctrl-C and SIGTERM until the block ends; outside the main thread nothing can.
+
+        However the block ends, no checkpoint is in flight afterwards: it is whole, or nothing of it is there.
+        """
         if threading.current_thread() is not threading.main_thread():
-            yield
+            with self._settled():
+                yield
             return
         before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         try:
-            yield
+            with self._settled():
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        try:
+            try:
+                yield
+            except StopRequested:
+                raise
+            except BaseException:
+                try:
+                    self._checkpoint.settle()
+                except CheckpointError as error:  # what ended the run matters more
+                    warnings.warn(f"{error.what}: {error.detail}", stacklevel=2)
+                raise
+            self._checkpoint.settle()
+        except StopRequested:  # at once; where the step was to be saved first, that is done
+            self._checkpoint.abandon()
+            raise
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -88,4 +114,5 @@ class StopOnSignal(Checkpoint):  # Lightning runs these last, in their order: af
     def _leave(self, trainer: pl.Trainer) -> None:
         if self._asked:
             self._checkpoint.save_now(trainer)
+            self._checkpoint.settle()
             raise StopRequested

@@ -244,3 +244,17 @@ def test_a_package_whose_import_was_stopped_can_be_imported_again(tmp_path, monk
     assert again.core.here == 1  # Python sets the name of a part on its package as it imports the part
     for name in ("slow_of_another_kind", "slow_of_another_kind.core"):
         monkeypatch.delitem(sys.modules, name)
+
+
+def test_files_that_a_container_caches_count_as_free(tmp_path, monkeypatch):
+    told = {
+        "memory.max": "1000000",
+        "memory.current": "900000",
+        "memory.stat": "anon 1\nfile 2\ninactive_file 700000\n",
+    }
+    cgroup = tmp_path / "sys" / "fs" / "cgroup"
+    cgroup.mkdir(parents=True)
+    for name, text in told.items():
+        (cgroup / name).write_text(text)
+    monkeypatch.setattr(limits, "Path", lambda path: tmp_path / path.lstrip("/"))
+    assert limits.available_memory() == 800000

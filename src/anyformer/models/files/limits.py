@@ -121,7 +121,7 @@ def available_memory() -> int | None:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
         used = Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii").strip()
         if limit != "max":
-            found.append(int(limit) - int(used))
+            found.append(int(limit) - int(used) + _cached())
     with contextlib.suppress(ImportError, OSError, ValueError, IndexError):
         import resource  # not on Windows
 
@@ -133,6 +133,15 @@ def available_memory() -> int | None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(found, default=None)
+
+
+def _cached() -> int:
+    """Bytes of a container's memory that hold files and are given back when they are needed."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines():
+            if line.startswith("inactive_file "):
+                return int(line.split()[1])
+    return 0
 
 
 def may_be_large(numbers: list[int]) -> bool:
