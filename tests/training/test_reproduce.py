@@ -23,7 +23,7 @@ from anyformer import cli
 from anyformer.core.errors import DataError, Interrupted, SettingsError, SourceError, TrainingError, TrustError
 from anyformer.core.view import QuietView
 from anyformer.training import coordinator
-from anyformer.training.callbacks import StopOnSignal
+from anyformer.training.stopping import StopOnSignal
 from anyformer.training.coordinator import TrainResult
 
 Fit = Callable[..., TrainResult]
