@@ -36,6 +36,7 @@ def test_defaults_are_valid_and_frozen(kind: type) -> None:
         (TrainSettings, {"max_length": 1}),
         (TrainSettings, {"name": "a/b"}),
         (TrainSettings, {"name": ".hidden"}),
+        (TrainSettings, {"wandb": "yes"}),
         (DemoSettings, {"max_steps": 0}),
         (EvaluateSettings, {"batch_size": 0}),
         (GenerateSettings, {"max_tokens": 0}),

@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from anyformer.runs.table import MEASURED
 from tests.faults.server import EVERYTHING, KILL, SIGNAL, Fault, Fresh, Job, Server
 
 MODEL = """
@@ -67,8 +68,7 @@ def outcome(run: Path) -> Outcome:
         digest.update(name.encode() + tensor.numpy().tobytes())
     with (run / "metrics" / "metrics.csv").open() as stream:
         rows = tuple(
-            tuple((key, value) for key, value in row.items() if key not in ("seconds", "tokens_per_second"))
-            for row in csv.DictReader(stream)
+            tuple((key, value) for key, value in row.items() if key not in MEASURED) for row in csv.DictReader(stream)
         )
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     manifest = json.loads((run / "run.json").read_text())

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from anyformer.runs.table import MEASURED
+
 
 def rows(run: Path) -> list[dict[str, str]]:
     """The rows of its metrics."""
@@ -17,7 +19,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def untimed_rows(run: Path) -> list[dict[str, str]]:
     """Its metrics without what the clock says."""
-    return [{key: row[key] for key in row if key not in ("seconds", "tokens_per_second")} for row in rows(run)]
+    return [{key: row[key] for key in row if key not in MEASURED} for row in rows(run)]
 
 
 def weights(run: Path) -> str:

@@ -23,8 +23,8 @@ from anyformer import cli
 from anyformer.core.errors import DataError, Interrupted, SettingsError, SourceError, TrainingError, TrustError
 from anyformer.core.view import QuietView
 from anyformer.training import coordinator
-from anyformer.training.stopping import StopOnSignal
 from anyformer.training.coordinator import TrainResult
+from anyformer.training.stopping import StopOnSignal
 
 Fit = Callable[..., TrainResult]
 Capture = pytest.CaptureFixture[str]

@@ -22,12 +22,14 @@ from torch.nn import functional as F
 from anyformer import api, cli
 from anyformer.core.settings import TrainSettings
 from anyformer.core.view import QuietView
+from anyformer.runs import tracking
 from anyformer.tokenization import CharacterLevelTokenizer
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.reference import TrainingCoordinator
 
 Fit = Callable[..., TrainResult]
+FAKES = Path(__file__).parents[1] / "runs" / "fake_trackers.py"
 CONSTANT = {"warmup_steps": 0, "min_lr_ratio": 1.0}
 
 
@@ -412,6 +414,9 @@ def everything(tmp_path: Path) -> dict[str, Any]:
         "max_time": "2h",
         "eval_every": 2,
         "log_every": 3,
+        "tensorboard": True,
+        "wandb": "offline",
+        "mlflow": True,
         "precision": "32",
         "use_gpu": False,
         "num_workers": 1,
@@ -429,7 +434,12 @@ def everything(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("road", ["flags", "keywords"])
-def test_every_setting_arrives(road: str, everything: dict[str, Any], tmp_path: Path) -> None:
+def test_every_setting_arrives(
+    road: str, everything: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trackers = ("tensorboard", "wandb", "mlflow")  # the real ones are in tests/runs/test_trackers.py
+    kinds = [f"{name}=keeping_{name}" for name in trackers]
+    monkeypatch.setattr(tracking, "COMMAND", (sys.executable, str(FAKES), *kinds))
     if road == "flags":
         flags = [word for name, value in everything.items() for word in (f"--{name}", _spelled(value))]
         assert cli.main(["train", model_file(tmp_path), *flags, "--quiet"]) == 0
@@ -444,6 +454,9 @@ def test_every_setting_arrives(road: str, everything: dict[str, Any], tmp_path: 
     assert record["effective"]["total_steps"] == record["results"]["steps"] == 3
     copies = sorted((tmp_path / "backup" / "everything" / "checkpoints").iterdir())
     assert [copy.name for copy in copies] == sorted(path.name for path in (run / "checkpoints").iterdir())
+    for name in trackers:
+        lines = [json.loads(line) for line in (run / "metrics" / f"keeping_{name}.jsonl").read_text().splitlines()]
+        assert lines[-1]["state"] == "finished"
 
 
 def _spelled(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 from anyformer.core.errors import DependencyError
@@ -20,8 +21,18 @@ def require(module: str, extra: str = "", purpose: str = "") -> ModuleType:
         top = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != top:
             raise  # the package is there; something inside it is missing
-        target = f"'anyformer[{extra}]'" if extra else "anyformer"
-        raise DependencyError(
-            f"the package {top} is not installed" + (f"; {purpose} needs it" if purpose else ""),
-            fix=f"pip install {target}",
-        ) from error
+        raise _lacking(top, extra, purpose) from error
+
+
+def require_there(package: str, extra: str = "", purpose: str = "") -> None:
+    """DependencyError, as ``require`` raises it, where a package is not installed; imports nothing."""
+    if importlib.util.find_spec(package) is None:
+        raise _lacking(package, extra, purpose)
+
+
+def _lacking(package: str, extra: str, purpose: str) -> DependencyError:
+    target = f"'anyformer[{extra}]'" if extra else "anyformer"
+    return DependencyError(
+        f"the package {package} is not installed" + (f"; {purpose} needs it" if purpose else ""),
+        fix=f"pip install {target}",
+    )

@@ -140,6 +140,13 @@ class TrainSettings:
     """Optimizer steps between evaluations; a tenth of the run, at most one epoch, where not given."""
     log_every: int | None = None
     """Optimizer steps between rows of metrics; 10, fewer in a short run, where not given."""
+    tensorboard: bool = False
+    """Track the run with TensorBoard, too, beside metrics.csv: in metrics/tensorboard of the run."""
+    wandb: str | None = None
+    """Track the run with Weights & Biases, too: online, or offline (in metrics/wandb of the run, to be uploaded with
+    wandb sync)."""
+    mlflow: bool = False
+    """Track the run with MLflow, too: in metrics/mlflow.db of the run (SQLite), or where MLFLOW_TRACKING_URI says."""
     precision: Precision = "auto"
     """32, 16 or bf16; auto measures what is fastest on this device and keeps 32 unless another wins."""
     use_gpu: bool = True
@@ -202,6 +209,8 @@ class TrainSettings:
             seconds_of(self.save_every, "save_every")
         if self.max_length == 1:
             raise SettingsError("max_length is 1; a sequence needs at least 2 tokens to predict one from another")
+        if self.wandb not in (None, "online", "offline"):
+            raise SettingsError(f"wandb is {self.wandb!r}; it must be online or offline")
         if self.backup is not None and not self.backup.strip():
             raise SettingsError("backup is empty; it must be a folder or a URL", fix="--backup FOLDER")
         if self.name is not None and not _is_folder_name(self.name):

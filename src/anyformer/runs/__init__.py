@@ -10,6 +10,8 @@ elsewhere    a whole run's copy, and the way back from it
 find         find_run: what --resume auto means
 leftovers    clear_up: what a killed process left of a save
 metrics      CsvMetrics, Lightning's logger to metrics/metrics.csv
+trackers     TensorBoard, W&B and MLflow behind one protocol, each in a process of its own
+tracking     Trackers: rows handed to them; one that fails or hangs is left behind
 rebuild      load_run: the trained module, its call plan and tokenizer from a run's folder
 compare      whether two runs are the same: curves row by row, weights by hash
 environment  versions and machine facts

@@ -33,6 +33,10 @@ class CsvMetrics(Logger):
         super().__init__()
         self.path = Path(run_path) / FILE
         self.steps: Callable[[], int] | None = None
+        self.on_row: Callable[[int, dict[str, float]], None] | None = None
+        """Gets each row once it is complete."""
+        self.saved_step: Callable[[], int] | None = None
+        """The step of the newest checkpoint: a run that is left goes on behind it."""
         self._run_path = Path(run_path)
         self._row: dict[str, str] = {}
         self._written: tuple[dict[str, str], int] | None = None  # the row as it stands in the file, and where
@@ -84,12 +88,16 @@ class CsvMetrics(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the last row."""
-        self._finish_row()
+        """Write the last row. Of a step that is done once more on resume, it is handed on then."""
+        saved = self.saved_step() if self.saved_step is not None else None
+        self._finish_row(hand_on=status == "success" or saved is None or int(self._row.get("step", 0)) <= saved)
 
-    def _finish_row(self) -> None:
+    def _finish_row(self, *, hand_on: bool = True) -> None:
         """The row is complete: the next one is another step's."""
         self._write()
+        if self._row and hand_on and self.on_row is not None:
+            figures = {name: float(text) for name, text in self._row.items() if name != "step"}
+            self.on_row(int(self._row["step"]), figures)
         if self._row and self._written is None:  # the disk is full
             self._pending = [*self._pending[-_PENDING:], self._line()]
         self._row, self._written = {}, None

@@ -10,7 +10,12 @@ from pathlib import Path
 COLUMNS = (
     *("step", "epoch", "seconds", "train_loss", "val_loss", "val_perplexity"),
     *("learning_rate", "grad_norm", "tokens_per_second"),
+    *("mfu", "memory_gb", "gpu_memory_gb", "gpu_utilization"),
 )
+PERFORMANCE = ("tokens_per_second", "mfu", "memory_gb", "gpu_memory_gb", "gpu_utilization")
+"""Written by LogPerformance (training/performance.py), which says what they are."""
+MEASURED = ("seconds", *PERFORMANCE)
+"""Columns that differ between two runs of the same settings."""
 FILE = Path("metrics") / "metrics.csv"
 
 

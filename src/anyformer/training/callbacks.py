@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping
 
 from anyformer.core.protocols import Progress, View
+from anyformer.runs.table import PERFORMANCE
 from anyformer.training.adapter import UniversalModelAdapter, log_interval
 
 
@@ -80,27 +81,6 @@ class ShowProgress(pl.Callback):
         self.view.progress(
             Progress(done, self.total_steps, None if loss is None or loss != loss else loss, self._rate, left)
         )
-
-
-class LogThroughput(pl.Callback):
-    """Adds tokens_per_second to the metrics of each log interval."""
-
-    def __init__(self, progress: ShowProgress) -> None:
-        self._progress = progress
-        self._mark = (0.0, 0)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._mark = (self._progress.train_seconds, self._progress.tokens)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.fit_loop._should_accumulate() or trainer.global_step % max(1, log_interval(trainer)):
-            return
-        seconds = self._progress.train_seconds - self._mark[0]
-        if seconds > 0:
-            pl_module.log("tokens_per_second", (self._progress.tokens - self._mark[1]) / seconds)
-        self._mark = (self._progress.train_seconds, self._progress.tokens)
 
 
 class EvaluateEvery(pl.Callback):
@@ -225,12 +205,11 @@ def write_row(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[st
     """
     row = pl_module.take_row(batch) if isinstance(pl_module, UniversalModelAdapter) else {}
     if row and trainer.global_step % log_interval(trainer) == 0:  # where Lightning writes one, too
-        rate = trainer.callback_metrics.get("tokens_per_second")
+        known = trainer.callback_metrics
+        figures = {name: float(known[name]) for name in PERFORMANCE if name in known}
         # in float32 as Lightning's own rows, so that an interrupted run's table equals an unbroken one's
-        figures = {name: float(torch.tensor(value)) for name, value in row.items()}
+        figures |= {name: float(torch.tensor(value)) for name, value in row.items()}
         figures["epoch"] = float(trainer.current_epoch)
         for logger in trainer.loggers:
-            logger.log_metrics(
-                figures | ({} if rate is None else {"tokens_per_second": float(rate)}), trainer.global_step
-            )
+            logger.log_metrics(figures, trainer.global_step)
     return row

@@ -57,6 +57,7 @@ from anyformer.training.samples import require_prompt, sample_writer
 from anyformer.training.stopping import StopRequested
 from anyformer.training.streams import stream_end
 from anyformer.training.text import Text
+from anyformer.training.tracked import require_trackers, tracked
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def run_training(
         if settings.resume is None:
             require_writable(settings.output_dir)  # before minutes of reading
         require_backup(settings)
+        require_trackers(settings)
         resumed = None
         if settings.resume:
             held.enter_context(run_of(settings.resume).locked())  # before anything of it is set aside
@@ -169,11 +171,14 @@ def run_training(
             view.stage("run", str(run.path), f"{effective.total_steps:,} steps in {precision}: {why.reason}")
             budget = Budget(began, seconds_of(settings.max_time, "max_time")) if settings.max_time else None
             offer = backup.offer if backup is not None else None
-            return _fit_and_judge(
-                *(run, loaded.module, plan, text, settings, effective, findings, resumed, budget, offer),
-                replay.steps if replay is not None else None,
-                view,
-            )
+            with tracked(run, settings, effective, findings, resumed, view) as trackers:
+                return _fit_and_judge(
+                    *(run, loaded.module, plan, text, settings, effective, findings, resumed, budget),
+                    on_saved=offer,
+                    on_row=trackers.offer,
+                    ends_at=replay.steps if replay is not None else None,
+                    view=view,
+                )
 
 
 def _proven(loaded: LoadedModel, plan: CallPlan, text: Text, device: torch.device, view: View) -> list[Finding]:
@@ -228,8 +233,10 @@ def _fit_and_judge(
     findings: list[Finding],
     resumed: ResumePoint | None,
     budget: Budget | None,
+    *,
     on_saved: Callable[[Path], None] | None,
     ends_at: int | None,
+    on_row: Callable[[int, dict[str, float]], None],
     view: View,
 ) -> TrainResult:
     """Train, put the best weights in place, measure and sample."""
@@ -273,6 +280,7 @@ def _fit_and_judge(
         held_out_blocks=text.val_blocks,
         on_saved=on_saved,
         ends_at=ends_at,
+        on_row=on_row,
     )
     paused = False
     try:

@@ -23,12 +23,12 @@ from anyformer.training.callbacks import (
     EndAt,
     EvaluateEvery,
     KeepRandomState,
-    LogThroughput,
     SampleText,
     ShowProgress,
 )
 from anyformer.training.effective import Effective
 from anyformer.training.intime import Budget, SaveInTime, StopInTime
+from anyformer.training.performance import LogPerformance
 from anyformer.training.precision import LIGHTNING_NAMES
 from anyformer.training.samples import SampleWriter
 from anyformer.training.saving import RunCheckpoint
@@ -61,20 +61,21 @@ def build_trainer(
     held_out_blocks: int = 0,
     on_saved: Callable[[Path], None] | None = None,
     ends_at: int | None = None,
+    on_row: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Fit:
     """The trainer of one run on one device; ``resume_from`` is the checkpoint it will go on from.
 
     held_out_blocks: what will be measured at the end, which a run with a budget leaves time for.
-    on_saved: told of each checkpoint that is complete, in the thread that wrote it. ends_at: a step to end after, of a
-    run whose schedule is longer.
+    on_saved: told of each checkpoint that is complete, in the thread that wrote it. on_row: gets each row of metrics
+    that is complete. ends_at: a step to end after, of a run whose schedule is longer.
     """
     last = min(effective.total_steps, ends_at or effective.total_steps)
     background = BackgroundCheckpointIO(DirectoryCheckpointIO(run.manifest.get("id"), on_saved))
     checkpoint = RunCheckpoint(run.checkpoints.resolve(), settings.save_top_k, background=background)
     progress = ShowProgress(view, last)
     stop = StopOnSignal(checkpoint, view)
-    callbacks: list[pl.Callback] = [progress, LogThroughput(progress), EvaluateEvery(effective.eval_every)]
-    callbacks += [EndAt(last), KeepRandomState()]
+    callbacks: list[pl.Callback] = [progress, LogPerformance(progress, effective.precision)]
+    callbacks += [EvaluateEvery(effective.eval_every), EndAt(last), KeepRandomState()]
     samples = SampleText(effective.total_steps, writer) if writer is not None else None
     if samples is not None:
         callbacks.append(samples)
@@ -110,6 +111,7 @@ def build_trainer(
         default_root_dir=str(run.path),
     )
     metrics.steps = lambda: int(trainer.global_step)
+    metrics.on_row, metrics.saved_step = on_row, lambda: checkpoint.saved_step
     return Fit(trainer, checkpoint, progress, stop, in_time)
 
 

@@ -37,7 +37,7 @@ from anyformer.runs.story import run_story
 from anyformer.tokenization.load import load_tokenizer
 from anyformer.training.coordinator import Replay, run_training
 
-HARMLESS = ("backup", "save_every", "max_time", "num_workers", "save_top_k", "prompt")
+HARMLESS = ("backup", "save_every", "max_time", "num_workers", "save_top_k", "prompt", "tensorboard", "wandb", "mlflow")
 """Settings that may have changed on the way without a step becoming another."""
 _DERIVED = (
     *("learning_rate", "warmup_steps", "weight_decay", "max_length", "eval_every", "log_every"),
@@ -153,7 +153,8 @@ def _settings(run: RunDirectory) -> TrainSettings:
         raise SettingsError(f"{run.path / 'run.json'} holds settings of another version", str(error)) from error
     open_ones = [name for name in _DERIVED if recorded.get(name) in (None, "auto") and name in effective]
     derived = {name: effective[name] for name in open_ones}
-    return replace(settings, **derived, resume=None, backup=None, max_time=None, save_every="never")
+    alone = replace(settings, backup=None, tensorboard=False, wandb=None, mlflow=False)  # nothing of it goes elsewhere
+    return replace(alone, **derived, resume=None, max_time=None, save_every="never")
 
 
 def _require_known_data(run: RunDirectory, settings: TrainSettings, data: Any) -> None:

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from anyformer.core.errors import CheckpointError
 from anyformer.core.findings import Finding
 from anyformer.runs.background import BackgroundCheckpointIO
-from anyformer.runs.checkpoints import MANIFEST
+from anyformer.runs.checkpoints import MANIFEST, step_of
 
 _BEST = ("best_k_models", "best_model_path", "best_model_score", "kth_best_model_path", "kth_value", "current_score")
 
@@ -139,6 +139,11 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _best(self) -> dict[str, Any]:
         return {name: vars(self)[name] for name in _BEST} | {"best_k_models": dict(self.best_k_models)}
+
+    @property
+    def saved_step(self) -> int:
+        """The step of the newest one that counts; 0 for none."""
+        return step_of(Path(self._newest)) if self._newest is not None else 0
 
     def path_of(self, step: int) -> str:
         """Where the checkpoint of a step lies."""
