@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from transformers import get_wsd_schedule
 
+from anyformer.core.errors import SettingsError
 from anyformer.core.settings import ScheduleName
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.optim import (
@@ -23,6 +24,8 @@ from anyformer.training.optim import (
     rate_factor,
     suggested_learning_rate,
 )
+
+Fit = Callable[..., TrainResult]
 
 
 @pytest.mark.parametrize(
@@ -264,3 +267,38 @@ def test_the_count_of_steps_lies_where_the_kernel_of_now_reads_it(before: bool, 
     for parameter in module.parameters():
         assert optimizer.state[parameter]["step"].device.type == ("meta" if now else "cpu")
         assert optimizer.state[parameter]["exp_avg"].device.type == "meta"
+
+
+class Spectral(Small):
+    """The running mean is turned by complex weights, as in a state space model."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0)
+        self.turn = nn.Parameter(torch.randn(16, dtype=torch.cfloat))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        past = (x.cumsum(1) * self.turn).real / torch.arange(1, x.shape[1] + 1)[:, None]
+        logits: Tensor = self.head(torch.tanh(self.hidden(torch.cat([x, past], -1))))
+        return logits
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_complex_weights_are_trained_saved_and_gone_on_from(fit: Fit, kind: Any) -> None:
+    settings: dict[str, Any] = {"optimizer": kind, "eval_every": 6, "learning_rate": 0.01}
+    torch.manual_seed(0)
+    module = Spectral()
+    before = module.turn.detach().clone()
+    whole = fit(module, max_steps=12, name="whole", **settings)
+    assert float((whole.adapter.model.turn.detach() - before).abs().min()) > 0
+    torch.manual_seed(0)
+    fit(Spectral(), max_steps=6, name="part", schedule="constant", **settings)
+    on = fit(Spectral(), max_steps=12, resume=str(whole.run_path.parent / "part"), schedule="constant", **settings)
+    torch.manual_seed(0)
+    same = fit(Spectral(), max_steps=12, name="same", schedule="constant", **settings)
+    assert torch.equal(on.adapter.model.turn, same.adapter.model.turn)
+
+
+def test_adafactor_refuses_complex_weights(fit: Fit) -> None:
+    with pytest.raises(SettingsError, match=r"adafactor, which has no rule for complex weights \(turn\)"):
+        fit(Spectral(), optimizer="adafactor")

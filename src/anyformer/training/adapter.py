@@ -266,8 +266,9 @@ class UniversalModelAdapter(pl.LightningModule):
         # an fp16 scaler skips steps itself, and goes on with a smaller scale
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
         step, norm = self.global_step + 1, self._grad_norm
-        # torch's Adafactor cannot skip an update by itself, and reads from the device in every step anyway
-        if self.bad_steps.reads or (not scaled and (reading_is_free(norm) or self.optimizer == "adafactor")):
+        # an update that is not fused cannot skip itself; torch's Adafactor reads from the device in every step anyway
+        fused = self.trainer.optimizers[0].defaults.get("fused")
+        if self.bad_steps.reads or (not scaled and (reading_is_free(norm) or not fused)):
             self.bad_steps.gradient(self.model, norm, step, scaled=scaled)
         elif not scaled:
             self.bad_steps.on_device(optimizer, norm, step)

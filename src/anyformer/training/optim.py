@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from anyformer.core.errors import SettingsError
 from anyformer.core.settings import OptimizerName, ScheduleName
 
 WSD_DECAY = 0.2
@@ -44,9 +45,14 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over the module's trainable parameters; ``fused`` updates them in one kernel, where torch has one.
 
-    betas: both of AdamW, the first is the momentum of SGD; Adafactor takes neither.
+    betas: both of AdamW, the first is the momentum of SGD; Adafactor takes neither. Of complex weights (a state
+    space's) torch 2.13 has no such kernel, and Adafactor refuses them (SettingsError).
     """
     groups = decay_groups(module, weight_decay)
+    complex_ones = [n for n, p in module.named_parameters() if p.requires_grad and p.is_complex()]
+    fused = fused and not complex_ones
+    if kind == "adafactor" and complex_ones:
+        raise SettingsError(f"optimizer is adafactor, which has no rule for complex weights ({complex_ones[0]})")
     if kind == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=betas[0], fused=fused)
     if kind == "adafactor":
