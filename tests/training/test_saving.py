@@ -44,18 +44,23 @@ class Held:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.then: Callable[[], None] = lambda: None
-        self.reached, self.waited, self.given_up = threading.Event(), threading.Event(), threading.Event()
-        sync, wait, abandon = checkpoints.sync_file, BackgroundCheckpointIO.wait, BackgroundCheckpointIO.abandon
+        self.begun, self.waited, self.given_up = threading.Event(), threading.Event(), threading.Event()
+        sync, save = checkpoints.sync_file, BackgroundCheckpointIO.save_checkpoint
+        wait, abandon = BackgroundCheckpointIO.wait, BackgroundCheckpointIO.abandon
+
+        def saving(io: BackgroundCheckpointIO, checkpoint: Any, path: Path, storage_options: Any = None) -> None:
+            save(io, checkpoint, path)
+            if checkpoint["global_step"] == 8:
+                self.begun.set()
 
         def held(path: Path) -> None:
             if ".step-00000008" in str(path) and path.name == "model.safetensors":
-                self.waited.clear()
-                self.reached.set()
                 self.then()
             sync(path)
 
         def waiting(io: BackgroundCheckpointIO) -> None:
-            self.waited.set()
+            if self.begun.is_set():
+                self.waited.set()
             wait(io)
 
         def giving_up(io: BackgroundCheckpointIO) -> None:
@@ -64,6 +69,7 @@ class Held:
             abandon(io)
 
         monkeypatch.setattr(checkpoints, "sync_file", held)
+        monkeypatch.setattr(BackgroundCheckpointIO, "save_checkpoint", saving)
         monkeypatch.setattr(BackgroundCheckpointIO, "wait", waiting)
         monkeypatch.setattr(BackgroundCheckpointIO, "abandon", giving_up)
 
@@ -170,7 +176,7 @@ def refuse() -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("steps", [20, 8])  # while it trains on, and at the end
+@pytest.mark.parametrize("steps", [20, pytest.param(8, marks=pytest.mark.soak)])  # while it trains on, and at the end
 def test_a_save_that_fails_ends_the_run_as_ever(fit: Fit, held: Held, tmp_path: Path, steps: int) -> None:
     held.then = refuse
     with pytest.raises(CheckpointError, match="no space left to save the checkpoint step-00000008") as caught:
@@ -185,6 +191,7 @@ def test_a_save_that_fails_ends_the_run_as_ever(fit: Fit, held: Held, tmp_path: 
     assert "results" not in record or not record["results"]
 
 
+@pytest.mark.soak
 def test_a_failed_save_is_told_at_the_next_step(fit: Fit, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     held.then = refuse
     steps: list[int] = []
@@ -203,6 +210,7 @@ def test_a_failed_save_is_told_at_the_next_step(fit: Fit, held: Held, monkeypatc
     assert steps[-1] in (9, 10)
 
 
+@pytest.mark.soak
 def test_a_signal_waits_for_the_save_in_flight_and_saves(fit: Fit, held: Held, tmp_path: Path) -> None:
     def stop() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -244,7 +252,7 @@ class Failing(Small):
         self.held = held
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if self.held.reached.is_set() and self.training and torch.is_grad_enabled():
+        if self.held.begun.is_set() and self.training and torch.is_grad_enabled():
             raise RuntimeError("my own mistake")
         return super().forward(tokens)
 
@@ -252,6 +260,7 @@ class Failing(Small):
         return self
 
 
+@pytest.mark.soak
 def test_an_error_in_training_leaves_the_save_in_flight_whole(fit: Fit, held: Held, tmp_path: Path) -> None:
     held.then = lambda: wait_for(held.waited)
     with pytest.raises(RuntimeError, match="my own mistake"):
@@ -260,6 +269,7 @@ def test_an_error_in_training_leaves_the_save_in_flight_whole(fit: Fit, held: He
     assert names(tmp_path / "runs" / "run") == ["04", "08"]
 
 
+@pytest.mark.soak
 def test_of_two_errors_the_training_s_own_is_raised_and_the_other_said(fit: Fit, held: Held, tmp_path: Path) -> None:
     def fail() -> None:
         wait_for(held.waited)

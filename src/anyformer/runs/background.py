@@ -47,7 +47,7 @@ class BackgroundCheckpointIO(CheckpointIO):
         self._error: BaseException | None = None
         self._kept: list[CheckpointError] = []
         self.seconds = 0.0
-        """How long the last save was written, read back and verified."""
+        """How long the last save was written and read back in the background."""
         self.without_copy = 0
         """Saves that the training waited for, because there was no memory for a copy."""
 
@@ -65,7 +65,8 @@ class BackgroundCheckpointIO(CheckpointIO):
         free = available_memory()
         if free is not None and size_of(checkpoint) > SHARE * free:
             self.without_copy += 1
-            self._save(checkpoint, path)
+            self._io.save_checkpoint(checkpoint, path)
+            self.seconds = 0.0
         else:
             self._begin(partial(self._save, copied(checkpoint), path))
 

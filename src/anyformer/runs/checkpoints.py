@@ -10,7 +10,7 @@ loaded. ``state.pt`` is read with ``weights_only=True``, always: a checkpoint is
 
 A save writes into a hidden folder beside the target, puts each file on the disk, reads it back and compares it with
 what is in memory, writes the manifest, renames the folder and puts that on the disk. A killed process leaves hidden
-folders at most (runs/leftovers.py).
+folders at most (runs/leftovers.py). A run does this in a thread (runs/background.py).
 """
 
 from __future__ import annotations

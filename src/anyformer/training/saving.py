@@ -83,7 +83,7 @@ class RunCheckpoint(ModelCheckpoint):
         self.stalled += self.saved_at - begin
         self._last_global_step_saved = trainer.global_step  # a second one of this step would be the same
         self._flight = _Flight(filepath, self.saved_at - begin, trainer)
-        if self._background is None:
+        if self._background is None or not self._background.busy:
             self.settle()
 
     def settle(self) -> None:
@@ -108,7 +108,7 @@ class RunCheckpoint(ModelCheckpoint):
         if self._newest != flight.path:
             self._newest, self._previous = flight.path, self._newest
         vars(self).update(flight.best)
-        self._there = [path for path in self._there if Path(path).exists()]
+        self._there = [path for path in self._there if not _is_gone(path)]
         if flight.trainer.is_global_zero:
             for logger in flight.trainer.loggers:
                 logger.after_save_checkpoint(proxy(self))
@@ -196,7 +196,7 @@ class RunCheckpoint(ModelCheckpoint):
             except CheckpointError as error:
                 warnings.warn(f"{error.what}; training goes on", stacklevel=2)
         if self._flight is None:
-            self._there = [path for path in self._there if Path(path).exists()]
+            self._there = [path for path in self._there if not _is_gone(path)]
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "there": [Path(path).name for path in self._there]}
@@ -217,3 +217,10 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _should_remove_checkpoint(self, trainer: pl.Trainer, previous: str, current: str) -> bool:
         return False  # that is done after each save, by one rule: _remove_others
+
+
+def _is_gone(path: str) -> bool:
+    try:
+        return not Path(path).exists()
+    except OSError:  # a failing disk: asked again after the next save
+        return False
