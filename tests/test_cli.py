@@ -350,7 +350,7 @@ def test_wrong_usage_exits_2_with_one_message(api: FakeApi, capsys: Capture, arg
     ("text", "message"),
     [
         ("batch_sise: 4", "the settings file has an unknown key batch_sise\n  → did you mean batch_size?\n"),
-        ("batch_size: four", "batch_size in the settings file is 'four'; it must be a whole number\n"),
+        ("batch_size: four", "batch_size in the settings file is 'four'; it must be a whole number or auto\n"),
         ("precision: 32", 'must be one of auto, 32, 16, bf16\n  → write precision: "32", in quotes\n'),
         ("batch_size: [4", "the settings file is not a YAML mapping of settings\n"),
         ("- 1", "the settings file is not a YAML mapping of settings\n"),

@@ -15,6 +15,7 @@ from anyformer.core.findings import Finding
 from anyformer.core.names import default_run_name
 from anyformer.core.protocols import View
 from anyformer.core.settings import (
+    BatchSize,
     DemoSettings,
     EvaluateSettings,
     GenerateSettings,
@@ -72,7 +73,7 @@ def train(
     tokenizer: Any = None,
     vocab_size: int | None = None,
     max_length: int | None = None,
-    batch_size: int | None = None,
+    batch_size: BatchSize | None = None,
     accumulate_grad_batches: int | None = None,
     max_epochs: int | None = None,
     max_steps: int | None = None,

@@ -16,12 +16,14 @@ Precision = Literal["auto", "32", "16", "bf16"]
 OptimizerName = Literal["adamw", "sgd", "adafactor"]
 ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
 ObjectiveSetting = Literal["auto", "causal", "masked", "seq2seq", "classification"]
+BatchSize = int | Literal["auto"]
+DEFAULT_BATCH = 16
 
 
 def _positive(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        if value is not None and value <= 0:
+        if value is not None and value != "auto" and value <= 0:
             raise SettingsError(f"{name} is {value}; it must be greater than 0")
 
 
@@ -39,11 +41,15 @@ def _typed(owner: object) -> None:
             if value not in choices:
                 raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
             continue
-        allowed = tuple(get_args(declared)) or (declared,)
+        kinds = tuple(get_args(declared)) or (declared,)
+        named = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+        if isinstance(value, str) and value in named:
+            continue
+        allowed = tuple(kind for kind in kinds if get_origin(kind) is not Literal)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         fits = isinstance(value, allowed) and not (isinstance(value, bool) and bool not in allowed)
         if not fits and not (float in allowed and number):
-            words = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
+            words = " or ".join(["None" if kind is type(None) else kind.__name__ for kind in allowed] + named)
             raise SettingsError(f"{name} is {value!r}; it must be {words}")
         if number and not math.isfinite(value):
             raise SettingsError(f"{name} is {value}; it must be a finite number")
@@ -88,8 +94,9 @@ class TrainSettings:
     """Size of the tokenizer to train; as many entries as the model has where not given."""
     max_length: int | None = None
     """Tokens in one training sequence; the model's positions, at most 512, where not given."""
-    batch_size: int = 16
-    """Sequences in one forward pass."""
+    batch_size: BatchSize = DEFAULT_BATCH
+    """Sequences in one forward pass. auto: 16, in as few passes as memory allows, which is found out by trial. Where a
+    GPU runs out of memory, the passes are halved and the step stays the same."""
     accumulate_grad_batches: int = 1
     """Forward passes whose gradients make one optimizer step (gradient accumulation)."""
     max_epochs: int | None = None
@@ -215,6 +222,11 @@ class TrainSettings:
             raise SettingsError("backup is empty; it must be a folder or a URL", fix="--backup FOLDER")
         if self.name is not None and not _is_folder_name(self.name):
             raise SettingsError(f"name {self.name!r} is not a plain folder name", fix="--output_dir sets the folder")
+
+    @property
+    def sequences(self) -> int:
+        """Sequences in a batch of the data, however many of them go through the model at once."""
+        return DEFAULT_BATCH if self.batch_size == "auto" else self.batch_size
 
     def to_dict(self) -> dict[str, Any]:
         """Every field with its value, as settings.yaml holds it."""

@@ -111,6 +111,11 @@ def objective_targets(objective: Objective, labels: Tensor, next_ids: Tensor | N
     return next_token_targets(labels, next_ids) if objective in ("causal", "seq2seq") else labels
 
 
+def target_count(objective: Objective, labels: Tensor, next_ids: Tensor | None = None) -> Tensor:
+    """How many targets a batch has, int64: what ``objective_loss`` is the mean over."""
+    return (objective_targets(objective, labels, next_ids) != IGNORE_INDEX).sum()
+
+
 def _aligned(objective: Objective, logits: Tensor, labels: Tensor, next_ids: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logits (N, V) and targets (N,) that stand opposite each other."""
     if labels.shape != logits.shape[:-1] or (labels.dim() != 2 and objective in ("causal", "seq2seq")):

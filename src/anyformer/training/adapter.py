@@ -22,11 +22,12 @@ from anyformer.evaluation.generation import generate
 from anyformer.models.callplan import CallPlan
 from anyformer.models.calls.documents import separate_documents
 from anyformer.models.masking import Masking, fixed_masked_batch, is_masked_already, masked_batch
-from anyformer.models.objectives import batch_logits, objective_loss
+from anyformer.models.objectives import batch_logits, objective_loss, target_count
 from anyformer.models.planned import planned, require_proven
 from anyformer.tokenization.choose import check_fit
 from anyformer.training.badsteps import BadSteps
 from anyformer.training.losspath import LossPath
+from anyformer.training.microbatch import Batch, MicroBatched
 from anyformer.training.nonfinite import loss_error
 from anyformer.training.objective import (
     asked,
@@ -37,12 +38,12 @@ from anyformer.training.objective import (
     require_unshifted,
     start_and_end,
 )
-from anyformer.training.optim import RateSchedule, make_optimizer
+from anyformer.training.optim import RateSchedule, make_optimizer, planned_steps
 from anyformer.training.prepare import id_limit
 from anyformer.training.watch import CausalityWatch
 
 
-class UniversalModelAdapter(pl.LightningModule):
+class UniversalModelAdapter(MicroBatched):
     """Trains any module whose call plan is known, in any ``pl.Trainer``.
 
     model: the user's module, used as it is. call_plan: how to call it, proven again here; inferred by running it where
@@ -210,8 +211,7 @@ class UniversalModelAdapter(pl.LightningModule):
         if not self._first_batch_seen:
             self._look_at_first_batch(batch)
         self._watch.batch(self.model, self.call_plan, self.objective, batch, self.global_step)
-        batch = self._hidden(batch, fixed=False)
-        loss = self.loss_path.loss(self.model, self.call_plan, self.objective, batch, self.label_smoothing)
+        loss, batch = self.gathered_loss(batch, batch_idx)
         step, free = self.global_step + 1, reading_is_free(loss)
         if self.bad_steps.loss(self.model, self.call_plan, batch, loss, step, free=free):
             detached = loss.detach().float()
@@ -224,11 +224,31 @@ class UniversalModelAdapter(pl.LightningModule):
         self._arriving = batch if self.objective == "masked" else None
         return batch
 
-    def _hidden(self, batch: dict[str, Tensor], *, fixed: bool) -> dict[str, Tensor]:
+    def arrived(self, batch: Batch) -> tuple[Batch, Batch]:
+        """On the device, and as it came."""
+        given, self._arriving = self._arriving or batch, None
+        return batch, given
+
+    def prepared(self, arrived: tuple[Batch, Batch]) -> Batch:
+        """With tokens hidden, of a masked model."""
+        return self._hidden(*arrived, fixed=False)
+
+    def part_loss(self, batch: Batch) -> Tensor:
+        """With label smoothing."""
+        return self.loss_path.loss(self.model, self.call_plan, self.objective, batch, self.label_smoothing)
+
+    def part_total(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Without it."""
+        return self.loss_path.total(self.model, self.call_plan, self.objective, batch)
+
+    def part_targets(self, batch: Batch) -> Tensor:
+        """What ``part_loss`` is the mean over."""
+        return target_count(self.objective, batch["labels"], batch.get("next_ids"))
+
+    def _hidden(self, batch: Batch, given: Batch, *, fixed: bool) -> Batch:
         """The batch as the objective reads it: of a masked model with hidden tokens, unless they are hidden already."""
         if self.objective != "masked":
             return batch
-        given, self._arriving = self._arriving or batch, None
         if is_masked_already(given["input_ids"], given["labels"]):
             return batch
         if self._masking is None:
@@ -314,10 +334,9 @@ class UniversalModelAdapter(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add one batch to the evaluation: summed over tokens, so that a short batch weighs what it should."""
-        batch = self._hidden(batch, fixed=True)
-        total, count = self.loss_path.total(self.model, self.call_plan, self.objective, batch)
-        self._val_sum += float(total)
-        self._val_count += int(count)
+        total, count = self.gathered_total(self._hidden(*self.arrived(batch), fixed=True))
+        self._val_sum += total
+        self._val_count += count
 
     def on_validation_epoch_end(self) -> None:
         """Log val_loss (mean nats per target) and val_perplexity = exp(val_loss) of a model that writes."""
@@ -340,6 +359,7 @@ class UniversalModelAdapter(pl.LightningModule):
         checkpoint["train_loss"] = {"sum": total, "count": self._losses, "last": self.last_train_loss}
         checkpoint["fused_head"] = self.loss_path.head
         checkpoint["bad_steps"] = self.bad_steps.state_dict()
+        checkpoint["micro_batch"] = self.micro.rows
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the sums of ``on_save_checkpoint``."""
@@ -348,6 +368,7 @@ class UniversalModelAdapter(pl.LightningModule):
         if kept is not None:
             self._loss_sum = None if kept["sum"] is None else torch.tensor(kept["sum"], device=self.device)
             self._losses, self.last_train_loss = kept["count"], kept["last"]
+        self.micro.rows = checkpoint.get("micro_batch", self.micro.rows)
         if "bad_steps" in checkpoint:
             self.bad_steps.load_state_dict(checkpoint["bad_steps"])
 
@@ -367,26 +388,10 @@ class UniversalModelAdapter(pl.LightningModule):
             optimizer,
             self.schedule,
             warmup_steps=self.warmup_steps,
-            total_steps=self.total_steps or self._planned_steps(),
+            total_steps=self.total_steps or (None if self._trainer is None else planned_steps(self.trainer)),
             min_lr_ratio=self.min_lr_ratio,
         )
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
-
-    def _planned_steps(self) -> int | None:
-        """Optimizer steps that the attached trainer will take; None where it does not know."""
-        if self._trainer is None:
-            return None
-        trainer = self.trainer
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        if datamodule is not None:
-            # asking the trainer would build its loader before a resumed position is restored (Lightning #20550)
-            batches = len(datamodule.train_dataloader())
-            per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-            epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
-            bounds = [per_epoch * epochs if epochs else None, trainer.max_steps if trainer.max_steps > 0 else None]
-            return min((bound for bound in bounds if bound is not None), default=None)
-        steps = trainer.estimated_stepping_batches
-        return int(steps) if math.isfinite(steps) else None
 
 
 def reading_is_free(tensor: Tensor) -> bool:

@@ -33,12 +33,14 @@ from anyformer.runs.checkpoints import list_checkpoints, read_weights, step_of
 from anyformer.runs.directory import RunDirectory, require_writable
 from anyformer.tokenization.load import load_tokenizer
 from anyformer.training.adapter import UniversalModelAdapter
+from anyformer.training.autobatch import first_rows
 from anyformer.training.backups import begin_backup, end_backup, require_backup
 from anyformer.training.badsteps import BadSteps
 from anyformer.training.effective import Effective, choose_device, choose_max_length, derive
 from anyformer.training.fit import Fit, build_trainer, quiet_lightning
 from anyformer.training.intime import Budget, OutOfTime
 from anyformer.training.measure import measure
+from anyformer.training.microbatch import MicroBatch
 from anyformer.training.objective import asked, proofs_on_batch, require_trainable
 from anyformer.training.precision import choose_precision
 from anyformer.training.prepare import prepare_text, settings_of_module
@@ -142,18 +144,21 @@ def run_training(
         proofs = [*apart, *_proven(loaded, plan, text, device, view)]
         kept = same_precision(resumed.run, settings.precision, device) if resumed else None
         precision, why = kept or choose_precision(settings.precision, loaded.module, plan, text.first_batch(), device)
+        begun = resumed.run.manifest.get("effective", {}) if resumed else {}
+        micro, tried = first_rows(settings, loaded.module, plan, text, precision, device, view, begun)
         effective, derived = derive(
             settings,
             loaded.module,
             plan,
             batches_per_epoch=text.train_batches,
+            micro_batch=micro,
             val_blocks=text.val_blocks,
             max_length=max_length,
             precision=precision,
             device=device,
         )
         text.limit_evaluation(effective.eval_blocks)
-        findings = [*loaded.findings, *plan.findings, *chosen, *proofs, *notes, *text.findings, why, *derived]
+        findings = [*loaded.findings, *plan.findings, *chosen, *proofs, *notes, *text.findings, why, *tried, *derived]
         if resumed is not None:
             run = resumed.run
             findings += [*resumed.findings, *goes_on(resumed, effective, view, finished_ok=finished_ok)]
@@ -260,6 +265,9 @@ def _fit_and_judge(
         _proven=True,
     )
     adapter.proven = True  # a moment ago, on the same kind of batch
+    # the batches of a foreign data module are as large as it makes them
+    fewer = effective.micro_batch if effective.micro_batch < settings.sequences else None
+    adapter.micro = MicroBatch(fewer, partial(_halved, run, adapter, findings, view))
     adapter.bad_steps = BadSteps(
         skip=settings.bad_steps == "skip",
         sigma=settings.spike_sigma,
@@ -295,7 +303,7 @@ def _fit_and_judge(
                 findings += [adapter.loss_path.finding] if adapter.loss_path.finding is not None else []
                 with suppress(TrainingError):  # a full disk: what ended the run matters more
                     run.update(findings=[finding.to_dict() for finding in findings])
-            results = _judge(run, fit, adapter, text, effective, settings.batch_size, findings, view)
+            results = _judge(run, fit, adapter, text, effective, findings, view)
             results |= {"out_of_time": paused, "stopped_early": not paused and results["steps"] < effective.total_steps}
             if writer is not None and not paused:  # a resumed run writes its own
                 view.status("writing samples")
@@ -309,13 +317,22 @@ def _fit_and_judge(
     )
 
 
+def _halved(
+    run: RunDirectory, adapter: UniversalModelAdapter, findings: list[Finding], view: View, finding: Finding
+) -> None:
+    """A batch is run in smaller parts from here on: said, and written down at once."""
+    view.finding(finding)
+    findings.append(finding)
+    effective = {**run.manifest["effective"], "micro_batch": adapter.micro.rows}
+    run.update(effective=effective, findings=[finding.to_dict() for finding in findings])
+
+
 def _judge(
     run: RunDirectory,
     fit: Fit,
     adapter: UniversalModelAdapter,
     text: Text,
     effective: Effective,
-    batch_size: int,
     findings: list[Finding],
     view: View,
 ) -> dict[str, Any]:
@@ -342,7 +359,7 @@ def _judge(
         adapter.call_plan,
         text,
         block_size=effective.max_length,
-        batch_size=batch_size,
+        batch_size=adapter.micro.rows or effective.micro_batch,
         device=torch.device(effective.device),
         last_loss=None if score is None else float(score),
         view=view,

@@ -47,6 +47,8 @@ class Effective:
     eval_every: int
     eval_blocks: int
     log_every: int
+    micro_batch: int
+    """Sequences that go through the model at once; fewer than in a batch where memory does not allow it."""
 
     def to_dict(self) -> dict[str, Any]:
         """As the manifest stores it."""
@@ -101,7 +103,7 @@ def required_steps(settings: TrainSettings) -> int:
         found = f"; max_epochs {settings.max_epochs} does not say how many steps that is" if settings.max_epochs else ""
         raise SettingsError(
             "max_steps is not given, and the data is a stream, whose length nobody knows",
-            f"a batch holds {settings.batch_size} sequences{found}",
+            f"a batch holds {settings.sequences} sequences{found}",
             "--max_steps N (in Python max_steps=N)",
         )
     return settings.max_steps
@@ -130,6 +132,7 @@ def derive(
     max_length: int,
     precision: str,
     device: torch.device,
+    micro_batch: int | None = None,
 ) -> tuple[Effective, list[Finding]]:
     """Lengths of the run and of its phases, and the learning rate, from the settings and the data at hand.
 
@@ -153,7 +156,7 @@ def derive(
         warmup = min(2000, math.ceil(0.05 * total))
         findings.append(Finding("warm-up", "note", f"{warmup:,} steps", reason="5 % of the run, at most 2,000"))
     eval_every = settings.eval_every or max(1, min(steps_per_epoch, math.ceil(total / EVALUATIONS)))
-    between = eval_every * settings.batch_size * settings.accumulate_grad_batches
+    between = eval_every * settings.sequences * settings.accumulate_grad_batches
     eval_blocks = min(val_blocks, max(1, EVAL_TOKENS // max_length), max(LEAST_EVAL_BLOCKS, between))
     if eval_blocks < val_blocks:
         share = f"{eval_blocks:,} of {val_blocks:,} held-out sequences, spread over the text"
@@ -169,6 +172,7 @@ def derive(
         weight_decay=WEIGHT_DECAY[settings.optimizer] if settings.weight_decay is None else settings.weight_decay,
         eval_every=min(eval_every, total),
         eval_blocks=eval_blocks,
+        micro_batch=micro_batch or settings.sequences,
         log_every=settings.log_every or max(1, min(LOG_EVERY, total // LOG_ROWS)),
     )
     return effective, findings

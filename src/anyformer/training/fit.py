@@ -87,7 +87,7 @@ def build_trainer(
         callbacks.append(SaveInTime(checkpoint, seconds_of(settings.save_every, "save_every")))
     in_time = None
     if budget is not None:
-        in_time = StopInTime(budget, checkpoint, samples, effective, held_out_blocks, settings.batch_size)
+        in_time = StopInTime(budget, checkpoint, samples, effective, held_out_blocks, settings.sequences)
         callbacks.append(in_time)
     metrics = CsvMetrics(run.path, resume_from=step_of(resume_from) if resume_from is not None else None)
     trainer = pl.Trainer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -166,3 +167,17 @@ def suggested_learning_rate(module: nn.Module, embedding_rows: int | None) -> fl
         if not (parameter.dim() == 2 and parameter.shape[0] == embedding_rows)
     )
     return max(1e-5, 0.003239 - 0.0001395 * math.log(max(counted, 1)))
+
+
+def planned_steps(trainer: pl.Trainer) -> int | None:
+    """Optimizer steps that a trainer will take; None where it does not know."""
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    if datamodule is not None:
+        # asking the trainer would build its loader before a resumed position is restored (Lightning #20550)
+        batches = len(datamodule.train_dataloader())
+        per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        bounds = [per_epoch * epochs if epochs else None, trainer.max_steps if trainer.max_steps > 0 else None]
+        return min((bound for bound in bounds if bound is not None), default=None)
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if math.isfinite(steps) else None

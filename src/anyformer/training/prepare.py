@@ -125,7 +125,7 @@ def prepare_text(
     blocks = AdaptiveTokenizerDataModule(
         corpus,
         tokenizer,
-        settings.batch_size,
+        settings.sequences,
         max_length,
         settings.val_split,
         settings.num_workers,
@@ -233,7 +233,7 @@ def _pairs(
         for side in (train, val)
     ]
     exact, why = reads_padding(module, plan, to_train)
-    share = padding_finding(to_train, settings.batch_size, exact)
+    share = padding_finding(to_train, settings.sequences, exact)
     text = Text(
         name=train.name,
         description=train.description,
@@ -242,7 +242,7 @@ def _pairs(
         datamodule=PairDataModule(
             to_train,
             to_val,
-            settings.batch_size,
+            settings.sequences,
             settings.num_workers,
             exact=exact,
             seed=settings.seed,

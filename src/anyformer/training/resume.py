@@ -16,7 +16,7 @@ from anyformer.core.errors import AnyformerError, CorruptCheckpoint, DataError, 
 from anyformer.core.findings import Finding
 from anyformer.core.names import default_run_name, run_folder
 from anyformer.core.protocols import View
-from anyformer.core.settings import TrainSettings
+from anyformer.core.settings import DEFAULT_BATCH, TrainSettings
 from anyformer.models.source import LoadedModel, Provenance, load_model
 from anyformer.runs.checkpoints import list_checkpoints, newest_good, require_own, step_of
 from anyformer.runs.directory import RunDirectory
@@ -99,7 +99,7 @@ def resume_point(settings: TrainSettings, max_length: int, view: View) -> Resume
     run = run_of(named)
     before: dict[str, Any] = run.manifest.get("settings", {})
     for name in UNCHANGEABLE:
-        if name in before and before[name] != getattr(settings, name):
+        if name in before and _meant(name, before[name]) != _meant(name, getattr(settings, name)):
             raise SettingsError(
                 f"{name} is {getattr(settings, name)}, but the run {run.path} was started with {before[name]}",
                 "this is fixed when a run begins: model, tokenizer, data and their order",
@@ -134,6 +134,11 @@ def resume_point(settings: TrainSettings, max_length: int, view: View) -> Resume
         checkpoint = newest_good(run.path, report)
     view.stage("resume", str(run.path), f"from {checkpoint.name}, verified")
     return ResumePoint(run, checkpoint, tuple(findings))
+
+
+def _meant(name: str, value: Any) -> Any:
+    """What a setting decides of the order of samples: auto finds out how a batch is run, not what is in it."""
+    return DEFAULT_BATCH if name == "batch_size" and value == "auto" else value
 
 
 def brought_from_backup(

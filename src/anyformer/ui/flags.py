@@ -14,12 +14,19 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 from anyformer.core.errors import SettingsError
 from anyformer.core.names import run_folder, runs_beside
+from anyformer.core.settings import BatchSize
 from anyformer.core.view import PlainView, QuietView
 
 REPLAY = "runs reproduce"
 """The command on runs that executes a model's code, and so may have to ask for it."""
 _COMMON = ("config", "print_config", "json", "quiet", "debug", "trust", "show_source")
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    BatchSize: "a whole number or auto",
+}
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "{true,false}"}
 
 
@@ -126,7 +133,8 @@ def _parser(command: str, summary: str, positional: str | None, settings: type |
         parser.add_class_arguments(settings, None, as_group=True)
         for action in parser._actions:
             if action.dest in (hints := get_type_hints(settings)):
-                action.metavar = _METAVARS.get(_plain(hints[action.dest]))
+                kind = _plain(hints[action.dest])
+                action.metavar = "{N,auto}" if kind == BatchSize else _METAVARS.get(kind)
     return parser
 
 
