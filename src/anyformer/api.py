@@ -75,6 +75,7 @@ def train(
     max_length: int | None = None,
     batch_size: BatchSize | None = None,
     accumulate_grad_batches: int | None = None,
+    activation_checkpointing: bool | None = None,
     max_epochs: int | None = None,
     max_steps: int | None = None,
     optimizer: OptimizerName | None = None,

@@ -375,7 +375,7 @@ def test_on_a_cpu_memory_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = {"input_ids": ids, "labels": ids}
     settings = TrainSettings(batch_size="auto")
     # by hand: kept for backward are the log-probabilities (B·T, V) of the loss, and little beside them
-    kept = autobatch._kept_bytes(module, plan, "causal", {"input_ids": ids, "labels": ids})
+    kept = autobatch._kept_bytes(settings, module, plan, "causal", {"input_ids": ids, "labels": ids})
     assert 1.0 <= kept / (3 * 16 * 200 * 4) < 1.6
     state = 4 * sum(4 * p.numel() for p in module.parameters())
     for free, found in ((1 << 40, 16), (2 * (state + 2 * kept * 8.1 / 3), 8), (2 * state, 1)):

@@ -394,6 +394,7 @@ def everything(tmp_path: Path) -> dict[str, Any]:
         "max_length": 12,
         "batch_size": 7,
         "accumulate_grad_batches": 2,
+        "activation_checkpointing": True,
         "max_epochs": 5,
         "max_steps": 3,
         "optimizer": "sgd",

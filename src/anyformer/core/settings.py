@@ -99,6 +99,9 @@ class TrainSettings:
     GPU runs out of memory, the passes are halved and the step stays the same."""
     accumulate_grad_batches: int = 1
     """Forward passes whose gradients make one optimizer step (gradient accumulation)."""
+    activation_checkpointing: bool = False
+    """Compute repeated blocks again in the backward pass instead of keeping what lies between: less memory, more time.
+    Only where it gives the same loss and gradients."""
     max_epochs: int | None = None
     """Passes over the training data; 3 where neither this nor max_steps is given."""
     max_steps: int | None = None

@@ -224,25 +224,20 @@ class UniversalModelAdapter(MicroBatched):
         self._arriving = batch if self.objective == "masked" else None
         return batch
 
-    def arrived(self, batch: Batch) -> tuple[Batch, Batch]:
-        """On the device, and as it came."""
+    def arrived(self, batch: Batch) -> tuple[Batch, Batch]:  # on the device, and as it came
         given, self._arriving = self._arriving or batch, None
         return batch, given
 
-    def prepared(self, arrived: tuple[Batch, Batch]) -> Batch:
-        """With tokens hidden, of a masked model."""
+    def prepared(self, arrived: tuple[Batch, Batch]) -> Batch:  # with tokens hidden, of a masked model
         return self._hidden(*arrived, fixed=False)
 
-    def part_loss(self, batch: Batch) -> Tensor:
-        """With label smoothing."""
+    def part_loss(self, batch: Batch) -> Tensor:  # with label smoothing
         return self.loss_path.loss(self.model, self.call_plan, self.objective, batch, self.label_smoothing)
 
-    def part_total(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Without it."""
+    def part_total(self, batch: Batch) -> tuple[Tensor, Tensor]:  # without it
         return self.loss_path.total(self.model, self.call_plan, self.objective, batch)
 
     def part_targets(self, batch: Batch) -> Tensor:
-        """What ``part_loss`` is the mean over."""
         return target_count(self.objective, batch["labels"], batch.get("next_ids"))
 
     def _hidden(self, batch: Batch, given: Batch, *, fixed: bool) -> Batch:
@@ -358,12 +353,14 @@ class UniversalModelAdapter(MicroBatched):
         total = None if self._loss_sum is None else float(self._loss_sum)
         checkpoint["train_loss"] = {"sum": total, "count": self._losses, "last": self.last_train_loss}
         checkpoint["fused_head"] = self.loss_path.head
+        checkpoint["blocks"] = self.loss_path.blocks.state_dict()
         checkpoint["bad_steps"] = self.bad_steps.state_dict()
         checkpoint["micro_batch"] = self.micro.rows
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the sums of ``on_save_checkpoint``."""
         self.loss_path.resume(checkpoint.get("fused_head") or "")
+        self.loss_path.blocks.load_state_dict(checkpoint.get("blocks"))
         kept = checkpoint.get("train_loss")
         if kept is not None:
             self._loss_sum = None if kept["sum"] is None else torch.tensor(kept["sum"], device=self.device)

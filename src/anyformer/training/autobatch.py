@@ -17,9 +17,9 @@ from anyformer.core.findings import Finding
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.models.files.limits import available_memory
-from anyformer.models.objectives import batch_logits, objective_loss
 from anyformer.models.plan import CallPlan, Objective
 from anyformer.models.probes import placed, set_mode, untouched
+from anyformer.training.blocks import BlockPath
 from anyformer.training.losspath import LossPath
 from anyformer.training.microbatch import LESS, free_memory, is_device_memory
 from anyformer.training.optim import make_optimizer
@@ -151,7 +151,7 @@ def _steps(
     optimizer = make_optimizer(
         module, settings.optimizer, learning_rate=0.0, weight_decay=0.0, betas=betas, fused=precision != "16"
     )
-    path = LossPath()
+    path = _loss_path(settings)
     half = torch.bfloat16 if precision == "bf16" else torch.float16
     for _ in range(2):
         with torch.autocast(device.type, dtype=half, enabled=precision != "32"):
@@ -161,6 +161,13 @@ def _steps(
         optimizer.zero_grad(set_to_none=True)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _loss_path(settings: TrainSettings) -> LossPath:
+    """As a run will have it; what it decides is said once the run begins."""
+    path = LossPath(BlockPath(checkpointing=settings.activation_checkpointing))
+    path.blocks.told = lambda finding: None
+    return path
 
 
 @contextmanager
@@ -186,7 +193,7 @@ def _by_counting(
     free = available_memory()
     if free is None:
         return candidates[0], _finding(settings, candidates[0], "the system does not say how much memory is free")
-    first, second = (_kept_bytes(module, plan, objective, _tiled(batch, rows)) for rows in (1, 2))
+    first, second = (_kept_bytes(settings, module, plan, objective, _tiled(batch, rows)) for rows in (1, 2))
     each = max(second - first, 1)
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     state = _STATE[settings.optimizer] * weights
@@ -198,7 +205,9 @@ def _by_counting(
     return rows, _finding(settings, rows, why)
 
 
-def _kept_bytes(module: nn.Module, plan: CallPlan, objective: Objective, batch: dict[str, Any]) -> int:
+def _kept_bytes(
+    settings: TrainSettings, module: nn.Module, plan: CallPlan, objective: Objective, batch: dict[str, Any]
+) -> int:
     """What forward keeps for backward beside the weights, in bytes; storages that are kept twice count once."""
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}  # the tensors, too: an address must not be given out again
@@ -212,8 +221,9 @@ def _kept_bytes(module: nn.Module, plan: CallPlan, objective: Objective, batch: 
     with ExitStack() as held:
         held.enter_context(untouched(module))
         held.enter_context(torch.enable_grad())
-        held.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
         set_mode(module, True)
-        logits = batch_logits(module, plan, batch)
-        objective_loss(objective, logits, batch["labels"], batch.get("next_ids"))
+        path = _loss_path(settings)
+        path.loss(module, plan, objective, batch)  # decides how
+        held.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
+        path.loss(module, plan, objective, batch)
     return sum(size for size, _ in kept.values())

@@ -36,6 +36,7 @@ from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.autobatch import first_rows
 from anyformer.training.backups import begin_backup, end_backup, require_backup
 from anyformer.training.badsteps import BadSteps
+from anyformer.training.blocks import BlockPath
 from anyformer.training.effective import Effective, choose_device, choose_max_length, derive
 from anyformer.training.fit import Fit, build_trainer, quiet_lightning
 from anyformer.training.intime import Budget, OutOfTime
@@ -267,7 +268,9 @@ def _fit_and_judge(
     adapter.proven = True  # a moment ago, on the same kind of batch
     # the batches of a foreign data module are as large as it makes them
     fewer = effective.micro_batch if effective.micro_batch < settings.sequences else None
-    adapter.micro = MicroBatch(fewer, partial(_halved, run, adapter, findings, view))
+    adapter.micro = MicroBatch(fewer, partial(_found, run, adapter, findings, view))
+    adapter.loss_path.blocks = BlockPath(checkpointing=settings.activation_checkpointing)
+    adapter.loss_path.blocks.told = partial(_found, run, adapter, findings, view)
     adapter.bad_steps = BadSteps(
         skip=settings.bad_steps == "skip",
         sigma=settings.spike_sigma,
@@ -317,13 +320,15 @@ def _fit_and_judge(
     )
 
 
-def _halved(
+def _found(
     run: RunDirectory, adapter: UniversalModelAdapter, findings: list[Finding], view: View, finding: Finding
 ) -> None:
-    """A batch is run in smaller parts from here on: said, and written down at once."""
+    """Something was decided on a batch: said, and written down at once."""
     view.finding(finding)
     findings.append(finding)
-    effective = {**run.manifest["effective"], "micro_batch": adapter.micro.rows}
+    effective = run.manifest["effective"] | adapter.loss_path.blocks.effective()
+    if adapter.micro.rows is not None:
+        effective["micro_batch"] = adapter.micro.rows
     run.update(effective=effective, findings=[finding.to_dict() for finding in findings])
 
 

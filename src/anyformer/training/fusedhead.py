@@ -8,7 +8,7 @@ Legend: B batch, T time, N = B·T rows, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from torch.overrides import TorchFunctionMode
 
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
-from anyformer.models.calls.probing import seeded
 from anyformer.models.objectives import (
     IGNORE_INDEX,
     batch_logits,
@@ -29,15 +28,12 @@ from anyformer.models.objectives import (
 )
 from anyformer.models.plan import CallPlan, Objective
 from anyformer.models.probes import set_mode, untouched
+from anyformer.training.equal import apart, computed_in, limits, passed, some_rows
 
 FUSE_FROM = 1 << 21
 """Logits of a batch from which on it pays (benchmarks/results/fused_head.md); below, the plain path is as fast."""
 _CPU_ROWS = 128
 """Rows at a time: of 64 … 512 the fastest on a CPU, V 8,192 and 50,257 (benchmarks/results/fused_head.md)."""
-_PROOF_LOGITS = 1 << 24
-_EXACT = (1e-5, 1e-4)
-_HALF = (5e-3, 5e-2)
-"""Largest difference of the loss and of a gradient, relative to its norm, in float32 and in half precision."""
 _GIVE_VALUES = frozenset(
     {"item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__complex__", "__index__"}
     | {"equal", "allclose", "is_nonzero", "__contains__"}
@@ -58,8 +54,7 @@ def choose_head(
         return None, _off(f"{size:,} logits a batch are few: in one piece they are as fast")
     if _is_fp16(next(module.parameters())):
         return None, _off("in float16 its gradients are too small before the loss is scaled")
-    rows = max(2, _PROOF_LOGITS // (batch["labels"].shape[1] * plan.vocab_size))
-    part = {k: v[:rows] if isinstance(v, Tensor) and v.dim() else v for k, v in batch.items()}
+    part = some_rows(batch, plan)
     try:
         head, reason = _find(module, plan, part)
         if head is None:
@@ -178,7 +173,7 @@ class _LeftOut(TorchFunctionMode):
             return result
         self.read, _, self.bias = found
         self.calls += 1
-        zero = self.read.detach().new_zeros((), dtype=_dtype(self.read))
+        zero = self.read.detach().new_zeros((), dtype=computed_in(self.read))
         self.stand_in = zero.expand(*self.read.shape[:-1], len(self._weight))
         return self.stand_in
 
@@ -207,15 +202,9 @@ def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     return [given for given in flat if isinstance(given, Tensor)]
 
 
-def _dtype(hidden: Tensor) -> torch.dtype:
-    """The type in which a linear map of it is computed here."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-
-
 def _is_fp16(tensor: Tensor) -> bool:
     """Gradients are made before a scaler multiplies the loss: in float16 most of a large vocabulary's would be zero."""
-    return _dtype(tensor) == torch.float16
+    return computed_in(tensor) == torch.float16
 
 
 class _Seen(TorchFunctionMode):
@@ -293,15 +282,14 @@ def _proven(
     def fused() -> Tensor | None:
         return fused_loss(module, plan, objective, batch, head, label_smoothing)
 
-    expected, found = _gradients(module, plain), _gradients(module, fused)
+    expected, found = passed(module, plain), passed(module, fused)
     if expected is None or found is None:
         return None, _off(f"with {head} left out the logits are not what was left out")
-    half = _dtype(module.get_parameter(head)) != torch.float32
-    loss_limit, limit = _HALF if half else _EXACT
-    loss = abs(found[0] - expected[0]) / max(abs(expected[0]), 1e-9)
-    apart = max((_apart(a, b) for a, b in zip(expected[1], found[1], strict=True)), default=0.0)
-    if not (loss <= loss_limit and apart <= limit):  # NaN is no proof either
-        return None, _off(f"left out, {head} gives another loss ({loss:.0e}) or gradient ({apart:.0e})")
+    loss_limit, limit = limits(computed_in(module.get_parameter(head)))
+    loss = abs(found.loss - expected.loss) / max(abs(expected.loss), 1e-9)
+    farthest = max((apart(a, b) for a, b in zip(expected.gradients, found.gradients, strict=True)), default=0.0)
+    if not (loss <= loss_limit and farthest <= limit):  # NaN is no proof either
+        return None, _off(f"left out, {head} gives another loss ({loss:.0e}) or gradient ({farthest:.0e})")
     with untouched(module):
         set_mode(module, False)
         total = fused_total(module, plan, objective, batch, head)
@@ -310,27 +298,10 @@ def _proven(
             right, _ = objective_total(objective, logits, batch["labels"], batch.get("next_ids"))
     if total is None or not float((total[0] - right).abs()) <= loss_limit * float(right.abs()):
         return None, _off(f"in eval mode the logits are not what {head} makes")
-    why = f"loss equal to {max(loss, 1e-8):.0e}, gradients to {max(apart, 1e-8):.0e}; the logits are never there whole"
+    why = (
+        f"loss equal to {max(loss, 1e-8):.0e}, gradients to {max(farthest, 1e-8):.0e}; the logits are never there whole"
+    )
     return head, Finding("fused head", "ok", f"{head} and the loss in one", "equal loss and gradients", why)
-
-
-def _gradients(module: nn.Module, loss: Callable[[], Tensor | None]) -> tuple[float, list[Tensor | None]] | None:
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    with untouched(module), torch.enable_grad():
-        seeded()
-        value = loss()
-        if value is None:
-            return None
-        return float(value.detach()), list(torch.autograd.grad(value, parameters, allow_unused=True))
-
-
-def _apart(first: Tensor | None, second: Tensor | None) -> float:
-    """Norm of the difference, relative to the first; a gradient that is missing is zero."""
-    if first is None or second is None:
-        other = second if first is None else first
-        return 0.0 if other is None or not bool(other.any()) else float("inf")
-    size = float(first.norm())
-    return float((first - second).norm()) / size if size else float(second.norm())
 
 
 def _rows_at_once(hidden: Tensor, weight: Tensor) -> int:
@@ -355,7 +326,7 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
     ) -> Tensor:
         """A scalar, in float32 at least; NaN where nothing is a target."""
-        kind = _dtype(hidden)
+        kind = computed_in(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             loss, gradients = _loss_and_gradients(
                 hidden.to(kind),

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from anyformer.core.findings import Finding
 from anyformer.models.objectives import batch_logits, objective_loss, objective_total
 from anyformer.models.plan import CallPlan, Objective
+from anyformer.training.blocks import BlockPath
+from anyformer.training.equal import computed_in, some_rows
 from anyformer.training.fusedhead import choose_head, fused_loss, fused_total
 
 _Result = TypeVar("_Result")
@@ -19,7 +21,9 @@ _Result = TypeVar("_Result")
 class LossPath:
     """Decided on the first training batch; a run that goes on keeps to it, since the last digits depend on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: BlockPath | None = None) -> None:
+        self.blocks = blocks or BlockPath()
+        """How the repeated blocks are run."""
         self.finding: Finding | None = None
         """What was chosen and why; None before the first batch."""
         self.head: str | None = None
@@ -37,6 +41,16 @@ class LossPath:
         if self.head is None:
             head, self.finding = choose_head(module, plan, objective, batch, label_smoothing)
             self.head = head or ""
+        if self.blocks.undecided:
+            part = some_rows(batch, plan)
+            dtype = computed_in(next(module.parameters()))
+            self.blocks.decide(module, lambda: self._loss(module, plan, objective, part, label_smoothing), dtype)
+        with self.blocks.in_use():
+            return self._loss(module, plan, objective, batch, label_smoothing)
+
+    def _loss(
+        self, module: nn.Module, plan: CallPlan, objective: Objective, batch: Mapping[str, Any], label_smoothing: float
+    ) -> Tensor:
         if self.head:
             loss = self._fused(lambda head: fused_loss(module, plan, objective, batch, head, label_smoothing))
             if loss is not None:
