@@ -101,6 +101,7 @@ def test_wandb_offline_goes_on_under_the_same_id(tmp_path: Path) -> None:
     assert [record.exit_code for record in wandb_record(tmp_path, "exit")] == [1, 0]
 
 
+@pytest.mark.soak  # importing MLflow and making its tables takes six seconds
 def test_mlflow_in_sqlite_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 

@@ -20,6 +20,7 @@ from anyformer.runs import tracking
 from anyformer.runs.trackers import About, Row
 from anyformer.runs.tracking import Trackers
 
+LONG = pytest.mark.soak
 FAKES = str(Path(__file__).parent / "fake_trackers.py")
 
 
@@ -93,11 +94,11 @@ def test_what_a_tracker_lacks_is_given_again_and_what_it_has_is_not(tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("fails_at_start", "ConnectionError: no server at start see the manual"),
+        pytest.param("fails_at_start", "ConnectionError: no server at start see the manual", marks=LONG),
         ("fails_at_log", "ConnectionError: no server at log see the manual"),
-        ("fails_at_finish", "ConnectionError: no server at finish see the manual"),
+        pytest.param("fails_at_finish", "ConnectionError: no server at finish see the manual", marks=LONG),
         ("dying", "its process ended with code 7"),
-        ("unknown", "KeyError: 'unknown'"),
+        pytest.param("unknown", "KeyError: 'unknown'", marks=LONG),
     ],
 )
 def test_one_that_fails_is_left_behind_with_one_warning(tmp_path: Path, name: str, reason: str) -> None:
@@ -113,7 +114,7 @@ def test_one_that_fails_is_left_behind_with_one_warning(tmp_path: Path, name: st
     assert steps(tmp_path) == list(range(1, 31))  # the other one has them all
 
 
-@pytest.mark.parametrize("at", ["start", "log", "finish"])
+@pytest.mark.parametrize("at", [pytest.param("start", marks=LONG), "log", pytest.param("finish", marks=LONG)])
 def test_one_that_hangs_is_left_behind_and_its_processes_are_gone(
     tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
