@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from read_runs import untimed_rows
 from safetensors.torch import load_file, save_file
 from small_models import Small, small_text
 
@@ -88,21 +88,13 @@ def rewrite(run: Path, **parts: dict[str, Any]) -> None:
     (run / "run.json").write_text(json.dumps(record))
 
 
-def curve(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics" / "metrics.csv").open() as stream:
-        return [
-            {key: row[key] for key in row if key not in ("seconds", "tokens_per_second")}
-            for row in csv.DictReader(stream)
-        ]
-
-
 def test_a_run_is_the_same_again(run: Path, capsys: Capture) -> None:
     assert cli.main(["runs", "reproduce", "a", "--json", "--keep"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["reproduced"], told["exact"], told["steps"]) == (True, True, 10)
     assert told["replay"] == "runs/a-reproduced"
     again = Path(told["replay"])
-    assert curve(again) == curve(run)  # what the command says, read by hand
+    assert untimed_rows(again) == untimed_rows(run)  # what the command says, read by hand
     weights = [load_file(one / "checkpoints" / "step-00000010" / "model.safetensors") for one in (run, again)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     record = json.loads((again / "run.json").read_text())
@@ -143,7 +135,10 @@ def test_another_curve_is_told_and_the_replay_kept(run: Path, capsys: Capture) -
     table.write_text("\n".join(rows) + "\n")
     assert cli.main(["runs", "reproduce", "a", "--steps", "4"]) == 1
     out = capsys.readouterr().out
-    assert f"step 3: train_loss {curve(Path('runs/a-reproduced'))[2]['train_loss']} instead of {cells[place]}" in out
+    assert (
+        f"step 3: train_loss {untimed_rows(Path('runs/a-reproduced'))[2]['train_loss']} instead of {cells[place]}"
+        in out
+    )
     assert "the replay: runs/a-reproduced" in out
     rewrite(run, versions={"torch": "2.9.0"})  # then the last digits count for nothing
     assert cli.main(["runs", "reproduce", "a", "--steps", "4", "--json"]) == 0

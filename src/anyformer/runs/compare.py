@@ -16,10 +16,10 @@ from torch import Tensor
 from anyformer.core.errors import CheckpointError
 from anyformer.core.findings import Finding
 from anyformer.runs.checkpoints import list_checkpoints, read_weights, step_of, verify_checkpoint
-from anyformer.runs.table import COLUMNS, FILE, read_metrics
+from anyformer.runs.table import COLUMNS, FILE, MEASURED, read_metrics
 
 _Row = dict[str, float | None]
-FIGURES = tuple(name for name in COLUMNS if name not in ("step", "seconds", "tokens_per_second"))
+FIGURES = tuple(name for name in COLUMNS if name not in ("step", *MEASURED))
 TOLERANCE = 0.02
 """Relative difference that two curves may have where versions, processors or devices differ. Rounding that differs in
 the last digit grows with the steps; benchmarks/results/resume.md has what it came to."""
