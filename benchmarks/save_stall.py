@@ -75,12 +75,14 @@ class Watch(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not self._begun:
+            return
         waited = self._checkpoint.stalled - self._from
         if waited > self.stalled + 1e-3:
             self.saves.append((waited - self.stalled, self._checkpoint.save_seconds))
         self.stalled = waited
         self.wall = time.monotonic() - self._begun
-        trainer.should_stop = bool(self._begun) and self.wall > self._seconds
+        trainer.should_stop = self.wall > self._seconds
 
 
 def measure(waiting: bool, seconds: float, every: str) -> dict[str, Any]:
@@ -130,6 +132,8 @@ def measure(waiting: bool, seconds: float, every: str) -> dict[str, Any]:
 def show(name: str, told: dict[str, Any]) -> None:
     """The figures of one way."""
     saves = len(told["saves"])
+    if not saves:
+        sys.exit("no save in that time")
     cost = told["stalled"] + max(0.0, told["slower"])
     print(f"\n{name}: {saves} saves in {told['wall']:.0f} s, {told['steps']} steps of {told['step'] * 1e3:.0f} ms")
     print(f"  the training waits per save        {told['stalled'] / saves:8.2f} s   each: "
