@@ -272,7 +272,8 @@ class UniversalModelAdapter(MicroBatched):
         if gradient_clip_algorithm not in (None, "norm"):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        # the optimizer's own list: a walk through the module in every step costs a small model more than the norm
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradient_clip_val:
             self._grad_norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         else:
@@ -308,9 +309,8 @@ class UniversalModelAdapter(MicroBatched):
         self.bad_steps.check(self.model, self.call_plan, batch)
         mean = math.nan if self._loss_sum is None else float(self._loss_sum) / self._losses
         self.last_train_loss = self.last_train_loss if math.isnan(mean) else mean
-        if step % interval:  # the first step: to be shown at once, and counted in its row later
-            return {}
-        self._loss_sum, self._losses = None, 0
+        if step % interval == 0:  # the first step is shown at once, and counted in its row later
+            self._loss_sum, self._losses = None, 0
         row = {"train_loss": mean, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
         if self._grad_norm is not None:
             row["grad_norm"] = float(self._grad_norm)
