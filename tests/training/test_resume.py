@@ -409,6 +409,7 @@ class Slow(nn.Module):
 """
 
 
+@pytest.mark.soak  # make test has tests/faults/test_kills.py and test_true_records.py, which do the same in less time
 def test_ctrl_c_at_a_real_process_then_resume_gives_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
