@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
+from pytorch_lightning.profilers import PassThroughProfiler
 
 from anyformer.core.durations import seconds_of
 from anyformer.core.protocols import View
@@ -35,6 +36,18 @@ from anyformer.training.saving import RunCheckpoint
 from anyformer.training.stopping import StopOnSignal
 
 ACCELERATORS = {"cuda": "gpu", "mps": "mps", "cpu": "cpu"}
+
+
+class _Unprofiled(PassThroughProfiler):
+    """Lightning enters a profiler's context around each hook of each callback, some 80 times a step.
+
+    Its own that does nothing builds a generator each time: benchmarks/results/train_loop.md has what that costs.
+    """
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        return self._nothing
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,7 @@ def build_trainer(
         precision=LIGHTNING_NAMES[effective.precision],  # type: ignore[arg-type]
         logger=[metrics],
         callbacks=callbacks,
+        profiler=_Unprofiled(),
         plugins=[background],
         max_epochs=-1,
         max_steps=effective.total_steps,
