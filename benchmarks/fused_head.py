@@ -109,10 +109,10 @@ def one(way: str, vocab_size: int) -> None:
 
     begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if way == "bare":
-        module = GPT(vocab_size=vocab_size, block_size=train_loop.T, n_layer=4, n_head=4, n_embd=256)
-        loop = train_loop.BareLoop(module, 4)
+        module = GPT(vocab_size=vocab_size, block_size=train_loop.SMALL.T, n_layer=4, n_head=4, n_embd=256)
+        loop = train_loop.BareLoop(module)
         for _ in range(4):
-            loop(*torch.randint(0, vocab_size, (2, train_loop.B, train_loop.T)))
+            loop(*torch.randint(0, vocab_size, (2, train_loop.SMALL.B, train_loop.SMALL.T)))
     else:
         train_loop.measure(4, vocab_size, beside=False)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begin) / 1024)

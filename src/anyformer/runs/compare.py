@@ -22,7 +22,7 @@ _Row = dict[str, float | None]
 FIGURES = tuple(name for name in COLUMNS if name not in ("step", *MEASURED))
 TOLERANCE = 0.02
 """Relative difference that two curves may have where versions, processors or devices differ. Rounding that differs in
-the last digit grows with the steps; benchmarks/results/resume.md has what it came to."""
+the last digit grows with the steps: with two threads instead of one to 1.2 % in 200 (benchmarks/results/resume.md)."""
 
 
 def compare_curves(first: Path, again: Path, steps: int, *, exact: bool) -> Finding:
