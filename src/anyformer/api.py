@@ -16,6 +16,7 @@ from anyformer.core.names import default_run_name
 from anyformer.core.protocols import View
 from anyformer.core.settings import (
     BatchSize,
+    CompileSetting,
     DemoSettings,
     EvaluateSettings,
     GenerateSettings,
@@ -76,6 +77,7 @@ def train(
     batch_size: BatchSize | None = None,
     accumulate_grad_batches: int | None = None,
     activation_checkpointing: bool | None = None,
+    compile: CompileSetting | None = None,
     max_epochs: int | None = None,
     max_steps: int | None = None,
     optimizer: OptimizerName | None = None,

@@ -395,6 +395,7 @@ def everything(tmp_path: Path) -> dict[str, Any]:
         "batch_size": 7,
         "accumulate_grad_batches": 2,
         "activation_checkpointing": True,
+        "compile": "auto",
         "max_epochs": 5,
         "max_steps": 3,
         "optimizer": "sgd",

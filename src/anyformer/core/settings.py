@@ -16,6 +16,7 @@ Precision = Literal["auto", "32", "16", "bf16"]
 OptimizerName = Literal["adamw", "sgd", "adafactor"]
 ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
 ObjectiveSetting = Literal["auto", "causal", "masked", "seq2seq", "classification"]
+CompileSetting = Literal["never", "auto", "always"]
 BatchSize = int | Literal["auto"]
 DEFAULT_BATCH = 16
 
@@ -102,6 +103,9 @@ class TrainSettings:
     activation_checkpointing: bool = False
     """Compute repeated blocks again in the backward pass instead of keeping what lies between: less memory, more time.
     Only where it gives the same loss and gradients."""
+    compile: CompileSetting = "never"
+    """torch.compile on the repeated blocks: auto keeps it where it is measured faster on the first batch, always also
+    where it is not; either only where it gives the same loss and gradients. It takes a minute or so to find out."""
     max_epochs: int | None = None
     """Passes over the training data; 3 where neither this nor max_steps is given."""
     max_steps: int | None = None

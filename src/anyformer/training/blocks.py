@@ -1,4 +1,4 @@
-"""Repeated blocks of a model, run in another way while it trains: computed again in the backward pass to save memory.
+"""Repeated blocks of a model, run in another way while it trains: computed again in the backward pass, or compiled.
 
 The module stays as it is: the ``forward`` of its blocks is replaced for the length of a training pass alone, so that
 names of weights, copies, evaluation and export know nothing of it. Used only after a proof on a batch.
@@ -6,6 +6,7 @@ names of weights, copies, evaluation and export know nothing of it. Used only af
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +18,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from anyformer.core.findings import Finding
+from anyformer.core.settings import CompileSetting
 from anyformer.core.view import PlainView
 from anyformer.models.blame import blame
 from anyformer.models.probes import set_mode, untouched
-from anyformer.training.equal import Passed, apart, limits, passed
+from anyformer.training.compiled import MIN_SPEEDUP, Compiled, proof, seconds
+from anyformer.training.equal import different, passed
 
 Forward = Callable[..., Any]
+Loss = Callable[[], Tensor]
 _CHECKPOINTING = "activation checkpointing"
+_COMPILE = "compile"
+_LONGEST = 300  # characters of an error: compilers say pages
 
 
 @dataclass(frozen=True)
@@ -113,53 +119,122 @@ def recomputed(block: nn.Module, forward: Forward) -> Forward:
 
 
 class BlockPath:
-    """How the repeated blocks are run in training; decided on the first batch, and kept by a run that goes on."""
+    """How the repeated blocks are run in training; decided on the first batch, and kept by a run that goes on.
 
-    def __init__(self, *, checkpointing: bool = False) -> None:
+    checkpointing: compute them again in the backward pass. compiling: never; auto, where that is measured faster;
+    always, also where it is not. Each only where it is proven to give the same.
+    """
+
+    def __init__(
+        self, *, checkpointing: bool = False, compiling: CompileSetting = "never", backend: Any = "inductor"
+    ) -> None:
         self.told: Callable[[Finding], None] = PlainView().finding
         """Called with what was decided and why."""
-        self._checkpointing = checkpointing
-        self._before: dict[str, Any] | None = None
-        self._groups: list[Group] | None = None
+        self._asked = {"checkpointing": checkpointing, "compiling": compiling}
+        self._before: dict[str, Any] = {}
+        self._compiled = Compiled(backend)
+        self._lean: list[nn.Module] | None = None
         """What is computed again; None before the first batch."""
+        self._fast: list[nn.Module] = []
+        """What is compiled."""
 
     @property
     def undecided(self) -> bool:
         """Whether the first batch has yet to come."""
-        return self._groups is None
+        return self._lean is None
 
-    def decide(self, module: nn.Module, loss: Callable[[], Tensor], dtype: torch.dtype) -> None:
-        """Prove on a batch what was asked for; once. loss: of some rows, with its graph. dtype: it is computed in."""
-        if self._groups is not None:
-            return
-        self._groups = []
-        if self._checkpointing:
-            self._groups, finding = self._proven(module, loss, dtype)
-            self.told(finding)
+    def decide(self, module: nn.Module, part: Loss, whole: Loss, dtype: torch.dtype) -> None:
+        """Prove on a batch what was asked for, once.
+
+        part, whole: the loss of some rows and of all, with its graph. dtype: in which it is computed.
+        """
+        try:
+            self._lean = []
+            if self._asked["checkpointing"]:
+                groups, finding = self._leaner(module, part, dtype)
+                self._lean = [block for group in groups for block in group.blocks]
+                self.told(finding)
+            if self._asked["compiling"] != "never":
+                self._fast, finding = self._faster(module, whole, dtype)
+                self.told(finding)
+        except torch.OutOfMemoryError:
+            self._lean = None  # decided anew with fewer rows
+            raise
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """A training pass as it was decided."""
-        if not self._groups:
+        if not self._lean and not self._fast:
             yield
             return
-        with replaced([block for group in self._groups for block in group.blocks], recomputed):
+        with replaced(self._fast, self._compiled.of), replaced(self._lean or [], recomputed):
             yield
 
+    def stops_compiling(self, error: Exception) -> bool:
+        """Whether a pass that failed may be made again without compiled blocks: they are off from here on."""
+        if not self._fast:
+            return False
+        self._fast = []
+        self.told(Finding(_COMPILE, "warn", "off", reason="a later batch does not run so: " + _line(error)))
+        return True
+
     def effective(self) -> dict[str, Any]:
-        """What is in use, for the manifest."""
-        return {"activation_checkpointing": bool(self._groups)}
+        """What is in use, for the manifest; nothing of what was not asked for."""
+        found: dict[str, Any] = {}
+        if self._asked["checkpointing"]:
+            found["activation_checkpointing"] = bool(self._lean)
+        if self._asked["compiling"] != "never":
+            found["compile"] = bool(self._fast)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """What was asked for and what was decided."""
-        return {"asked": self._checkpointing, "checkpointed": bool(self._groups)}
+        return {**self._asked, "lean": bool(self._lean), "fast": bool(self._fast), "decided": not self.undecided}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Decide as before, where the same is asked for; None of a run that knew nothing of it."""
-        self._before = state
+        self._before = state if state is not None and state["decided"] else {}
 
-    def _proven(self, module: nn.Module, loss: Callable[[], Tensor], dtype: torch.dtype) -> tuple[list[Group], Finding]:
-        if self._before == {"asked": True, "checkpointed": False}:
+    def _faster(self, module: nn.Module, loss: Loss, dtype: torch.dtype) -> tuple[list[nn.Module], Finding]:
+        same = self._before.get("compiling") == self._asked["compiling"]
+        if same and not self._before["fast"]:
+            return [], Finding(_COMPILE, "note", "off", reason="as the run began")
+
+        def plain() -> Tensor:
+            with replaced(self._lean or [], recomputed):
+                return loss()
+
+        try:
+            groups, reason = repeated_blocks(module, loss)
+            if not groups:
+                return [], Finding(_COMPILE, "note", "off", reason=reason)
+            blocks = [block for group in groups for block in group.blocks]
+
+            def fast() -> Tensor:
+                with replaced(blocks, self._compiled.of):
+                    return plain()
+
+            begin = time.perf_counter()
+            problem, compared = proof(module, plain, fast, dtype)
+            took = time.perf_counter() - begin
+            if problem:
+                return [], Finding(_COMPILE, "warn", "off", "equal loss and gradients", problem)
+            names = ", ".join(group.name for group in groups)
+            if same:
+                return blocks, Finding(_COMPILE, "ok", names, reason=f"as the run began; {compared}")
+            slow, quick = seconds(module, [plain, fast])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  (no compiler, or code of a stranger that it does not take)
+            return [], Finding(_COMPILE, "warn", "off", reason="the blocks cannot be compiled here: " + _line(error))
+        ratio = slow / quick
+        why = f"a pass takes {quick * 1e3:.3g} ms instead of {slow * 1e3:.3g} ({ratio:.2f} ×); compiled in {took:.0f} s"
+        if ratio < MIN_SPEEDUP and self._asked["compiling"] != "always":
+            return [], Finding(_COMPILE, "note", "off", f"at least {MIN_SPEEDUP} ×", why)
+        return blocks, Finding(_COMPILE, "ok", names, "equal loss and gradients", f"{compared}; {why}")
+
+    def _leaner(self, module: nn.Module, loss: Loss, dtype: torch.dtype) -> tuple[list[Group], Finding]:
+        if self._before.get("checkpointing") and not self._before["lean"]:
             return [], Finding(_CHECKPOINTING, "warn", "off", reason="as the run began")
         try:
             groups, reason = repeated_blocks(module, loss)
@@ -180,10 +255,9 @@ class BlockPath:
                 return groups, Finding(_CHECKPOINTING, "warn", names, "equal loss and gradients", why)
             problem = different(expected, found, dtype)
         except torch.OutOfMemoryError:
-            self._groups = None  # decided with fewer rows
             raise
         except Exception as error:  # noqa: BLE001  (a stranger's blocks may raise anything when they run twice)
-            return [], _off("the model does not run so: " + blame(error).replace("\n", ": "))
+            return [], _off("the model does not run so: " + _line(error))
         if problem:
             return [], _off(problem)
         why = "equal loss and gradients; what lies between is computed again in the backward pass"
@@ -194,27 +268,5 @@ def _off(reason: str) -> Finding:
     return Finding(_CHECKPOINTING, "warn", "off", "asked for", reason)
 
 
-def different(expected: Passed | None, found: Passed | None, dtype: torch.dtype) -> str:
-    """In what a pass differs from the plain one, by more than rounding; empty where in nothing."""
-    if expected is None or found is None:
-        return "it gives no loss"
-    loss_limit, limit = limits(dtype)
-    loss = abs(found.loss - expected.loss) / max(abs(expected.loss), 1e-9)
-    if not loss <= loss_limit:  # NaN is no proof either
-        return f"its loss is another ({loss:.0e})"
-    farthest = max((apart(a, b) for a, b in zip(expected.gradients, found.gradients, strict=True)), default=0.0)
-    if not farthest <= limit:
-        return f"its gradients are others ({farthest:.0e})"
-    for name, value in expected.state.items():
-        after = found.state.get(name)
-        if isinstance(value, Tensor):
-            same = isinstance(after, Tensor) and value.shape == after.shape and _close(value, after, limit)
-        else:
-            same = value == after
-        if not same:
-            return f"{name} is written to once more"
-    return ""
-
-
-def _close(first: Tensor, second: Tensor, limit: float) -> bool:
-    return torch.allclose(first.double(), second.double(), rtol=limit, atol=0.0, equal_nan=True)
+def _line(error: Exception) -> str:
+    return blame(error).replace("\n", ": ")[:_LONGEST]

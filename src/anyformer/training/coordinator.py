@@ -269,7 +269,7 @@ def _fit_and_judge(
     # the batches of a foreign data module are as large as it makes them
     fewer = effective.micro_batch if effective.micro_batch < settings.sequences else None
     adapter.micro = MicroBatch(fewer, partial(_found, run, adapter, findings, view))
-    adapter.loss_path.blocks = BlockPath(checkpointing=settings.activation_checkpointing)
+    adapter.loss_path.blocks = BlockPath(checkpointing=settings.activation_checkpointing, compiling=settings.compile)
     adapter.loss_path.blocks.told = partial(_found, run, adapter, findings, view)
     adapter.bad_steps = BadSteps(
         skip=settings.bad_steps == "skip",

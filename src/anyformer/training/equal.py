@@ -59,14 +59,14 @@ class Passed:
     """Buffers and plain numbers of the submodules afterwards, by name."""
 
 
-def passed(module: nn.Module, loss: Callable[[], Tensor | None]) -> Passed | None:
+def passed(module: nn.Module, loss: Callable[[], Tensor | None], seed: int = 0) -> Passed | None:
     """One pass from a fixed random state, in the mode that the module is in; the module is left as it was.
 
     None where ``loss`` gives none.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     with untouched(module), torch.enable_grad():
-        seeded()
+        seeded(seed)
         value = loss()
         if value is None:
             return None
@@ -76,3 +76,29 @@ def passed(module: nn.Module, loss: Callable[[], Tensor | None]) -> Passed | Non
             plain = {key: v for key, v in vars(part).items() if isinstance(v, int | float) and key != "training"}
             state.update({f"{name}.{key}".lstrip("."): number for key, number in plain.items()})
         return Passed(float(value.detach()), found, state)
+
+
+def different(expected: Passed | None, found: Passed | None, dtype: torch.dtype) -> str:
+    """In what a pass differs from the plain one, by more than rounding; empty where in nothing."""
+    if expected is None or found is None:
+        return "it gives no loss"
+    loss_limit, limit = limits(dtype)
+    loss = abs(found.loss - expected.loss) / max(abs(expected.loss), 1e-9)
+    if not loss <= loss_limit:  # NaN is no proof either
+        return f"its loss is another ({loss:.0e})"
+    farthest = max((apart(a, b) for a, b in zip(expected.gradients, found.gradients, strict=True)), default=0.0)
+    if not farthest <= limit:
+        return f"its gradients are others ({farthest:.0e})"
+    for name, value in expected.state.items():
+        after = found.state.get(name)
+        if isinstance(value, Tensor):
+            same = isinstance(after, Tensor) and value.shape == after.shape and _close(value, after, limit)
+        else:
+            same = value == after
+        if not same:
+            return f"{name} is written to once more"
+    return ""
+
+
+def _close(first: Tensor, second: Tensor, limit: float) -> bool:
+    return torch.allclose(first.double(), second.double(), rtol=limit, atol=0.0, equal_nan=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -42,9 +43,19 @@ class LossPath:
             head, self.finding = choose_head(module, plan, objective, batch, label_smoothing)
             self.head = head or ""
         if self.blocks.undecided:
-            part = some_rows(batch, plan)
-            dtype = computed_in(next(module.parameters()))
-            self.blocks.decide(module, lambda: self._loss(module, plan, objective, part, label_smoothing), dtype)
+            some = some_rows(batch, plan)
+            part, whole = (
+                partial(self._loss, module, plan, objective, rows, label_smoothing) for rows in (some, batch)
+            )
+            self.blocks.decide(module, part, whole, computed_in(next(module.parameters())))
+        try:
+            with self.blocks.in_use():
+                return self._loss(module, plan, objective, batch, label_smoothing)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not self.blocks.stops_compiling(error):
+                raise
         with self.blocks.in_use():
             return self._loss(module, plan, objective, batch, label_smoothing)
 
