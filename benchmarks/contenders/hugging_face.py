@@ -1,4 +1,4 @@
-"""``transformers.Trainer``; needs accelerate beside transformers."""
+"""``transformers.Trainer``; needs accelerate beside transformers: ``pip install -c constraints.txt -e .[bench]``."""
 
 from __future__ import annotations
 
