@@ -14,6 +14,7 @@ from anyformer.core.errors import SettingsError
 from anyformer.core.findings import Finding
 from anyformer.core.names import default_run_name
 from anyformer.core.protocols import View
+from anyformer.core.ranks import follows
 from anyformer.core.settings import (
     BatchSize,
     CompileSetting,
@@ -26,6 +27,7 @@ from anyformer.core.settings import (
     RepairSettings,
     ReproduceSettings,
     ScheduleName,
+    Strategy,
     TrainSettings,
 )
 from anyformer.core.view import PlainView, QuietView
@@ -42,11 +44,13 @@ from anyformer.runs.rebuild import load_run
 from anyformer.training.coordinator import TrainResult, run_training
 from anyformer.training.effective import choose_device
 from anyformer.training.evaluate import Evaluation, evaluate_run
+from anyformer.training.follow import follow
 from anyformer.training.prepare import resolve_dataset
 from anyformer.training.reference import TrainingCoordinator
 from anyformer.training.reproduce import Reproduction, reproduce_run
 from anyformer.training.resume import chosen_settings, model_of, require_same_model, run_of
 from anyformer.training.speak import continuations
+from anyformer.training.team import gathered
 
 DEMO_MODEL = {"vocab_size": 768, "block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128}
 """Small enough for two cores to train in three minutes past the bigram entropy of its held-out text."""
@@ -106,6 +110,9 @@ def train(
     num_workers: int | None = None,
     seed: int | None = None,
     deterministic: bool | None = None,
+    devices: int | None = None,
+    num_nodes: int | None = None,
+    strategy: Strategy | None = None,
     prompt: str | None = None,
     weights: str | None = None,
     name: str | None = None,
@@ -128,7 +135,7 @@ def train(
     overrides: parts of the call that you state, as ``call:`` of an anyformer.yaml beside the file; then proven.
     trust, approve: as in ``load_model``, for a gist; no settings, so that no file can turn them on.
     settings: all settings at once (with ``resume``, those of the run where not given); every other keyword is a field
-    of TrainSettings and wins over it.
+    of TrainSettings and wins over it. devices > 1 starts this script again for each further device; those end here.
     Raises an AnyformerError that says what happened and what to do.
     """
     given = {key: value for key, value in locals().items() if key in _SETTINGS and value is not None}
@@ -137,41 +144,57 @@ def train(
     if source is not None:
         given["data"] = source
     tokenizer_object = given.pop("tokenizer") if tokenizer is not None and not isinstance(tokenizer, str) else None
-    shown = view or PlainView()
+    shown = view or (QuietView() if follows(settings) else PlainView())
     chosen, by_auto = chosen_settings(model, settings, given, shown)
     if model is None and chosen.resume is None:
         raise SettingsError("train needs a model", fix="anyformer.train('model.py', data='corpus.txt')")
+    module = model if isinstance(model, nn.Module) else None
+    with gathered(chosen, command, shown) as (team, chosen):
+        if not team.leads:
+            return follow(team, module=module, dataset=dataset)
+        loaded, chosen = _loaded(model, chosen, config, trust, approve, view)
+        result = run_training(
+            loaded.stating(overrides),
+            chosen,
+            dataset=dataset,
+            tokenizer=tokenizer_object,
+            view=shown,
+            command=command,
+            finished_ok=by_auto,  # the same command again is no mistake
+            team=team,
+        )
+        page, findings = _page(result.run_path, shown)
+    return replace(result, report_path=page, findings=[*result.findings, *findings])
+
+
+def _loaded(
+    model: str | Path | nn.Module | None,
+    chosen: TrainSettings,
+    config: dict[str, Any] | None,
+    trust: bool,
+    approve: Callable[[TrustRequest], bool] | None,
+    view: View | None,
+) -> tuple[LoadedModel, TrainSettings]:
+    """The model of a new run, or that of the run which goes on; and the settings with the run's name."""
     if chosen.resume is not None:
         run = run_of(chosen.resume)
         if model is not None:
             again = load_model(model, config=config, trust=trust, approve=approve, view=view, fallback=_asked(chosen))
             require_same_model(run, again)
-        loaded = model_of(run, model if isinstance(model, nn.Module) else None)
-    else:
-        loaded = load_model(
-            cast(Any, model),
-            config=config,
-            weights=chosen.weights,
-            seed=chosen.seed,
-            trust=trust,
-            approve=approve,
-            view=view,
-            fallback=_asked(chosen),
-        )
-    if chosen.name is None and chosen.resume is None and isinstance(model, (str, Path)):
-        chosen = replace(chosen, name=default_run_name(str(model), chosen.data))
-    loaded = loaded.stating(overrides)
-    result = run_training(
-        loaded,
-        chosen,
-        dataset=dataset,
-        tokenizer=tokenizer_object,
-        view=shown,
-        command=command,
-        finished_ok=by_auto,  # the same command again is no mistake
+        return model_of(run, model if isinstance(model, nn.Module) else None), chosen
+    loaded = load_model(
+        cast(Any, model),
+        config=config,
+        weights=chosen.weights,
+        seed=chosen.seed,
+        trust=trust,
+        approve=approve,
+        view=view,
+        fallback=_asked(chosen),
     )
-    page, findings = _page(result.run_path, shown)
-    return replace(result, report_path=page, findings=[*result.findings, *findings])
+    if chosen.name is None and isinstance(model, (str, Path)):
+        chosen = replace(chosen, name=default_run_name(str(model), chosen.data))
+    return loaded, chosen
 
 
 __all__ = [

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from anyformer.core.errors import FAILURE, INTERRUPTED, AnyformerError, SettingsError
 from anyformer.core.names import default_run_name, free_folder
 from anyformer.core.protocols import View
+from anyformer.core.ranks import follows, is_led
 from anyformer.core.settings import (
     DemoSettings,
     EvaluateSettings,
@@ -405,11 +406,31 @@ def _run(argv: tuple[str, ...], command: Command) -> int:
         )
         # a model's own print() must not spoil the one object
         with contextlib.redirect_stdout(sys.stderr) if request.as_json else contextlib.nullcontext():
+            if name in ("train", "demo") and follows(parsed.settings):
+                return _followed(command, request)
             result = command.run(request)
     if request.as_json:
         print(_json({"command": name, **result}))
     blocked = any(finding["verdict"] == "fail" for finding in result.get("findings", []))
     return FAILURE if blocked else 0
+
+
+def _followed(command: Command, request: Request) -> int:
+    """The exit code of a process that another one speaks for: it says nothing itself."""
+    spoken = sys.stderr
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+        try:
+            command.run(replace(request, view=QuietView(), as_json=True))
+        except AnyformerError as error:
+            return error.exit_code
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except Exception:  # noqa: BLE001  (told to the first process; in full where somebody looks for it)
+            import traceback
+
+            traceback.print_exc(file=spoken if "--debug" in request.argv or is_led() else nothing)
+            return FAILURE
+    return 0
 
 
 def _json(record: Any) -> str:

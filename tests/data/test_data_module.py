@@ -87,15 +87,53 @@ def test_seed_decides_the_order(tokenizer: TextTokenizer, tmp_path: Path) -> Non
     assert first(1) != first(2)
 
 
-def test_processes_share_an_epoch(tokenizer: TextTokenizer) -> None:
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_processes_share_every_batch_of_an_epoch(world: int) -> None:
     from anyformer.data.loader import EpochBatches
     from anyformer.data.order import EpochOrder
+    from anyformer.data.shares import Spare
 
     order = EpochOrder(103, 0)
-    parts = [list(EpochBatches(order, 5, rank=rank, world_size=2)) for rank in (0, 1)]
-    assert [len(p) for p in parts] == [10, 10] == [len(EpochBatches(order, 5, rank=1, world_size=2))] * 2
-    together = [i for pair in zip(*parts, strict=True) for batch in pair for i in batch]
-    assert together == order.indices(0, 0, 100).tolist()
+    one = list(EpochBatches(order, 6))
+    parts = [list(EpochBatches(order, 6, rank=rank, world_size=world)) for rank in range(world)]
+    assert {len(part) for part in parts} == {len(one)} == {18}  # the last one holds one item
+    for batch, shares in zip(one, zip(*parts, strict=True), strict=True):
+        counted = [share for share in shares if not isinstance(share, Spare)]
+        assert [item for share in counted for item in share] == batch
+        assert max(map(len, counted)) - min(map(len, counted)) <= 1
+        assert all(share == batch[:1] for share in shares if isinstance(share, Spare))
+    assert not isinstance(parts[0][-1], Spare)
+
+
+class Two:
+    """What a data module asks a trainer: who it is among two processes."""
+
+    fit_loop = type("", (), {"epoch_progress": type("", (), {"current": type("", (), {"processed": 0})})})
+    strategy = type("", (), {"root_device": torch.device("cpu")})
+    lightning_module = None
+    world_size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.global_rank = rank
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_held_out_blocks_are_shared_each_target_once(tokenizer: TextTokenizer, tmp_path: Path, workers: int) -> None:
+    def loaded(rank: int | None) -> list[dict[str, torch.Tensor]]:
+        data = module(tokenizer, tmp_path, batch_size=4, val_limit=9)
+        data.trainer = None if rank is None else Two(rank)  # type: ignore[assignment]
+        data.num_workers = workers
+        data.setup()
+        return list(data.val_dataloader())
+
+    one, parts = loaded(None), [loaded(0), loaded(1)]
+    assert [len(part) for part in parts] == [len(one)] * 2 == [3, 3]
+    for batch, (first, second) in zip(one, zip(*parts, strict=True), strict=True):
+        last = len(batch["input_ids"]) == 1
+        for name in ("input_ids", "labels", "next_ids"):
+            together = first[name] if last else torch.cat([first[name], second[name]])
+            torch.testing.assert_close(together, batch[name])
+        assert bool((second["labels"] == -100).all()) == bool((second["next_ids"] == -100).all()) == last
 
 
 def test_held_out_text_of_its_own(tokenizer: TextTokenizer, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from anyformer.data.pairs import (
     padding_finding,
     padding_share,
 )
+from anyformer.data.shares import SharedItems, Spare
 from anyformer.tokenization import CharacterLevelTokenizer
 
 PAD, BOS, EOS = 0, 2, 3
@@ -104,11 +105,19 @@ def test_a_resumed_epoch_goes_on_with_the_very_next_batch() -> None:
     assert list(order) == whole  # only the first pass
 
 
-def test_ranks_share_an_epoch() -> None:
-    whole = list(batches(size=3))
-    parts = [list(batches(size=3, world=(rank, 2))) for rank in (0, 1)]
-    assert len(parts[0]) == len(parts[1]) == len(whole) // 2
-    assert [batch for pair in zip(*parts, strict=True) for batch in pair] == whole[: 2 * (len(whole) // 2)]
+def test_ranks_share_every_batch() -> None:
+    whole = list(batches(size=5))
+    parts = [list(batches(size=5, world=(rank, 2))) for rank in (0, 1)]
+    assert len(parts[0]) == len(parts[1]) == len(whole)
+    assert any(isinstance(items, Spare) for items in parts[1])  # a batch of one
+    joined = [[i for part in pair if not isinstance(part, Spare) for i in part] for pair in zip(*parts, strict=True)]
+    assert joined == whole
+
+
+def test_a_spare_example_counts_nothing() -> None:
+    data = SharedItems(encoded(8))
+    (own,), (spare,) = (data.__getitems__(items).tensors["labels"] for items in ([3], Spare([3])))
+    assert (own != -100).any() and (spare == -100).all()
 
 
 def test_the_loader_resumes() -> None:

@@ -272,14 +272,16 @@ def test_every_process_takes_its_part_of_each_global_batch(tmp_path: Path) -> No
     blocks = module(DOCUMENTS, tmp_path).streamed
     assert blocks is not None
     one = whole(StreamLoader(blocks.blocks, 6))
-    parts = [whole(StreamLoader(blocks.blocks, 2, rank=rank, world_size=3)) for rank in range(3)]
-    joined = [[row for part in batches for row in part] for batches in zip(*parts, strict=True)]
-    complete = [batch for batch in one if len(batch) == 6]
-    assert joined == complete
-    assert len({len(part) for part in parts}) == 1  # all make the same number of steps
-    stopped = StreamLoader(blocks.blocks, 2, rank=1, world_size=3)
+    loaders = [list(StreamLoader(blocks.blocks, 6, rank=rank, world_size=3)) for rank in range(3)]
+    assert {len(loader) for loader in loaders} == {len(one)}  # all make the same number of steps
+    for batch, shares in zip(one, zip(*loaders, strict=True), strict=True):
+        counted = [share for share in shares if bool((share["labels"] != -100).any())]
+        assert len(counted) == min(3, len(batch))
+        assert [row for share in counted for row in whole([share])[0]] == batch
+    parts = [whole(loader) for loader in loaders]
+    stopped = StreamLoader(blocks.blocks, 6, rank=1, world_size=3)
     first = whole(itertools.islice(stopped, 7))
-    resumed = StreamLoader(blocks.blocks, 2, rank=1, world_size=3)
+    resumed = StreamLoader(blocks.blocks, 6, rank=1, world_size=3)
     resumed.load_state_dict(stopped.state_dict())
     assert first + whole(resumed) == parts[1]
 

@@ -15,6 +15,7 @@ from anyformer.core.errors import SettingsError
 Precision = Literal["auto", "32", "16", "bf16"]
 OptimizerName = Literal["adamw", "sgd", "adafactor"]
 ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
+Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_true"]
 ObjectiveSetting = Literal["auto", "causal", "masked", "seq2seq", "classification"]
 CompileSetting = Literal["never", "auto", "always"]
 BatchSize = int | Literal["auto"]
@@ -96,8 +97,9 @@ class TrainSettings:
     max_length: int | None = None
     """Tokens in one training sequence; the model's positions, at most 512, where not given."""
     batch_size: BatchSize = DEFAULT_BATCH
-    """Sequences in one forward pass. auto: 16, in as few passes as memory allows, which is found out by trial. Where a
-    GPU runs out of memory, the passes are halved and the step stays the same."""
+    """Sequences in one forward pass; several processes divide them among themselves. auto: 16, in as few passes as
+    memory allows, which is found out by trial. Where a GPU runs out of memory, the passes are halved and the step stays
+    the same."""
     accumulate_grad_batches: int = 1
     """Forward passes whose gradients make one optimizer step (gradient accumulation)."""
     activation_checkpointing: bool = False
@@ -165,6 +167,13 @@ class TrainSettings:
     """32, 16 or bf16; auto measures what is fastest on this device and keeps 32 unless another wins."""
     use_gpu: bool = True
     """Use a GPU where there is one."""
+    devices: int = 1
+    """GPUs of each machine to train on, or, without GPUs, processes; each takes its part of every batch."""
+    num_nodes: int = 1
+    """Machines that train together; the same command runs on each (torchrun, SLURM)."""
+    strategy: Strategy = "auto"
+    """How several devices train one model: ddp (auto takes it), each with a copy of the model; the longer name for a
+    model that leaves out some of its parameters in some batches only."""
     num_workers: int = 0
     """Processes that read batches; 0 reads in the training process (memory-mapped tokens need no more)."""
     seed: int = 42
@@ -193,6 +202,7 @@ class TrainSettings:
         _positive(
             self,
             *("vocab_size", "max_length", "batch_size", "accumulate_grad_batches", "max_epochs", "max_steps"),
+            *("devices", "num_nodes"),
             *(
                 "learning_rate",
                 "spike_sigma",

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 from anyformer.core.errors import DataError
 from anyformer.data.blocks import collate_blocks
 from anyformer.data.order import EpochOrder
+from anyformer.data.shares import SharedLoader, share
 
 _AHEAD = 4096  # positions of the order computed at a time
 
@@ -21,8 +22,8 @@ class EpochBatches(DistributedSampler[list[int]]):
 
     A DistributedSampler by its kind, so that Lightning puts none of its own in its place.
 
-    rank, world_size: each process takes its own part of every global batch; with more than one, the last
-    incomplete global batch is left out so that all make the same number of steps.
+    rank, world_size: each process takes its part of every batch, the last and smaller one, too; a process that none of
+    its items is left for gets a ``Spare``, so that all make the same steps, those that a single process would make.
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class EpochBatches(DistributedSampler[list[int]]):
 
     @property
     def step(self) -> int:
-        """Places of the order that one global batch takes."""
-        return self.batch_size * self.world_size
+        """Places of the order that one batch takes."""
+        return self.batch_size
 
     @property
     def bound_to(self) -> dict[str, int]:
@@ -61,8 +62,7 @@ class EpochBatches(DistributedSampler[list[int]]):
         return self._count(0)
 
     def _count(self, first: int) -> int:
-        left = self.order.size - first
-        return left // self.step if self.world_size > 1 else -(-left // self.step)
+        return -(-(self.order.size - first) // self.step)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next pass gives. A pass that has begun keeps its own."""
@@ -89,11 +89,10 @@ class EpochBatches(DistributedSampler[list[int]]):
             last = min(batch + ahead, count)
             items = self.order.indices(epoch, first + batch * step, first + last * step).tolist()
             for number in range(last - batch):
-                begin = number * step + self.rank * self.batch_size
-                yield items[begin : begin + self.batch_size]
+                yield share(items[number * step : (number + 1) * step], self.rank, self.world_size)
 
 
-class ResumableLoader(DataLoader[Any]):
+class ResumableLoader(SharedLoader):
     """Reads blocks in an epoch's order; ``state_dict`` says how far training, not prefetching, has come.
 
     consumed: (batches of the current epoch that were trained on, batches in it), from the trainer.
@@ -112,7 +111,7 @@ class ResumableLoader(DataLoader[Any]):
     ) -> None:
         super().__init__(
             dataset,
-            batch_sampler=batches,
+            batches,
             collate_fn=collate_blocks,
             num_workers=num_workers,
             pin_memory=pin_memory,
@@ -123,15 +122,6 @@ class ResumableLoader(DataLoader[Any]):
         self._batches = batches
         self._consumed = consumed
         self._align = align
-
-    @property
-    def sampler(self) -> Any:
-        """The batches themselves, where Lightning looks for one that shares an epoch among processes."""
-        return self.batch_sampler
-
-    @sampler.setter
-    def sampler(self, unused: Any) -> None:
-        """DataLoader sets one of its own, which plays no part beside a batch sampler."""
 
     def __iter__(self) -> Any:
         if self.num_workers == 0 or "TOKENIZERS_PARALLELISM" in os.environ:
@@ -148,7 +138,7 @@ class ResumableLoader(DataLoader[Any]):
         epoch, first = self._batches.begun
         done, total = self._consumed()
         since = max(0, done - self._batches.done)  # just resumed: nothing trained on yet
-        # a finished epoch, whose last incomplete batch several processes leave out, is the start of the next
+        # a finished epoch is the start of the next
         place = self._batches.order.size if done >= total else first + since * self._batches.step
         return {"position": epoch * self._batches.order.size + place, **self._batches.bound_to}
 

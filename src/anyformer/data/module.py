@@ -9,7 +9,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
-from torch.utils.data import DataLoader, Dataset, Subset
 
 from anyformer.core.errors import DataError
 from anyformer.core.findings import Finding
@@ -21,6 +20,7 @@ from anyformer.data.corpus import Corpus, open_corpus
 from anyformer.data.loader import EpochBatches, ResumableLoader, align_progress, consumed_by, trained_by
 from anyformer.data.order import EpochOrder
 from anyformer.data.quality import judge
+from anyformer.data.shares import ListedBatches, SharedLoader, place_of
 from anyformer.data.streamblocks import SHUFFLE_BUFFER, StreamLoader
 from anyformer.data.streamed import Streamed, sides_of_stream, streamed
 from anyformer.data.streaming import TextStream, is_stream, open_stream
@@ -42,6 +42,7 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
     returns an iterator of texts, and an IterableDataset (of datasets or of torch), are read so anyway.
     shuffle_buffer: blocks of a stream that are shuffled together.
     A mid-epoch checkpoint resumes with the very next batch, whatever num_workers was or is.
+    batch_size: rows of one batch; several processes divide each among them, so that they train on what one would.
     Raises DataError for data that cannot be used, or with fewer than 2 blocks to train on.
     """
 
@@ -202,8 +203,7 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
             self.batch_size,
             # "processed": Lightning's current_epoch lags behind it after a checkpoint at the end of an epoch
             epoch=trainer.fit_loop.epoch_progress.current.processed if trainer is not None else 0,
-            rank=trainer.global_rank if trainer is not None else 0,
-            world_size=trainer.world_size if trainer is not None else 1,
+            **place_of(trainer),
         )
         return ResumableLoader(
             blocks,
@@ -214,18 +214,18 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
             align=lambda done: align_progress(self.trainer, done),
         )
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def val_dataloader(self) -> SharedLoader | list[Any]:
         """The held-out blocks in order; every token after the first is a target exactly once (without val_limit)."""
-        blocks: Dataset[Any] = PackedBlocks(self.held_out, self.max_length, keep_tail=True)
         count = self.val_blocks
         if count == 0:
             return []  # val_split 0: Lightning skips validation
-        if self.val_limit is not None and self.val_limit < count:
-            # the first blocks alone would be the first documents alone
-            blocks = Subset(blocks, [count * i // self.val_limit for i in range(self.val_limit)])
-        return DataLoader(
-            blocks,
-            batch_size=self.batch_size,
+        kept = count if self.val_limit is None else min(self.val_limit, count)
+        # the first blocks alone would be the first documents alone
+        chosen = [count * i // kept for i in range(kept)]
+        batches = [chosen[i : i + self.batch_size] for i in range(0, kept, self.batch_size)]
+        return SharedLoader(
+            PackedBlocks(self.held_out, self.max_length, keep_tail=True),
+            ListedBatches(batches, **place_of(self.trainer)),
             collate_fn=collate_blocks,
             num_workers=self.num_workers,
             pin_memory=self._pins(),
@@ -259,8 +259,7 @@ class AdaptiveTokenizerDataModule(pl.LightningDataModule):
         loader = StreamLoader(
             read.blocks,
             self.batch_size,
-            rank=trainer.global_rank if trainer is not None else 0,
-            world_size=trainer.world_size if trainer is not None else 1,
+            **place_of(trainer),
             ahead=self.num_workers > 0,
             pin_memory=self._pins(),
             trained=lambda: None if trainer is None else trained_by(trainer),

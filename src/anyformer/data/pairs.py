@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from anyformer.core.errors import DataError
 from anyformer.core.findings import Finding
@@ -22,6 +22,7 @@ from anyformer.data.blocks import Block, BlockBatch, collate_blocks
 from anyformer.data.examples import Examples, Kind
 from anyformer.data.loader import EpochBatches, ResumableLoader, align_progress, consumed_by
 from anyformer.data.order import EpochOrder
+from anyformer.data.shares import ListedBatches, SharedLoader, place_of, share
 from anyformer.models.objectives import IGNORE_INDEX
 from anyformer.tokenization.base import encode_texts
 
@@ -153,8 +154,8 @@ class LengthBatches(EpochBatches):
 
     @property
     def step(self) -> int:
-        """Places of the order, each of which is a batch, that one global batch takes."""
-        return self.world_size
+        """Places of the order that one batch takes: each of them is a batch."""
+        return 1
 
     @property
     def bound_to(self) -> dict[str, int]:
@@ -164,7 +165,7 @@ class LengthBatches(EpochBatches):
     def _pass(self, epoch: int, first: int) -> Iterator[list[int]]:
         self._resume = None
         for number in range(self._count(first)):
-            yield self.batch(epoch, first + number * self.step + self.rank)
+            yield share(self.batch(epoch, first + number), self.rank, self.world_size)
 
     def batch(self, epoch: int, place: int) -> list[int]:
         """The items of one batch of an epoch."""
@@ -217,8 +218,7 @@ class PairDataModule(pl.LightningDataModule):
             self.batch_size,
             self.seed,
             epoch=trainer.fit_loop.epoch_progress.current.processed if trainer is not None else 0,
-            rank=trainer.global_rank if trainer is not None else 0,
-            world_size=trainer.world_size if trainer is not None else 1,
+            **place_of(trainer),
         )
         return ResumableLoader(
             self.train_examples,
@@ -229,14 +229,15 @@ class PairDataModule(pl.LightningDataModule):
             align=lambda done: align_progress(self.trainer, done),
         )
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> SharedLoader:
         """The held-out examples, each once, the shortest first."""
         count = len(self.val_examples)
         kept = count if self.val_limit is None else min(self.val_limit, count)
         chosen = np.asarray([count * i // kept for i in range(kept)])
-        return DataLoader(
+        batches = like_batches(self.val_examples, self.batch_size, self.exact, chosen)
+        return SharedLoader(
             self.val_examples,
-            batch_sampler=like_batches(self.val_examples, self.batch_size, self.exact, chosen),
+            ListedBatches(batches, **place_of(self.trainer)),
             collate_fn=collate_blocks,
             num_workers=self.num_workers,
             pin_memory=self._pins(),

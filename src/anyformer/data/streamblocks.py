@@ -1,6 +1,6 @@
 """A stream of documents as shuffled blocks of tokens, and a loader whose place in it can be saved.
 
-B rows of one process in a batch, W processes, T block length, N blocks in the shuffle buffer.
+B rows in a batch of all processes, T block length, N blocks in the shuffle buffer.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from anyformer.core.errors import CheckpointError, DataError
 from anyformer.data.blocks import Block, PackedBlocks
 from anyformer.data.filling import cut_piece
 from anyformer.data.order import EpochOrder
+from anyformer.data.shares import share_rows
 from anyformer.data.split import Piece
 from anyformer.data.streaming import Place
 from anyformer.data.streamsplit import Sides
@@ -209,8 +210,8 @@ class _Start:
 class StreamLoader:
     """Batches of a stream, an epoch in each pass; ``state_dict`` says how far training, not reading ahead, has come.
 
-    rank, world_size: every process reads the whole stream and takes its own part of each global batch; with more than
-    one, the last incomplete global batch of an epoch is left out. ahead: a thread fills the next buffer meanwhile.
+    rank, world_size: every process reads the whole stream and takes its part of each batch.
+    ahead: a thread fills the next buffer meanwhile.
     trained: the batches that were trained on in all, from the trainer; None where there is none, and what was given
     counts. on_epoch: called with the number of the next epoch when one ends.
     """
@@ -228,9 +229,8 @@ class StreamLoader:
         on_epoch: Callable[[int], None] = lambda epoch: None,
     ) -> None:
         self.blocks = blocks
-        self.batch_size = batch_size
-        self._step = batch_size * world_size
-        self._own = slice(rank * batch_size, (rank + 1) * batch_size)
+        self._step = batch_size
+        self._rank, self._world_size = rank, world_size
         self._ahead, self._pin = ahead, pin_memory
         self._trained, self._on_epoch = trained, on_epoch
         self._start = _Start()
@@ -273,7 +273,7 @@ class StreamLoader:
                     batch, rest, waiting = rest, None, 0
                     yield self._give(batch)
             given = 0
-        if rest is not None and self._step == self.batch_size:
+        if rest is not None:
             yield self._give(rest)
         self._ended = Position(epoch=start.position.epoch + 1)
         if self._rows == 0:
@@ -299,7 +299,7 @@ class StreamLoader:
         while len(self._marks) > 1 and self._marks[1].row <= done:
             self._marks.popleft()  # nothing will go back to it
         self._rows += len(batch["input_ids"])
-        mine = {name: rows[self._own].contiguous() for name, rows in batch.items()}
+        mine = share_rows(batch, self._rank, self._world_size)
         return {name: rows.pin_memory() for name, rows in mine.items()} if self._pin else mine
 
     def _trained_rows(self) -> int:

@@ -40,6 +40,7 @@ from anyformer.training.objective import (
 )
 from anyformer.training.optim import RateSchedule, make_optimizer, planned_steps
 from anyformer.training.prepare import id_limit
+from anyformer.training.sharing import shared_loss
 from anyformer.training.watch import CausalityWatch
 
 
@@ -207,14 +208,15 @@ class UniversalModelAdapter(MicroBatched):
                 PlainView().finding(finding)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss of one batch, with label smoothing."""
+        """Mean loss of one batch, with label smoothing; of several processes weighted so that gradients are exact."""
         if not self._first_batch_seen:
             self._look_at_first_batch(batch)
         self._watch.batch(self.model, self.call_plan, self.objective, batch, self.global_step)
         loss, batch = self.gathered_loss(batch, batch_idx)
-        step, free = self.global_step + 1, reading_is_free(loss)
-        if self.bad_steps.loss(self.model, self.call_plan, batch, loss, step, free=free):
-            detached = loss.detach().float()
+        loss, mean = shared_loss(loss, self.objective, batch)
+        step, free = self.global_step + 1, reading_is_free(mean)
+        if self.bad_steps.loss(self.model, self.call_plan, batch, mean, step, free=free):
+            detached = mean.detach().float()
             self._loss_sum = detached if self._loss_sum is None else self._loss_sum + detached
             self._losses += 1
         return loss

@@ -21,6 +21,7 @@ from anyformer.core.findings import Finding
 from anyformer.core.protocols import View
 from anyformer.models.plan import CallPlan
 from anyformer.training.nonfinite import KEPT, first_nonfinite, gradient_error, loss_error
+from anyformer.training.sharing import of_all
 
 WINDOW, ENOUGH = 128, 64
 """Steps whose mean and deviation a step is compared with, and how many there must be: as OLMo 2 does, which skips steps
@@ -191,11 +192,13 @@ class BadSteps:
         return type(error)(error.what, f"{error.detail}\n{file}".strip(), error.fix)
 
     def _write(self, step: int, action: str, reason: str, losses: list[float], norm: float) -> str:
-        """Write the batches of a step as JSON; returns a sentence that says where they are."""
+        """Write the batches of a step as JSON, of all processes; returns a sentence that says where they are."""
+        batches = [batch for at, batch in self._batches if at == step]
+        mine = {name: [row for batch in batches if name in batch for row in batch[name].tolist()] for name in _NAMES}
+        parts = of_all(mine)  # each process comes here in the same step: they judge by the same figures
         if self._folder is None:
             return ""
-        batches = [batch for at, batch in self._batches if at == step]
-        rows = {name: [row for batch in batches if name in batch for row in batch[name].tolist()] for name in _NAMES}
+        rows = {name: [row for part in parts for row in part[name]] for name in _NAMES}
         record = {
             "step": step,
             "action": action,

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from anyformer.core.protocols import Progress, View
 from anyformer.runs.table import PERFORMANCE
 from anyformer.training.adapter import UniversalModelAdapter, log_interval
+from anyformer.training.sharing import of_all, process_count, process_rank, stream_seed
 
 
 class ShowProgress(pl.Callback):
@@ -66,7 +67,8 @@ class ShowProgress(pl.Callback):
     ) -> None:
         now = time.monotonic()
         self.train_seconds += now - self._last
-        self.tokens += int(batch.get("tokens", batch["input_ids"].numel()))  # of padded batches what is no padding
+        mine = int(batch.get("tokens", batch["input_ids"].numel()))  # of padded batches what is no padding
+        self.tokens += mine * process_count()  # the others have as many, or one row less
         seconds, tokens = self.train_seconds - self._mark[0], self.tokens - self._mark[1]
         if self._rate is None or seconds >= self._window:
             self._rate = tokens / max(seconds, 1e-9)
@@ -163,22 +165,19 @@ class SampleText(pl.Callback):
 
 
 class KeepRandomState(pl.Callback):
-    """Saves the random number generators with each checkpoint; a resumed run goes on with the same dropout masks."""
+    """Saves the random number generators with each checkpoint; a resumed run goes on with the same dropout masks.
 
-    def __init__(self) -> None:
+    shared: those of every process of the run, in one checkpoint; every process has to save at the same time. Where a
+    run goes on with more of them than before, the new ones begin streams of their own.
+    """
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self._shared = shared
         self._restore: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        version, internal, gauss = random.getstate()
-        kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-        state: dict[str, Any] = {
-            "torch": torch.get_rng_state(),
-            "python": [version, list(internal), gauss],
-            "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-        }
-        if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state_all()
-        return state
+        first, *others = of_all(_random_state()) if self._shared else [_random_state()]
+        return {**first, "others": others} if others else first
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restore = state_dict
@@ -189,12 +188,38 @@ class KeepRandomState(pl.Callback):
         if self._restore is None:
             return
         state, self._restore = self._restore, None
-        torch.set_rng_state(state["torch"])
-        version, internal, gauss = state["python"]
-        random.setstate((version, tuple(internal), gauss))
-        kind, keys, position, has_gauss, cached = state["numpy"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-        if "cuda" in state and torch.cuda.is_available():
+        rank = process_rank() if self._shared else 0
+        saved = [state, *state.get("others", ())]
+        if rank < len(saved):
+            _set_random_state(saved[rank])
+        else:
+            torch.manual_seed(stream_seed(int(getattr(pl_module, "seed", 0)), trainer.global_step, rank))
+
+
+def _random_state() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(internal), gauss],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+    }
+    if torch.cuda.is_available():
+        # of several processes each has its own device, and asking for another's state would take memory there
+        state["cuda"] = [torch.cuda.get_rng_state()] if process_count() > 1 else torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    if "cuda" in state and torch.cuda.is_available():
+        if process_count() > 1 or len(state["cuda"]) != torch.cuda.device_count():
+            torch.cuda.set_rng_state(state["cuda"][0])
+        else:
             torch.cuda.set_rng_state_all(state["cuda"])
 
 

@@ -35,13 +35,11 @@ from anyformer.tokenization.load import load_tokenizer
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.autobatch import first_rows
 from anyformer.training.backups import begin_backup, end_backup, require_backup
-from anyformer.training.badsteps import BadSteps
-from anyformer.training.blocks import BlockPath
 from anyformer.training.effective import Effective, choose_device, choose_max_length, derive
-from anyformer.training.fit import Fit, build_trainer, quiet_lightning
+from anyformer.training.fit import Fit, build_adapter, build_trainer, quiet_lightning
+from anyformer.training.handover import HandOver, leaves_out
 from anyformer.training.intime import Budget, OutOfTime
 from anyformer.training.measure import measure
-from anyformer.training.microbatch import MicroBatch
 from anyformer.training.objective import asked, proofs_on_batch, require_trainable
 from anyformer.training.precision import choose_precision
 from anyformer.training.prepare import prepare_text, settings_of_module
@@ -59,6 +57,7 @@ from anyformer.training.resume import (
 from anyformer.training.samples import require_prompt, sample_writer
 from anyformer.training.stopping import StopRequested
 from anyformer.training.streams import stream_end
+from anyformer.training.team import Team
 from anyformer.training.text import Text
 from anyformer.training.tracked import require_trackers, tracked
 
@@ -100,16 +99,18 @@ def run_training(
     command: str = "",
     finished_ok: bool = False,
     replay: Replay | None = None,
+    team: Team | None = None,
 ) -> TrainResult:
     """Train a loaded model as the settings say and leave a run directory behind.
 
     dataset: a Dataset or list of texts instead of ``settings.data``. tokenizer, datamodule: used as they are.
     finished_ok: resuming a finished run measures it anew instead of being refused.
-    replay: the run that is trained anew, on the same text, and how many of its steps.
+    replay: the run that is trained anew, on the same text, and how many of its steps. team: the processes that train
+    together, of which this is the first; alone where not given.
     Raises an AnyformerError that says what to do; whatever was trained until then is saved.
     """
     began = time.monotonic()
-    view = view or PlainView()
+    view, team = view or PlainView(), team or Team()
     if isinstance(datamodule, AdaptiveTokenizerDataModule):
         settings = settings_of_module(settings, datamodule)
     with preserved_rng(), quiet_lightning(), repeatable(settings.deterministic), ExitStack() as held:
@@ -159,7 +160,8 @@ def run_training(
             device=device,
         )
         text.limit_evaluation(effective.eval_blocks)
-        findings = [*loaded.findings, *plan.findings, *chosen, *proofs, *notes, *text.findings, why, *tried, *derived]
+        findings = [*team.notes, *loaded.findings, *plan.findings, *chosen, *proofs, *notes, *text.findings]
+        findings += [why, *tried, *derived]
         if resumed is not None:
             run = resumed.run
             findings += [*resumed.findings, *goes_on(resumed, effective, view, finished_ok=finished_ok)]
@@ -177,13 +179,19 @@ def run_training(
             view.stage("run", str(run.path), f"{effective.total_steps:,} steps in {precision}: {why.reason}")
             budget = Budget(began, seconds_of(settings.max_time, "max_time")) if settings.max_time else None
             offer = backup.offer if backup is not None else None
-            with tracked(run, settings, effective, findings, resumed, view) as trackers:
+            told_unused = team.size > 1 and leaves_out(loaded.module, plan, text, device, findings)
+            point = resumed.checkpoint if resumed is not None else None
+            order = HandOver.of(run, settings, plan, text, effective, point, time.monotonic() - began, told_unused)
+            team.tell("prepared", order.to_dict())
+            with tracked(run, settings, effective, findings, resumed, view) as trackers, team.blaming():
                 return _fit_and_judge(
                     *(run, loaded.module, plan, text, settings, effective, findings, resumed, budget),
                     on_saved=offer,
                     on_row=trackers.offer,
                     ends_at=replay.steps if replay is not None else None,
                     view=view,
+                    team=team,
+                    unused=told_unused,
                 )
 
 
@@ -244,40 +252,14 @@ def _fit_and_judge(
     ends_at: int | None,
     on_row: Callable[[int, dict[str, float]], None],
     view: View,
+    team: Team,
+    unused: bool,
 ) -> TrainResult:
     """Train, put the best weights in place, measure and sample."""
     begin = time.monotonic()
     torch.manual_seed(settings.seed)
-    adapter = UniversalModelAdapter(
-        module,
-        effective.learning_rate,
-        warmup_steps=effective.warmup_steps,
-        weight_decay=effective.weight_decay,
-        optimizer=settings.optimizer,
-        schedule=settings.schedule,
-        tokenizer=text.tokenizer,
-        call_plan=plan,
-        label_smoothing=settings.label_smoothing,
-        betas=(settings.beta1, settings.beta2),
-        min_lr_ratio=settings.min_lr_ratio,
-        total_steps=effective.total_steps,
-        objective=text.objective,
-        seed=settings.seed,
-        _proven=True,
-    )
-    adapter.proven = True  # a moment ago, on the same kind of batch
-    # the batches of a foreign data module are as large as it makes them
-    fewer = effective.micro_batch if effective.micro_batch < settings.sequences else None
-    adapter.micro = MicroBatch(fewer, partial(_found, run, adapter, findings, view))
-    adapter.loss_path.blocks = BlockPath(checkpointing=settings.activation_checkpointing, compiling=settings.compile)
-    adapter.loss_path.blocks.told = partial(_found, run, adapter, findings, view)
-    adapter.bad_steps = BadSteps(
-        skip=settings.bad_steps == "skip",
-        sigma=settings.spike_sigma,
-        folder=run.path / "bad_batches",
-        tokenizer=text.tokenizer,
-        view=view,
-    )
+    adapter = build_adapter(run, module, plan, text, settings, effective, view)
+    adapter.micro.told = adapter.loss_path.blocks.told = partial(_found, run, adapter, findings, view)
     writer = sample_writer(run, module, plan, text, settings, effective.max_length)
     checkpoint = resumed.checkpoint if resumed else None
     fit = build_trainer(
@@ -292,10 +274,13 @@ def _fit_and_judge(
         on_saved=on_saved,
         ends_at=ends_at,
         on_row=on_row,
+        team=team,
+        unused=unused,
     )
     paused = False
     try:
         with fit.stop.listening():
+            team.meet("nccl" if effective.device == "cuda" else "gloo")
             try:
                 fit.trainer.fit(adapter, datamodule=text.datamodule, ckpt_path=checkpoint, weights_only=True)
             except OutOfTime:
@@ -313,6 +298,7 @@ def _fit_and_judge(
                 best = results["best_checkpoint"]
                 writer(step_of(Path(best)) if best else results["steps"])  # whose weights are in place
             run.update(results=results, findings=[finding.to_dict() for finding in findings])
+            team.tell("done", results)
     except (StopRequested, KeyboardInterrupt) as stop:
         raise _interrupted(run, fit, begin) from stop
     return TrainResult(

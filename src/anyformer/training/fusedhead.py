@@ -360,7 +360,7 @@ def _loss_and_gradients(
     wide = torch.promote_types(hidden_ND.dtype, torch.float32)
     keep_N = targets_N != IGNORE_INDEX
     count = keep_N.sum()
-    scale_N = keep_N.to(wide) / count
+    scale_N = keep_N.to(wide) / count.clamp(min=1)  # where nothing is a target, its gradients are zero
     index_N1 = targets_N.where(keep_N, 0)[:, None]
     d_hidden = torch.empty_like(hidden_ND)
     d_weight = torch.zeros_like(weight_VD, dtype=wide) if trained else None

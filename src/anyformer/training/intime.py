@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from anyformer.training.callbacks import SampleText, evaluation_follows, write_row
 from anyformer.training.effective import Effective
 from anyformer.training.saving import RunCheckpoint
+from anyformer.training.sharing import agreed
 from anyformer.training.stopping import StopRequested
 
 SAVING_SHARE = 0.05
@@ -49,7 +50,7 @@ class SaveInTime(Checkpoint):
             return  # an evaluation saves
         passed = time.monotonic() - max(self._began, self._checkpoint.saved_at)
         ended = trainer.is_last_batch and passed * SAVING_SHARE >= self._checkpoint.save_seconds
-        if passed >= self._seconds or ended:
+        if agreed(passed >= self._seconds or ended):
             for name, value in write_row(trainer, pl_module, batch).items():
                 pl_module.log(name, value)  # as the module does: Lightning would repeat the figures of the last row
             self._checkpoint.save_now(trainer)
@@ -126,7 +127,7 @@ class StopInTime(Checkpoint):
         self._mark = now
         step = trainer.global_step
         self._samples_due = self._samples is not None and self._samples.due(step + 1)
-        if step >= self._effective.total_steps or self.budget.left > self._needed(pl_module, step + 1):
+        if step >= self._effective.total_steps or not agreed(self.budget.left <= self._needed(pl_module, step + 1)):
             return
         self._asked = True
         if not evaluation_follows(trainer):

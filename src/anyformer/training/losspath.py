@@ -15,6 +15,7 @@ from anyformer.models.plan import CallPlan, Objective
 from anyformer.training.blocks import BlockPath
 from anyformer.training.equal import computed_in, some_rows
 from anyformer.training.fusedhead import choose_head, fused_loss, fused_total
+from anyformer.training.sharing import from_first, leads
 
 _Result = TypeVar("_Result")
 
@@ -40,8 +41,7 @@ class LossPath:
     ) -> Tensor:
         """Mean nats per target of a training batch, as ``objective_loss`` computes it."""
         if self.head is None:
-            head, self.finding = choose_head(module, plan, objective, batch, label_smoothing)
-            self.head = head or ""
+            self._decide(module, plan, objective, batch, label_smoothing)
         if self.blocks.undecided:
             some = some_rows(batch, plan)
             part, whole = (
@@ -81,6 +81,16 @@ class LossPath:
                 return total
         logits = batch_logits(module, plan, batch)
         return objective_total(objective, logits, batch["labels"], batch.get("next_ids"))
+
+    def _decide(
+        self, module: nn.Module, plan: CallPlan, objective: Objective, batch: Mapping[str, Any], label_smoothing: float
+    ) -> None:
+        """Of several processes the first one proves it for all: their batches differ."""
+        chosen: tuple[str | None, Finding | None] = (None, None)
+        if leads():
+            chosen = choose_head(module, plan, objective, batch, label_smoothing)
+        head, self.finding = from_first(chosen)
+        self.head = head or ""
 
     def resume(self, head: str) -> None:
         """Go on as the run began."""

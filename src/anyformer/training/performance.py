@@ -23,6 +23,7 @@ from anyformer.models.objectives import batch_logits
 from anyformer.models.probes import untouched
 from anyformer.training.adapter import UniversalModelAdapter, log_interval
 from anyformer.training.callbacks import ShowProgress
+from anyformer.training.sharing import process_count
 
 _TERA = 1e12
 _PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
@@ -128,7 +129,7 @@ class LogPerformance(pl.Callback):
         rate = tokens / seconds
         if not self._peak or not self._flops_per_token:
             return {"tokens_per_second": rate}
-        return {"tokens_per_second": rate, "mfu": rate * self._flops_per_token / self._peak}
+        return {"tokens_per_second": rate, "mfu": rate * self._flops_per_token / (self._peak * process_count())}
 
     def _taken(self, device: torch.device) -> dict[str, float]:
         figures = {}

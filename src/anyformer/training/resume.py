@@ -41,7 +41,7 @@ CHANGEABLE = (
     *("weight_decay", "beta1", "beta2", "gradient_clip_val", "label_smoothing", "early_stopping_patience"),
     *("bad_steps", "spike_sigma", "save_top_k", "save_every", "max_time", "eval_every", "log_every"),
     *("tensorboard", "wandb", "mlflow", "activation_checkpointing", "compile"),
-    *("precision", "use_gpu", "num_workers", "deterministic", "prompt", "backup"),
+    *("precision", "use_gpu", "devices", "num_nodes", "strategy", "num_workers", "deterministic", "prompt", "backup"),
 )
 """Settings that may change on resume: each holds from there on, and the run says so."""
 

@@ -17,6 +17,7 @@ from anyformer.core.errors import CheckpointError
 from anyformer.core.protocols import View
 from anyformer.training.callbacks import evaluation_follows, write_row
 from anyformer.training.saving import RunCheckpoint
+from anyformer.training.sharing import agreed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what clusters and containers send before they kill."""
@@ -97,22 +98,31 @@ class StopOnSignal(Checkpoint):  # Lightning runs these last, in their order: af
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # where an evaluation follows it still takes place: a resumed run would go on behind it
-        if self._asked and not trainer.fit_loop._should_accumulate() and not evaluation_follows(trainer):
+        if trainer.fit_loop._should_accumulate() or evaluation_follows(trainer):
+            return
+        if self._is_asked():
             write_row(trainer, pl_module, batch)
             self._leave(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._leave(trainer)
+        if self._is_asked():
+            self._leave(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._training = False  # a signal from now on finds no step to finish
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = False
-        self._leave(trainer)  # where it came after the last evaluation
+        if self._is_asked():  # it came after the last evaluation
+            self._leave(trainer)
+
+    def _is_asked(self) -> bool:
+        """Whether a signal came to any process of the run: all leave after the same step."""
+        if number := agreed(self.received if self._asked else 0):
+            self._asked, self.received = True, number
+        return self._asked
 
     def _leave(self, trainer: pl.Trainer) -> None:
-        if self._asked:
-            self._checkpoint.save_now(trainer)
-            self._checkpoint.settle()
-            raise StopRequested
+        self._checkpoint.save_now(trainer)
+        self._checkpoint.settle()
+        raise StopRequested
