@@ -374,7 +374,7 @@ def model_file(folder: Path) -> str:
 
 @pytest.fixture
 def everything(tmp_path: Path) -> dict[str, Any]:
-    """Every setting but ``resume``, each with a value that is not its default."""
+    """Every setting but ``resume`` and the number of devices, each with a value that is not its default."""
     weights = tmp_path / "weights.pt"
     torch.save(small().state_dict(), weights)
     values: dict[str, Any] = {
@@ -421,6 +421,7 @@ def everything(tmp_path: Path) -> dict[str, Any]:
         "mlflow": True,
         "precision": "32",
         "use_gpu": False,
+        "strategy": "ddp",
         "num_workers": 1,
         "seed": 9,
         "deterministic": True,
@@ -430,7 +431,7 @@ def everything(tmp_path: Path) -> dict[str, Any]:
         "output_dir": str(tmp_path / "everywhere"),
         "backup": str(tmp_path / "backup"),
     }
-    assert set(values) == {field.name for field in fields(TrainSettings)} - {"resume"}
+    assert set(values) == {field.name for field in fields(TrainSettings)} - {"resume", "devices", "num_nodes"}
     assert set(TrainSettings(**values).changed()) == set(values)
     return values
 
@@ -450,7 +451,7 @@ def test_every_setting_arrives(
     run = tmp_path / "everywhere" / "everything"
     record = json.loads((run / "run.json").read_text())
     for kept in (yaml.safe_load((run / "settings.yaml").read_text()), record["settings"]):
-        assert kept == {**everything, "resume": None}
+        assert kept == {**everything, "resume": None, "devices": 1, "num_nodes": 1}  # more: test_distributed.py
     derived = ("max_length", "warmup_steps", "learning_rate", "eval_every", "log_every", "precision")
     assert {name: record["effective"][name] for name in derived} == {name: everything[name] for name in derived}
     assert record["effective"]["total_steps"] == record["results"]["steps"] == 3

@@ -66,7 +66,7 @@ def follow(team: Team, *, module: nn.Module | None = None, dataset: Any = None) 
         try:
             with fit.stop.listening():
                 team.meet("nccl" if effective.device == "cuda" else "gloo")
-                with suppress(OutOfTime):
+                with suppress(OutOfTime), team.blaming():
                     fit.trainer.fit(adapter, datamodule=text.datamodule, ckpt_path=checkpoint, weights_only=True)
                 results = team.wait("done")
         except (StopRequested, KeyboardInterrupt) as stop:
