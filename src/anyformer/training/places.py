@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
 from anyformer.core.errors import SettingsError
@@ -66,6 +67,10 @@ def place_of(settings: TrainSettings, command: str) -> tuple[Place, tuple[Findin
 
 def require_devices(settings: TrainSettings, place: Place) -> None:
     """SettingsError where there are fewer GPUs than asked for, or fewer rows in a batch than processes."""
+    if not dist.is_available():
+        raise SettingsError(
+            f"{place.size} processes are asked for, but this torch was built without them", fix="--devices 1"
+        )
     kind = choose_device(settings.use_gpu).type
     if kind == "cuda" and torch.cuda.device_count() < place.local_size:
         raise SettingsError(

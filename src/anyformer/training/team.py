@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from anyformer.core.errors import AnyformerError, Interrupted, TrainingError
 from anyformer.core.findings import Finding
@@ -93,7 +92,7 @@ class Team:
         dist.init_process_group(
             # decisions and random states are on the CPU, whatever trains
             "cpu:gloo,cuda:nccl" if backend == "nccl" else backend,
-            store=PrefixStore("group", self.store),
+            store=dist.PrefixStore("group", self.store),  # type: ignore[attr-defined]
             rank=self.place.rank,
             world_size=self.size,
             timeout=TIMEOUT,
@@ -230,13 +229,14 @@ def _store(place: Place) -> tuple[Any, int]:
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun holds one itself
     holds = place.rank == 0 and not agent
     try:
-        store = TCPStore(
+        store = dist.TCPStore(  # type: ignore[attr-defined]
             place.address, place.port, is_master=holds, timeout=TIMEOUT, wait_for_workers=False, multi_tenant=True
         )
     except RuntimeError as error:
         what = f"the first process of this run cannot be reached at {place.address}:{place.port}"
         raise TrainingError(what, str(error).split("\n")[0], "see MASTER_ADDR and MASTER_PORT") from error
-    return PrefixStore(f"anyformer-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), store.port
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives those that failed
+    return dist.PrefixStore(f"anyformer-{attempt}", store), store.port  # type: ignore[attr-defined]
 
 
 def _end_group() -> None:
