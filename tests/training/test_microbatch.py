@@ -141,11 +141,15 @@ def train() -> Callable[..., UniversalModelAdapter]:
     """Train a module on IDS in order, in a plain trainer."""
     plan = infer_call_plan(Small())
 
-    def run(module: nn.Module, size: int, steps: int, accumulate: int = 1, **trainer: Any) -> UniversalModelAdapter:
+    def run(
+        module: nn.Module, size: int, steps: int, accumulate: int = 1, micro: int | None = None, **trainer: Any
+    ) -> UniversalModelAdapter:
         adapter = UniversalModelAdapter(
             module, 0.5, optimizer="sgd", weight_decay=0.0, schedule="constant", call_plan=plan, _proven=True
         )
         adapter.proven = True
+        adapter.micro.rows = micro
+        torch.manual_seed(11)
         module.armed = True
         batches = [{"input_ids": ids, "labels": ids} for ids in IDS.split(size)]
         pl.Trainer(max_steps=steps, accumulate_grad_batches=accumulate, accelerator="cpu", logger=False,
@@ -181,6 +185,16 @@ def test_as_lightning_accumulates(train: Train, precision: str) -> None:
     train(began, 4, 4, accumulate=4, precision=precision)
     train(module, 8, 4, accumulate=2, precision=precision)
     assert apart(began, module) == 0.0
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_dropout_is_that_of_a_run_in_parts_from_the_start(train: Train, where: str) -> None:
+    """Wherever in its step the memory ended: the random numbers begin anew with it."""
+    parts, module = Limited(4, dropout=0.2), Limited(4, since=1, where=where, dropout=0.2)
+    train(parts, 8, 3, accumulate=2, micro=4)
+    train(module, 8, 3, accumulate=2)
+    assert module.sizes[:2] == [8, 8]
+    assert apart(parts, module) == 0.0
 
 
 def test_the_loss_is_that_of_the_whole_batch(train: Train) -> None:
@@ -327,7 +341,7 @@ class Counting(Limited):
         self.tried.clear()
         self.norm = nn.BatchNorm1d(16)
         with torch.no_grad():
-            self.hidden.weight[0, 0] = -0.0
+            self.hidden.weight[:4] = -0.0
 
     def forward(self, tokens: Tensor) -> Tensor:
         self.tried.append(len(tokens))
