@@ -117,15 +117,7 @@ def run_training(
         plan, objective, chosen = _plan(loaded, settings, view)
         device = choose_device(settings.use_gpu)
         max_length, notes = choose_max_length(settings.max_length, plan)
-        if settings.resume is None:
-            require_writable(settings.output_dir)  # before minutes of reading
-        require_backup(settings)
-        require_trackers(settings)
-        resumed = None
-        if settings.resume:
-            held.enter_context(run_of(settings.resume).locked())  # before anything of it is set aside
-            resumed = resume_point(settings, max_length, view)
-            settings = with_own_place(settings, resumed.run)
+        settings, resumed = _allowed(settings, max_length, held, view)
         text = prepare_text(
             settings,
             plan,
@@ -144,24 +136,8 @@ def run_training(
             require_prompt(settings.prompt, text.tokenizer)
         plan, apart = _documents(loaded.module, plan, text, max_length, view)
         proofs = [*apart, *_proven(loaded, plan, text, device, view)]
-        kept = same_precision(resumed.run, settings.precision, device) if resumed else None
-        precision, why = kept or choose_precision(settings.precision, loaded.module, plan, text.first_batch(), device)
-        begun = resumed.run.manifest.get("effective", {}) if resumed else {}
-        micro, tried = first_rows(settings, loaded.module, plan, text, precision, device, view, begun)
-        effective, derived = derive(
-            settings,
-            loaded.module,
-            plan,
-            batches_per_epoch=text.train_batches,
-            micro_batch=micro,
-            val_blocks=text.val_blocks,
-            max_length=max_length,
-            precision=precision,
-            device=device,
-        )
-        text.limit_evaluation(effective.eval_blocks)
-        findings = [*team.notes, *loaded.findings, *plan.findings, *chosen, *proofs, *notes, *text.findings]
-        findings += [why, *tried, *derived]
+        effective, why, derived = _derived(settings, loaded, plan, text, max_length, device, resumed, view)
+        findings = [*team.notes, *loaded.findings, *plan.findings, *chosen, *proofs, *notes, *text.findings, *derived]
         if resumed is not None:
             run = resumed.run
             findings += [*resumed.findings, *goes_on(resumed, effective, view, finished_ok=finished_ok)]
@@ -170,29 +146,108 @@ def run_training(
             run = new_run(settings, name, loaded, plan, text)
             held.enter_context(run.locked())
             findings += rebuilds(run, loaded, view)
-        since = time.monotonic() - (run.manifest.get("seconds") or 0.0)
-        with ExitStack() as copied, recorded_end(run, since):  # the end is written before its copy is waited for
-            backup = begin_backup(run, settings, resumed, view)
-            told = partial(end_backup, run, findings, view)
-            copied.enter_context(waited_for(backup, told, in_time=settings.max_time is not None))
-            begin_run(run, loaded, settings, effective, findings, command, resumed)
-            view.stage("run", str(run.path), f"{effective.total_steps:,} steps in {precision}: {why.reason}")
-            budget = Budget(began, seconds_of(settings.max_time, "max_time")) if settings.max_time else None
-            offer = backup.offer if backup is not None else None
-            told_unused = team.size > 1 and leaves_out(loaded.module, plan, text, device, findings)
-            point = resumed.checkpoint if resumed is not None else None
-            order = HandOver.of(run, settings, plan, text, effective, point, time.monotonic() - began, told_unused)
-            team.tell("prepared", order.to_dict())
-            with tracked(run, settings, effective, findings, resumed, view) as trackers, team.blaming():
-                return _fit_and_judge(
-                    *(run, loaded.module, plan, text, settings, effective, findings, resumed, budget),
-                    on_saved=offer,
-                    on_row=trackers.offer,
-                    ends_at=replay.steps if replay is not None else None,
-                    view=view,
-                    team=team,
-                    unused=told_unused,
-                )
+        ready = _Ready(run, settings, plan, text, device, effective, findings, resumed, began)
+        return _from_first_step_to_last(ready, loaded, command, why.reason, replay, team, view)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What a run knows before its first step."""
+
+    run: RunDirectory
+    settings: TrainSettings
+    plan: CallPlan
+    text: Text
+    device: torch.device
+    effective: Effective
+    findings: list[Finding]
+    """Grows with the run."""
+    resumed: ResumePoint | None
+    began: float
+    """As time.monotonic gives it."""
+
+
+def _allowed(
+    settings: TrainSettings, max_length: int, held: ExitStack, view: View
+) -> tuple[TrainSettings, ResumePoint | None]:
+    """What would end the run after minutes of reading ends it now; the checkpoint from which it goes on, if it does."""
+    if settings.resume is None:
+        require_writable(settings.output_dir)
+    require_backup(settings)
+    require_trackers(settings)
+    if settings.resume is None:
+        return settings, None
+    held.enter_context(run_of(settings.resume).locked())  # before anything of it is set aside
+    resumed = resume_point(settings, max_length, view)
+    return with_own_place(settings, resumed.run), resumed
+
+
+def _derived(
+    settings: TrainSettings,
+    loaded: LoadedModel,
+    plan: CallPlan,
+    text: Text,
+    max_length: int,
+    device: torch.device,
+    resumed: ResumePoint | None,
+    view: View,
+) -> tuple[Effective, Finding, list[Finding]]:
+    """What the settings leave open, why this precision, and all such findings; how much is evaluated is set."""
+    kept = same_precision(resumed.run, settings.precision, device) if resumed else None
+    precision, why = kept or choose_precision(settings.precision, loaded.module, plan, text.first_batch(), device)
+    begun = resumed.run.manifest.get("effective", {}) if resumed else {}
+    micro, tried = first_rows(settings, loaded.module, plan, text, precision, device, view, begun)
+    effective, derived = derive(
+        settings,
+        loaded.module,
+        plan,
+        batches_per_epoch=text.train_batches,
+        micro_batch=micro,
+        val_blocks=text.val_blocks,
+        max_length=max_length,
+        precision=precision,
+        device=device,
+    )
+    text.limit_evaluation(effective.eval_blocks)
+    return effective, why, [why, *tried, *derived]
+
+
+def _from_first_step_to_last(
+    ready: _Ready,
+    loaded: LoadedModel,
+    command: str,
+    precision_reason: str,
+    replay: Replay | None,
+    team: Team,
+    view: View,
+) -> TrainResult:
+    """Write the manifest, train, and record how it ended, however it ends."""
+    run, settings, resumed, effective = ready.run, ready.settings, ready.resumed, ready.effective
+    since = time.monotonic() - (run.manifest.get("seconds") or 0.0)
+    with ExitStack() as copied, recorded_end(run, since):  # the end is written before its copy is waited for
+        backup = begin_backup(run, settings, resumed, view)
+        told = partial(end_backup, run, ready.findings, view)
+        copied.enter_context(waited_for(backup, told, in_time=settings.max_time is not None))
+        begin_run(run, loaded, settings, effective, ready.findings, command, resumed)
+        view.stage(
+            "run", str(run.path), f"{effective.total_steps:,} steps in {effective.precision}: {precision_reason}"
+        )
+        unused = team.size > 1 and leaves_out(loaded.module, ready.plan, ready.text, ready.device, ready.findings)
+        point = resumed.checkpoint if resumed is not None else None
+        spent = time.monotonic() - ready.began
+        order = HandOver.of(run, settings, ready.plan, ready.text, effective, point, spent, unused)
+        team.tell("prepared", order.to_dict())
+        with tracked(run, settings, effective, ready.findings, resumed, view) as trackers, team.blaming():
+            return _fit_and_judge(
+                ready,
+                loaded.module,
+                on_saved=backup.offer if backup is not None else None,
+                on_row=trackers.offer,
+                ends_at=replay.steps if replay is not None else None,
+                view=view,
+                team=team,
+                unused=unused,
+            )
 
 
 def _proven(loaded: LoadedModel, plan: CallPlan, text: Text, device: torch.device, view: View) -> list[Finding]:
@@ -238,15 +293,8 @@ def _plan(loaded: LoadedModel, settings: TrainSettings, view: View) -> tuple[Cal
 
 
 def _fit_and_judge(
-    run: RunDirectory,
+    ready: _Ready,
     module: nn.Module,
-    plan: CallPlan,
-    text: Text,
-    settings: TrainSettings,
-    effective: Effective,
-    findings: list[Finding],
-    resumed: ResumePoint | None,
-    budget: Budget | None,
     *,
     on_saved: Callable[[Path], None] | None,
     ends_at: int | None,
@@ -256,12 +304,14 @@ def _fit_and_judge(
     unused: bool,
 ) -> TrainResult:
     """Train, put the best weights in place, measure and sample."""
+    run, settings, plan, text = ready.run, ready.settings, ready.plan, ready.text
+    effective, findings = ready.effective, ready.findings
     begin = time.monotonic()
     torch.manual_seed(settings.seed)
     adapter = build_adapter(run, module, plan, text, settings, effective, view)
     adapter.micro.told = adapter.loss_path.blocks.told = partial(_found, run, adapter, findings, view)
     writer = sample_writer(run, module, plan, text, settings, effective.max_length)
-    checkpoint = resumed.checkpoint if resumed else None
+    checkpoint = ready.resumed.checkpoint if ready.resumed else None
     fit = build_trainer(
         run,
         settings,
@@ -269,7 +319,7 @@ def _fit_and_judge(
         writer,
         view,
         resume_from=checkpoint,
-        budget=budget,
+        budget=Budget(ready.began, seconds_of(settings.max_time, "max_time")) if settings.max_time else None,
         held_out_blocks=text.val_blocks,
         on_saved=on_saved,
         ends_at=ends_at,
