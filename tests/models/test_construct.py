@@ -582,7 +582,7 @@ FACTORY = """
 """
 
 
-@pytest.mark.parametrize("name", ["make_model", "build_transformer", "create_model", "get_model"])
+@pytest.mark.parametrize("name", ["make_model", "build_transformer", "Build_Transformer", "create_model", "get_model"])
 def test_a_factory_builds_what_needs_modules(tmp_path, name):
     loaded = load(tmp_path, FACTORY.format(name=name), {"src_vocab": 15, "n_layers": 3})
     assert type(loaded.module).__name__ == loaded.provenance.class_name == "Model"

@@ -135,10 +135,8 @@ def test_another_curve_is_told_and_the_replay_kept(run: Path, capsys: Capture) -
     table.write_text("\n".join(rows) + "\n")
     assert cli.main(["runs", "reproduce", "a", "--steps", "4"]) == 1
     out = capsys.readouterr().out
-    assert (
-        f"step 3: train_loss {untimed_rows(Path('runs/a-reproduced'))[2]['train_loss']} instead of {cells[place]}"
-        in out
-    )
+    now = untimed_rows(Path("runs/a-reproduced"))[2]["train_loss"]
+    assert f"step 3: train_loss {now} instead of {cells[place]}" in " ".join(out.split())
     assert "the replay: runs/a-reproduced" in out
     rewrite(run, versions={"torch": "2.9.0"})  # then the last digits count for nothing
     assert cli.main(["runs", "reproduce", "a", "--steps", "4", "--json"]) == 0

@@ -10,14 +10,12 @@ from typing import Any
 import datasets
 import pytest
 import yaml
+from read_runs import untimed_rows, weights
 from small_models import Small, small_text
 from test_resume import (  # the same ways to interrupt a run and to compare two
     Interrupting,
     _armed_while_training,  # noqa: F401  (a fixture for every test here)
-    deterministic,
     module,
-    rows,
-    weights,
 )
 from torch.utils.data import IterableDataset
 
@@ -94,8 +92,8 @@ def test_an_interrupted_run_on_a_stream_ends_as_if_it_never_stopped(
     part = module(seed=99)
     result = fit(part, resume=resume, **given, **settings)
     assert seen + part.seen == whole.seen  # nothing twice, nothing left out
-    assert weights(result) == weights(unbroken)
-    assert [deterministic(row) for row in rows(run)] == [deterministic(row) for row in rows(unbroken.run_path)]
+    assert weights(result.run_path) == weights(unbroken.run_path)
+    assert untimed_rows(run) == untimed_rows(unbroken.run_path)
     assert result.results["val_loss"] == unbroken.results["val_loss"]
 
 

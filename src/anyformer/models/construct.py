@@ -39,7 +39,7 @@ from anyformer.models.files.limits import (
     without_memory,
 )
 
-FACTORY = re.compile(r"(build|create|get|make|init|load|construct)_?\w*|\w+_(factory|builder)")
+FACTORY = re.compile(r"(build|create|get|make|init|load|construct)_?\w*|\w+_(factory|builder)", re.I)
 """Functions that may build the model: build_model, create_model, get_model, make_transformer."""
 _CLASS_FACTORY = re.compile(r"(build|create|make)(_model)?|from_(config|args|cfg)")
 _MAX_FILLED = 64

@@ -15,6 +15,8 @@ OTHERWISE = {"d_hid"}  # of feed-forward layers in nn.Transformer's own tutorial
     ("name", "meaning"),
     [
         ("tgt_sos_idx", "bos_id"),
+        ("pad_token_id_smiles", "pad_id"),
+        ("korean_bos_idx", "bos_id"),
         ("encoder_padding_token_id", "src_pad_id"),
         ("n_targets", "num_classes"),
         ("num_sentiment_classes", "num_classes"),
@@ -44,6 +46,7 @@ def test_the_words_of_a_name_say_what_it_means(name: str, meaning: str) -> None:
         *("pad", "no_dropout", "dropout_layer", "num_layers_per_block_of_experts", "head", "model", "text", "x", ""),
         *("start_index", "end_idx", "num_mlp_layers", "num_ff_layers", "num_output_tokens", "no_heads", "total_tokens"),
         *("layer_norm_eps", "use_dropout", "flash", "mask_token_id", "block", "attention", "word2vec"),
+        *("smiles_pad_id_iupac", "vocab_size_of_smiles", "smiles"),
     ],
 )
 def test_words_that_say_too_little_say_nothing(name: str) -> None:

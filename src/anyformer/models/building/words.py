@@ -69,14 +69,20 @@ _KINDS: dict[str, frozenset[str]] = {
 _PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
+_MARKS = ("pad_id", "bos_id", "eos_id", "unk_id")
+
+
 def meaning_of(name: str) -> str | None:
-    """The meaning of a name all of whose words are known; None where a word is not, or they say nothing together."""
-    words: list[str] = []
-    for piece in _PIECE.findall(name):
-        parts = _cut(piece.lower())
-        if parts is None:
-            return None
-        words += parts
+    """The meaning of a name whose words are known (of a special id but one at an end); None where they say nothing."""
+    pieces = [_cut(piece.lower()) for piece in _PIECE.findall(name)]
+    if None in pieces and pieces.count(None) == 1 and None in (pieces[0], pieces[-1]):
+        marked = _together([piece for piece in pieces if piece is not None])  # pad_token_id_smiles: a text's own word
+        return marked if marked in _MARKS else None
+    return None if None in pieces else _together([piece for piece in pieces if piece is not None])
+
+
+def _together(pieces: list[tuple[str, ...]]) -> str | None:
+    words = [word for piece in pieces for word in piece]
     return _meaning([_KINDS[word] for word in words]) if len(words) > 1 else None
 
 
