@@ -153,7 +153,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Snippet, s
 
     def execute(snippet: Snippet, prefix: str) -> dict[str, Any]:
         code = snippet.under(prefix)
-        texts = fitting(25_000) if "vocab_size=25000" in code else texts_of(max(240, int(3.2 * longest(code))))
+        texts = fitting(25_000) if "vocab_size=25000" in code else texts_of(max(240, int(2.2 * longest(code))))
         corpus = datasets.Dataset.from_dict({"text": texts})
 
         def load_dataset(name: str, config_name: str | None = None, *, split: str) -> Any:

@@ -337,6 +337,7 @@ def test_progress_in_bytes(tmp_path: Path, bpe: TextTokenizer, monkeypatch: pyte
     assert len(seen) > 5
 
 
+@pytest.mark.soak
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     code = """
 import resource, sys

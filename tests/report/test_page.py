@@ -152,10 +152,10 @@ def test_any_field_may_be_of_any_kind(make_run: Make) -> None:
     run = make_run()
     whole = json.loads((run / "run.json").read_text())
     for field in whole:
-        for value in (None, 3, "text", [], {}, [1], {"a": None}, [{}]):
+        (run / "run.json").write_text(json.dumps({k: v for k, v in whole.items() if k != field}))
+        write_report(run)
+        for value in (None, 3, "text", [1], {"a": None}, [{}]):
             (run / "run.json").write_text(json.dumps({**whole, field: value}))
-            write_report(run)
-            (run / "run.json").write_text(json.dumps({k: v for k, v in whole.items() if k != field}))
             write_report(run)
 
 

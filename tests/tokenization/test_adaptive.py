@@ -233,6 +233,7 @@ def test_a_full_disk_is_told(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "tokenizer cache" not in said(load(700, TEXTS, kept))
 
 
+@pytest.mark.soak
 def test_a_full_disk_under_the_library_is_told(kept: Path, tmp_path: Path, small: TextTokenizer) -> None:
     here = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     here += "from anyformer.tokenization import *; from anyformer.core.errors import TokenizerError; "

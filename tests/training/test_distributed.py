@@ -179,7 +179,8 @@ def test_each_process_has_a_stream_of_dropout_of_its_own() -> None:
     assert len({stream_seed(42, step, rank) for step in (0, 5) for rank in range(4)}) == 8
 
 
-@pytest.mark.parametrize("bad", [pytest.param(0, marks=pytest.mark.soak), 1])
+@pytest.mark.soak
+@pytest.mark.parametrize("bad", [0, 1])
 def test_what_one_process_fails_of_ends_all_with_one_message(train: Any, tmp_path: Path, bad: int) -> None:
     def act() -> None:
         raise ZeroDivisionError("a fault of the model")

@@ -146,7 +146,7 @@ def test_held_out_files_and_others_to_evaluate(run: Fit, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("objective", FAMILIES)
-@pytest.mark.parametrize("stop", [7, 29])
+@pytest.mark.parametrize("stop", [pytest.param(7, marks=pytest.mark.soak), 29])
 def test_an_interrupted_run_ends_as_if_it_never_stopped(
     run: Fit, objective: str, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

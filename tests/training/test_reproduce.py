@@ -146,6 +146,7 @@ def test_another_curve_is_told_and_the_replay_kept(run: Path, capsys: Capture) -
     assert "losses at most" in findings["loss curve"]["measured"]
 
 
+@pytest.mark.soak
 def test_a_run_that_was_left_twice_is_replayed_in_one_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -188,6 +189,7 @@ def test_weights_that_it_began_with(tmp_path: Path) -> None:
         anyformer.reproduce(run)
 
 
+@pytest.mark.soak
 def test_objects_of_python_are_asked_for(fit: Fit, corpus: Path) -> None:
     texts = [corpus.read_text(), corpus.read_text()[::-1]]
     run = fit(dataset=texts, data="<list>", max_steps=2).run_path

@@ -69,15 +69,15 @@ def module(at: int | None = None, seed: int = 5) -> Interrupting:
 @pytest.mark.parametrize(
     ("stops", "accumulate", "workers"),
     [
-        ([3], 1, 0),
+        pytest.param([3], 1, 0, marks=pytest.mark.soak),
         ([43], 1, 0),  # in the second epoch
         ([8], 1, 0),  # the step of an evaluation
-        ([5, 37], 1, 0),
+        pytest.param([5, 37], 1, 0, marks=pytest.mark.soak),
         ([7], 2, 0),  # in the first half of an accumulated step
-        ([60], 2, 0),
-        ([42], 1, 0),
+        pytest.param([60], 2, 0, marks=pytest.mark.soak),
+        pytest.param([42], 1, 0, marks=pytest.mark.soak),
         ([42], 1, 2),
-        ([41], 1, 2),
+        pytest.param([41], 1, 2, marks=pytest.mark.soak),
     ],
 )
 def test_an_interrupted_run_ends_as_if_it_never_stopped(

@@ -251,7 +251,7 @@ def test_rows_and_evaluations_fall_where_they_were_asked_for(fit: Fit) -> None:
     assert {*rows(run, "val_loss")} == {3, 6, 9, 12}
 
 
-@pytest.mark.parametrize("keep", [1, 2, 4])
+@pytest.mark.parametrize("keep", [1, pytest.param(2, marks=pytest.mark.soak), 4])
 def test_as_many_checkpoints_as_asked_for(fit: Fit, keep: int) -> None:
     result = fit(max_steps=6, eval_every=1, save_top_k=keep)
     losses = rows(result.run_path, "val_loss")

@@ -61,12 +61,12 @@ def write(folder: Path, documents: list[str] = DOCUMENTS) -> str:
     ("stops", "accumulate", "workers", "source"),
     [
         ([3], 1, 0, "function"),
-        ([40, 61], 1, 1, "dataset"),
+        pytest.param([40, 61], 1, 1, "dataset", marks=pytest.mark.soak),
         ([BATCHES + 20], 1, 0, "file"),  # in the second epoch
         ([BATCHES - 1, BATCHES + 8], 2, 0, "function"),
-        ([BATCHES - 1], 1, 1, "function"),
-        ([40], 1, 0, "object"),
-        ([40], 1, 0, "torch"),
+        pytest.param([BATCHES - 1], 1, 1, "function", marks=pytest.mark.soak),
+        pytest.param([40], 1, 0, "object", marks=pytest.mark.soak),
+        pytest.param([40], 1, 0, "torch", marks=pytest.mark.soak),
     ],
 )
 def test_an_interrupted_run_on_a_stream_ends_as_if_it_never_stopped(
