@@ -176,6 +176,33 @@ def start_and_end(tokenizer: Any, limit: int) -> tuple[int, int]:
     return int(start), int(end)
 
 
+def kept_for_padding(module: nn.Module, plan: CallPlan) -> int | None:
+    """The id whose row the embedding of the ids keeps at zero (``padding_idx``); None where there is none, or several.
+
+    A model that has one mostly hides that id by itself, too.
+    """
+    tables = [m for m in module.modules() if isinstance(m, nn.Embedding) and m.padding_idx is not None]
+    found = {m.padding_idx for m in tables if m.num_embeddings in (plan.embedding_rows, plan.target_vocab)}
+    return found.pop() if len(found) == 1 else None
+
+
+def needed_tokens(objective: Objective, padding: int | None) -> tuple[str, ...]:
+    """Special tokens that a tokenizer trained for a model must have. padding: as ``kept_for_padding`` gives it."""
+    return tuple(dict.fromkeys([*NEEDED_TOKENS[objective], *(("<pad>",) if padding is not None else ())]))
+
+
+def padding_notes(tokenizer: Any, padding: int | None) -> list[Finding]:
+    """A warning where the id that the model keeps for padding is another token's."""
+    ids = [getattr(tokenizer, name, None) for name in ("pad_token_id", "unk_token_id")]
+    if padding is None or (ids[0] == padding and ids[1] != padding):  # where nothing else is there, <unk> pads, too
+        return []
+    name = next((token for token, i in tokenizer.get_vocab().items() if i == padding), None)
+    if name is None:
+        return []
+    why = f"the model's embedding keeps id {padding} for padding: its row is never trained, and the model may hide it"
+    return [Finding("padding id", "warn", f"id {padding} is {name!r} in this tokenizer", "its padding", why)]
+
+
 def require_unshifted(batch: Mapping[str, Any], objective: Objective) -> None:
     """DataError where the labels are the ids moved left already: shifted again, the target would lie two ahead."""
     if objective == "classification":

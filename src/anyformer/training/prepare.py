@@ -33,7 +33,14 @@ from anyformer.tokenization.bpe import BPETrainerConfig
 from anyformer.tokenization.choose import check_fit, choose_tokenizer
 from anyformer.training.effective import required_steps
 from anyformer.training.examples import reads_padding, sides_of
-from anyformer.training.objective import NEEDED_TOKENS, WORDS, choose_masking, start_and_end
+from anyformer.training.objective import (
+    WORDS,
+    choose_masking,
+    kept_for_padding,
+    needed_tokens,
+    padding_notes,
+    start_and_end,
+)
 from anyformer.training.streams import stream_notes
 from anyformer.training.text import Text, show
 
@@ -121,7 +128,8 @@ def prepare_text(
         corpus = whole = open_corpus(source, settings.text_column)
         texts = partial(train_texts, whole, settings.val_split, held_out)
         quality = judge(whole.scan.quality, whole.name, view) if whole.scan.quality is not None else []
-    tokenizer, notes, seconds = _tokenizer(settings, tokenizer, limit, objective, texts, model, view)
+    padding = kept_for_padding(module, plan)
+    tokenizer, notes, seconds = _tokenizer(settings, tokenizer, limit, objective, padding, texts, model, view)
     blocks = AdaptiveTokenizerDataModule(
         corpus,
         tokenizer,
@@ -160,20 +168,21 @@ def _tokenizer(
     tokenizer: Any,
     limit: int,
     objective: Objective,
+    padding: int | None,
     texts: Callable[[], Iterable[str]],
     model: str | None,
     view: View,
 ) -> tuple[Any, list[Finding], float]:
-    """The tokenizer given or chosen, its findings, and the seconds it took."""
+    """The tokenizer given or chosen, its findings, and the seconds it took. padding: the model's own id for it."""
     begin = time.monotonic()
     if tokenizer is None:
         view.status("preparing the tokenizer")
         tokenizer, notes = choose_tokenizer(
-            settings.tokenizer, settings.vocab_size or limit, texts, NEEDED_TOKENS[objective], model=model
+            settings.tokenizer, settings.vocab_size or limit, texts, needed_tokens(objective, padding), model=model
         )
     else:
         notes = check_fit(tokenizer, limit)
-    return tokenizer, notes, time.monotonic() - begin
+    return tokenizer, [*notes, *padding_notes(tokenizer, padding)], time.monotonic() - begin
 
 
 def _with_masking(text: Text, plan: CallPlan, seed: int) -> Text:
@@ -222,7 +231,8 @@ def _pairs(
     classes: tuple[str, ...] = ()
     limit = id_limit(plan)
     both = (*train.first, *(train.second if objective == "seq2seq" else ()))
-    tokenizer, chosen, seconds = _tokenizer(settings, tokenizer, limit, objective, lambda: both, model, view)
+    padding = kept_for_padding(module, plan)
+    tokenizer, chosen, seconds = _tokenizer(settings, tokenizer, limit, objective, padding, lambda: both, model, view)
     if objective == "classification":
         classes, named = class_ids(train, val, plan.vocab_size)
         notes += named
