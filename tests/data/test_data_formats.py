@@ -234,6 +234,7 @@ print(json.dumps(peaks))
 """
 
 
+@pytest.mark.soak
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     makes: dict[str, Callable[[int], bytes]] = {
         "line.txt": lambda n: b"x" * (n * 60),

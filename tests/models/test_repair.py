@@ -166,7 +166,17 @@ def plain(case: str) -> str:
     return PLAIN.replace("{members}", members).replace("{body}", body)
 
 
-@pytest.mark.parametrize("case", LEAKS)
+ALIKE = (
+    "attention, keywords",
+    "time first, swapped",
+    "encoder layer, time first",
+    "encoder",
+    "sdpa, false",
+    "softmax method",
+)
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.soak] if c in ALIKE else []) for c in LEAKS])
 def test_a_leak_is_closed(case: str, tmp_path: Path) -> None:
     repair, original, fixed = repaired(tmp_path, plain(case))
     assert repair.needed
