@@ -33,10 +33,12 @@ from anyformer.models.example_gpt import GPT
 from anyformer.runs import background
 from anyformer.runs.directory import RunDirectory
 from anyformer.training import UniversalModelAdapter
-from anyformer.training.effective import derive
 from anyformer.training.fit import build_trainer, quiet_lightning
-from anyformer.training.prepare import prepare_text
 from anyformer.training.saving import RunCheckpoint
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.contenders.ours import prepared
 
 T, B = 64, 2
 INTERVAL = 600
@@ -95,18 +97,7 @@ def measure(waiting: bool, seconds: float, every: str) -> dict[str, Any]:
     view = QuietView()
     settings = TrainSettings(max_steps=10**6, batch_size=B, precision="32", eval_every=10**6, save_every=every)
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, quiet_lightning():
-        text = prepare_text(settings, plan, module, T, plan.objective, view=view)
-        effective, _ = derive(
-            settings,
-            module,
-            plan,
-            batches_per_epoch=text.train_batches,
-            val_blocks=text.val_blocks,
-            max_length=T,
-            precision="32",
-            device=torch.device("cpu"),
-        )
-        text.limit_evaluation(1)
+        text, effective = prepared(settings, plan, module, T, view)
         adapter = UniversalModelAdapter(module, effective.learning_rate, call_plan=plan, total_steps=10**6)
         fit = build_trainer(RunDirectory.create(folder, "bench"), settings, effective, None, view, resume_from=None)
         watch = Watch(fit.checkpoint, seconds)

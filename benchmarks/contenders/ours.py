@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from anyformer.core.settings import TrainSettings
 from anyformer.core.view import QuietView
-from anyformer.models.callplan import infer_call_plan
+from anyformer.models.callplan import CallPlan, infer_call_plan
 from anyformer.runs.directory import RunDirectory
 from anyformer.training import UniversalModelAdapter
-from anyformer.training.effective import derive
+from anyformer.training.effective import Effective, derive
 from anyformer.training.fit import build_trainer, quiet_lightning
 from anyformer.training.prepare import prepare_text
+from anyformer.training.text import Text
 from benchmarks.contenders.common import LEARNING_RATE, WARMUP_STEPS, BareLoop
 
 
@@ -49,6 +50,25 @@ class Alternate(pl.Callback):
         self._resumed = time.process_time()
 
 
+def prepared(
+    settings: TrainSettings, plan: CallPlan, module: nn.Module, T: int, view: QuietView
+) -> tuple[Text, Effective]:
+    """The text in blocks of T and the derived settings of a run on the CPU, one block of which is evaluated."""
+    text = prepare_text(settings, plan, module, T, plan.objective, view=view)
+    effective, _ = derive(
+        settings,
+        module,
+        plan,
+        batches_per_epoch=text.train_batches,
+        val_blocks=text.val_blocks,
+        max_length=T,
+        precision="32",
+        device=torch.device("cpu"),
+    )
+    text.limit_evaluation(1)
+    return text, effective
+
+
 def train(
     module: nn.Module, bare: BareLoop | None, steps: int, T: int, B: int, folder: Path, data: str
 ) -> tuple[list[float], list[float], list[Tensor]]:
@@ -65,20 +85,8 @@ def train(
         precision="32",
         eval_every=steps,
     )
-    device = torch.device("cpu")
     with quiet_lightning():
-        text = prepare_text(settings, plan, module, T, plan.objective, view=view)
-        effective, _ = derive(
-            settings,
-            module,
-            plan,
-            batches_per_epoch=text.train_batches,
-            val_blocks=text.val_blocks,
-            max_length=T,
-            precision="32",
-            device=device,
-        )
-        text.limit_evaluation(1)
+        text, effective = prepared(settings, plan, module, T, view)
         adapter = UniversalModelAdapter(
             module,
             effective.learning_rate,

@@ -7,6 +7,21 @@ from torch import Tensor, nn
 
 VOCABULARY = 40
 
+TINY_FILE = """
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self, vocab_size=40):
+        super().__init__()
+        self.e = nn.Embedding(vocab_size, 16)
+        self.d = nn.Dropout(0.2)
+        self.h = nn.Linear(16, vocab_size)
+
+    def forward(self, tokens):
+        return self.h(self.d(self.e(tokens)))
+"""
+"""A model.py as a user has it, with dropout."""
+
 
 class Small(nn.Module):
     """A causal model with dropout: an embedding, the running mean of the past, two layers."""

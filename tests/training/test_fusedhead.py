@@ -425,3 +425,33 @@ def test_logits_that_a_model_reads_only_in_some_batches_are_there() -> None:
         assert path.finding is not None
         assert path.finding.verdict == "warn"
         module.reader = None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cublas", "cpu", "python"],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_lack_of_memory_is_no_fault_of_the_head(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, first: bool
+) -> None:
+    module, batch, path = Body().eval(), batch_of(), LossPath()
+    plan = infer_call_plan(module)
+    if not first:
+        path.loss(module, plan, "causal", batch)
+    with monkeypatch.context() as patch:
+
+        def lacking(*args: Any, **kwargs: Any) -> Any:
+            raise error
+
+        patch.setattr(fusedhead, "_hidden", lacking)
+        with pytest.raises(type(error)):
+            path.loss(module, plan, "causal", batch)
+    path.loss(module, plan, "causal", batch)  # with fewer rows, say: the head is used all the same
+    assert path.head == "head.weight"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from read_runs import untimed_rows, weights
-from small_models import Small, small_text
+from small_models import TINY_FILE, Small, small_text
 from torch import Tensor
 
 from anyformer import cli
@@ -19,24 +19,11 @@ from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.coordinator import TrainResult
 
 Fit = Callable[..., TrainResult]
-MODEL = """
-from torch import nn
-
-class Tiny(nn.Module):
-    def __init__(self, vocab_size=40):
-        super().__init__()
-        self.e = nn.Embedding(vocab_size, 16)
-        self.d = nn.Dropout(0.2)
-        self.h = nn.Linear(16, vocab_size)
-
-    def forward(self, tokens):
-        return self.h(self.d(self.e(tokens)))
-"""
 
 
 def test_two_runs_of_one_manifest_are_equal_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("tiny.py").write_text(MODEL)
+    Path("tiny.py").write_text(TINY_FILE)
     Path("text.txt").write_text(small_text())
     flags = ["--data", "text.txt", "--max_steps", "30", "--batch_size", "8", "--max_length", "16", "--log_every", "1"]
     assert cli.main(["train", "tiny.py", *flags, "--seed", "11", "--name", "a", "--quiet"]) == 0

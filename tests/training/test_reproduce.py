@@ -16,7 +16,7 @@ import pytest
 import torch
 from read_runs import untimed_rows
 from safetensors.torch import load_file, save_file
-from small_models import Small, small_text
+from small_models import TINY_FILE, Small, small_text
 
 import anyformer
 from anyformer import cli
@@ -28,19 +28,6 @@ from anyformer.training.stopping import StopOnSignal
 
 Fit = Callable[..., TrainResult]
 Capture = pytest.CaptureFixture[str]
-MODEL = """
-from torch import nn
-
-class Tiny(nn.Module):
-    def __init__(self, vocab_size=40):
-        super().__init__()
-        self.e = nn.Embedding(vocab_size, 16)
-        self.d = nn.Dropout(0.2)
-        self.h = nn.Linear(16, vocab_size)
-
-    def forward(self, tokens):
-        return self.h(self.d(self.e(tokens)))
-"""
 SETTINGS: dict[str, Any] = {
     "max_length": 16,
     "batch_size": 8,
@@ -52,7 +39,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def trained(folder: Path, **settings: Any) -> Path:
-    (folder / "tiny.py").write_text(MODEL)
+    (folder / "tiny.py").write_text(TINY_FILE)
     (folder / "text.txt").write_text(small_text())
     given = {**SETTINGS, "name": "a", "output_dir": str(folder / "runs"), **settings}
     result = anyformer.train(folder / "tiny.py", data=folder / "text.txt", view=QuietView(), **given)
@@ -213,11 +200,11 @@ def test_what_cannot_be_replayed_is_said(run: Path, capsys: Capture) -> None:
     assert cli.main(["runs", "reproduce"]) == 2
     assert "anyformer runs reproduce NAME" in capsys.readouterr().err
     source = run / "model" / "tiny.py"
-    source.write_text(MODEL + "# edited\n")
+    source.write_text(TINY_FILE + "# edited\n")
     assert "model/tiny.py was edited since the run began" in refused()
     source.unlink()
     assert "model/tiny.py is missing" in refused()
-    source.write_text(MODEL)
+    source.write_text(TINY_FILE)
     Path("tiny.py").unlink()  # the run has its own copy
     text = Path("text.txt").read_text()
     Path("text.txt").write_text(text + "more")

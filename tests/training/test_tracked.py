@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from read_runs import weights
-from small_models import Small, small_text
+from small_models import TINY_FILE, Small, small_text
 from torch import Tensor
 
 from anyformer.core.errors import DependencyError, Interrupted
@@ -162,26 +162,10 @@ def test_a_missing_package_is_said_before_anything_is_read(
 # the real libraries, in real processes
 
 
-MODEL = """
-import torch
-from torch import nn
-
-class Tiny(nn.Module):
-    def __init__(self, vocab_size=40):
-        super().__init__()
-        self.embedding = nn.Embedding(vocab_size, 16)
-        self.dropout = nn.Dropout(0.1)
-        self.head = nn.Linear(16, vocab_size)
-
-    def forward(self, tokens):
-        return self.head(self.dropout(self.embedding(tokens)))
-"""
-
-
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Begin ``anyformer train`` in a process of its own."""
-    (tmp_path / "tiny.py").write_text(MODEL)
+    (tmp_path / "tiny.py").write_text(TINY_FILE)
     (tmp_path / "corpus.txt").write_text(small_text(20_000))
     usual = ["--max_length", "16", "--batch_size", "4", "--precision", "32", "--eval_every", "100"]
 

@@ -24,6 +24,7 @@ from anyformer.models.blame import blame
 from anyformer.models.probes import set_mode, untouched
 from anyformer.training.compiled import MIN_SPEEDUP, Compiled, proof, seconds
 from anyformer.training.equal import different, passed
+from anyformer.training.microbatch import MEMORY, lacks_memory
 
 Forward = Callable[..., Any]
 Loss = Callable[[], Tensor]
@@ -157,8 +158,8 @@ class BlockPath:
             if self._asked["compiling"] != "never":
                 self._fast, finding = self._faster(module, whole, dtype)
                 self.told(finding)
-        except torch.OutOfMemoryError:
-            self._lean = None  # decided anew with fewer rows
+        except Exception:  # a lack of memory, whatever its class: decided anew with fewer rows
+            self._lean = None
             raise
 
     @contextmanager
@@ -223,9 +224,9 @@ class BlockPath:
             if same:
                 return blocks, Finding(_COMPILE, "ok", names, reason=f"as the run began; {compared}")
             slow, quick = seconds(module, [plain, fast])
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001  (no compiler, or code of a stranger that it does not take)
+        except Exception as error:
+            if lacks_memory(error):
+                raise
             return [], Finding(_COMPILE, "warn", "off", reason="the blocks cannot be compiled here: " + _line(error))
         ratio = slow / quick
         why = f"a pass takes {quick * 1e3:.3g} ms instead of {slow * 1e3:.3g} ({ratio:.2f} ×); compiled in {took:.0f} s"
@@ -250,13 +251,15 @@ class BlockPath:
             found = passed(module, lean)
             try:
                 expected = passed(module, loss)
-            except torch.OutOfMemoryError:
+            except MEMORY as error:
+                if not lacks_memory(error):
+                    raise
                 why = "not compared with the plain way, for which there is no memory"
                 return groups, Finding(_CHECKPOINTING, "warn", names, "equal loss and gradients", why)
             problem = different(expected, found, dtype)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001  (a stranger's blocks may raise anything when they run twice)
+        except Exception as error:
+            if lacks_memory(error):
+                raise
             return [], _off("the model does not run so: " + _line(error))
         if problem:
             return [], _off(problem)

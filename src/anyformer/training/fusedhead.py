@@ -29,6 +29,7 @@ from anyformer.models.objectives import (
 from anyformer.models.plan import CallPlan, Objective
 from anyformer.models.probes import set_mode, untouched
 from anyformer.training.equal import apart, computed_in, limits, passed, some_rows
+from anyformer.training.microbatch import lacks_memory
 
 FUSE_FROM = 1 << 21
 """Logits of a batch from which on it pays (benchmarks/results/fused_head.md); below, the plain path is as fast."""
@@ -60,9 +61,9 @@ def choose_head(
         if head is None:
             return None, _off(reason)
         return _proven(module, plan, objective, part, label_smoothing, head)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  (a stranger's forward may raise anything once its head is left out)
+    except Exception as error:
+        if lacks_memory(error):
+            raise
         return None, _off("the model does not run with its head left out: " + blame(error).replace("\n", ": "))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from anyformer.core.findings import Finding
@@ -15,6 +14,7 @@ from anyformer.models.plan import CallPlan, Objective
 from anyformer.training.blocks import BlockPath
 from anyformer.training.equal import computed_in, some_rows
 from anyformer.training.fusedhead import choose_head, fused_loss, fused_total
+from anyformer.training.microbatch import lacks_memory
 from anyformer.training.sharing import from_first, leads
 
 _Result = TypeVar("_Result")
@@ -51,9 +51,9 @@ class LossPath:
         try:
             with self.blocks.in_use():
                 return self._loss(module, plan, objective, batch, label_smoothing)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if lacks_memory(error):
+                raise
             if not self.blocks.stops_compiling(error):
                 raise
         with self.blocks.in_use():
@@ -102,9 +102,9 @@ class LossPath:
         assert self.head is not None
         try:
             result = compute(self.head)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # noqa: BLE001  (what a left-out head stops in a stranger's code; the plain way raises the rest)
+        except Exception as error:  # what a left-out head stops in a stranger's code; the plain way raises the rest
+            if lacks_memory(error):
+                raise  # the plain way takes more
             result = None
         if result is None:
             self._give_up()

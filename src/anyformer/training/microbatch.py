@@ -44,6 +44,11 @@ def is_host_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (torchs and any(sign in str(error) for sign in _HOST))
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether memory was not enough, of a device or of this machine: no fault of what was tried."""
+    return is_device_memory(error) or is_host_memory(error)
+
+
 def rows_of(batch: Mapping[str, Any]) -> int:
     """Sequences in a batch, B."""
     return len(batch["input_ids"])
