@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from anyformer.core.errors import TokenizerError
 from anyformer.core.files import write_atomically
 
-SPECIAL_TOKENS: tuple[str, ...] = ("<pad>", "<unk>", "<s>", "</s>")
+PAD = "<pad>"
+SPECIAL_TOKENS: tuple[str, ...] = (PAD, "<unk>", "<s>", "</s>")
 
 # Which role a special token plays, by the names in common use (Llama and T5; BERT; GPT-2; ChatML).
 _ROLES: dict[str, tuple[str, ...]] = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from anyformer.core.errors import TokenizerError
 from anyformer.core.findings import Finding
 from anyformer.core.view import QuietView
-from anyformer.tokenization.base import SPECIAL_TOKENS, TextTokenizer, id_count, whole_number
+from anyformer.tokenization.base import PAD, SPECIAL_TOKENS, TextTokenizer, id_count, whole_number
 from anyformer.tokenization.bpe import BPETrainerConfig, FastBPETrainer
 from anyformer.tokenization.character import BYTES, CharacterLevelTokenizer, count_characters
 from anyformer.tokenization.kept import Kept, fingerprint
@@ -27,6 +28,27 @@ FEW_TEXTS = 10
 TEXT_CHARACTERS = 1000
 # Special tokens by what losing them costs: unknown characters, the ends of documents, padding, beginnings.
 _BY_IMPORTANCE = ("<unk>", "</s>", "<pad>", "<s>")
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a tokenizer made here must have."""
+
+    tokens: tuple[str, ...]
+    """Special tokens, whatever else finds no room."""
+    padding: int | None = None
+    """The id that the model keeps for padding, which is ``<pad>`` where the special tokens reach so far."""
+
+    def specials(self, among: Sequence[str] | None = None) -> list[str]:
+        """All special tokens, or those of them that find room, in the order of their ids."""
+        wanted = [*SPECIAL_TOKENS, *(token for token in self.tokens if token not in SPECIAL_TOKENS)]
+        tokens = [token for token in wanted if among is None or token in among or token in self.tokens]
+        if self.padding is not None and PAD in tokens and self.padding < len(tokens):
+            tokens.remove(PAD)
+            tokens.insert(self.padding, PAD)
+        return tokens
+
+
 _SAMPLE = ("Hello, World! It's 2026:  naïve café.\n", "def f(x):\n    return {'a': [x, 2.5]}\n", "你好，世界 👋🏽")
 
 
@@ -67,6 +89,7 @@ def choose_tokenizer(
     texts: Texts | None,
     needed: Sequence[str] = (),
     *,
+    padding: int | None = None,
     cache_dir: str | Path | None = None,
     model: str | None = None,
 ) -> tuple[TextTokenizer, list[Finding]]:
@@ -76,17 +99,19 @@ def choose_tokenizer(
     else char), "bpe", "char", "hf:OWNER/NAME", or the path of a file or folder.
     texts: gives the training texts anew at each call; None where there are none; not called for hub or path.
     needed: special tokens that a tokenizer trained here must have ("<mask>"), whatever else finds no room.
+    padding: the id that the model keeps for padding: a tokenizer made here has ``<pad>`` there if it can.
     cache_dir: what was made is kept there, and found again by what it was made from.
     model: where the model came from, if its tokenizer may lie there: "hf:OWNER/NAME" or its folder.
     Raises TokenizerError where it cannot be built or has more ids than the model.
     """
     vocab_size = _positive(vocab_size)
     kept = Kept(Path(cache_dir).expanduser()) if cache_dir is not None else None
+    needs = _Needs((*needed, *((PAD,) if padding is not None and PAD not in needed else ())), padding)
     if setting == "auto":
-        tokenizer, found = _auto(vocab_size, texts, needed, kept, model)
+        tokenizer, found = _auto(vocab_size, texts, needs, kept, model)
     elif setting in ("bpe", "char"):
         kind: Strategy = "train_bpe" if setting == "bpe" else "character"
-        tokenizer, found = _made(kind, vocab_size, texts, needed, kept, "asked for")
+        tokenizer, found = _made(kind, vocab_size, texts, needs, kept, "asked for")
     elif setting.startswith(HUB) and not _there(setting.removeprefix(HUB)):
         tokenizer = load_from_hub(setting.removeprefix(HUB))
         found = [Finding("tokenizer", "note", f"{len(tokenizer):,} entries from {setting}", "", "asked for")]
@@ -103,24 +128,24 @@ def choose_tokenizer(
 
 
 def _auto(
-    vocab_size: int, texts: Texts | None, needed: Sequence[str], kept: Kept | None, model: str | None
+    vocab_size: int, texts: Texts | None, needs: _Needs, kept: Kept | None, model: str | None
 ) -> tuple[TextTokenizer, list[Finding]]:
     """The model's own tokenizer or a known one where it can be had, else one made here."""
-    own, without = load_own(model, vocab_size, needed) if model is not None else (None, [])
+    own, without = load_own(model, vocab_size, needs.tokens) if model is not None else (None, [])
     if own is not None:
         return own, [*without, *_lost(own)]
-    tokenizer, found = _without_own(vocab_size, texts, needed, kept)
+    tokenizer, found = _without_own(vocab_size, texts, needs, kept)
     return tokenizer, [found[0], *without, *found[1:]]
 
 
 def _without_own(
-    vocab_size: int, texts: Texts | None, needed: Sequence[str], kept: Kept | None
+    vocab_size: int, texts: Texts | None, needs: _Needs, kept: Kept | None
 ) -> tuple[TextTokenizer, list[Finding]]:
-    made_from = {"tier": "pretrained", "rows": vocab_size, "needed": sorted(needed)}
+    made_from = {"tier": "pretrained", "rows": vocab_size, "needed": sorted(needs.tokens)}
     held = kept.read(f"pretrained-{vocab_size}", made_from) if kept is not None else None
     if held is not None:
         return held
-    tokenizer, found = load_known(vocab_size, needed)
+    tokenizer, found = load_known(vocab_size, needs.tokens)
     if tokenizer is not None:
         found += _lost(tokenizer)
         if kept is not None:
@@ -134,23 +159,23 @@ def _without_own(
         why = f"at least {BPE_FROM}, but there is " + ("too little text for BPE" if size else "no text to train on")
     else:
         why = f"at least {BPE_FROM}"
-    tokenizer, made = _made(kind, vocab_size, texts if size else None, needed, kept, why)
+    tokenizer, made = _made(kind, vocab_size, texts if size else None, needs, kept, why)
     return tokenizer, [made[0], *found, *made[1:]]
 
 
 def _made(
-    kind: Strategy, vocab_size: int, texts: Texts | None, needed: Sequence[str], kept: Kept | None, why: str
+    kind: Strategy, vocab_size: int, texts: Texts | None, needs: _Needs, kept: Kept | None, why: str
 ) -> tuple[TextTokenizer, list[Finding]]:
     """A tokenizer made from the texts, or kept from the last time; the first finding is the choice."""
     label = f"{'bpe' if kind == 'train_bpe' else 'char'}-{vocab_size}"
-    made_from: dict[str, Any] = {"tier": kind, "rows": vocab_size, "special": _specials(needed)}
+    made_from: dict[str, Any] = {"tier": kind, "rows": vocab_size, "special": needs.specials()}
     if kept is not None:
         made_from["texts"] = fingerprint(texts()) if texts is not None else None
         held = kept.read(label, made_from)
         if held is not None:
             return held
     make, name = (_bpe, "byte-level BPE") if kind == "train_bpe" else (_characters, "characters")
-    tokenizer, found = make(vocab_size, texts, needed)
+    tokenizer, found = make(vocab_size, texts, needs)
     reason = f"the model takes {vocab_size:,} ids{'; ' if why == 'asked for' else ', '}{why}"
     found = [Finding("tokenizer", "note", f"{name}, {len(tokenizer):,} entries", "", reason), *found]
     if kept is not None:
@@ -202,10 +227,10 @@ def check_fit(tokenizer: TextTokenizer, vocab_size: int) -> list[Finding]:
     return found
 
 
-def _bpe(vocab_size: int, texts: Texts | None, needed: Sequence[str]) -> tuple[TextTokenizer, list[Finding]]:
+def _bpe(vocab_size: int, texts: Texts | None, needs: _Needs) -> tuple[TextTokenizer, list[Finding]]:
     if texts is None:
         raise TokenizerError("there is no text to train a BPE on", fix="give a dataset, or tokenizer char")
-    trainer = FastBPETrainer(BPETrainerConfig(vocab_size=vocab_size, special_tokens=_specials(needed), exact=False))
+    trainer = FastBPETrainer(BPETrainerConfig(vocab_size=vocab_size, special_tokens=needs.specials(), exact=False))
     tokenizer = trainer.train_on_dataset(_Anew(texts))
     return tokenizer, trainer.findings
 
@@ -220,11 +245,7 @@ class _Anew:
         return iter(self._texts())
 
 
-def _specials(needed: Sequence[str]) -> list[str]:
-    return [*SPECIAL_TOKENS, *(token for token in needed if token not in SPECIAL_TOKENS)]
-
-
-def _characters(vocab_size: int, texts: Texts | None, needed: Sequence[str]) -> tuple[TextTokenizer, list[Finding]]:
+def _characters(vocab_size: int, texts: Texts | None, needs: _Needs) -> tuple[TextTokenizer, list[Finding]]:
     """Bytes, special tokens and characters where they fit; else characters first, then special tokens.
 
     Those that are needed come before the characters. Without texts the characters are those of Unicode, in order.
@@ -235,12 +256,9 @@ def _characters(vocab_size: int, texts: Texts | None, needed: Sequence[str]) -> 
             "with one id every text is the same: a model has nothing to learn from it",
             "a model with a vocabulary of 2 or more",
         )
-    wanted = _specials(needed)
-    if vocab_size >= BYTES + len(wanted):
-        specials = wanted
-    else:
-        room_for = _kept(vocab_size, texts, needed)
-        specials = [token for token in wanted if token in needed or token in room_for]
+    specials = needs.specials()
+    if vocab_size < BYTES + len(specials):
+        specials = needs.specials(_kept(vocab_size, texts, needs.tokens))
     characters = texts() if texts is not None else None
     # quiet: who asked shows the findings, this one among them
     tokenizer = CharacterLevelTokenizer(vocab_size, special_tokens=specials, texts=characters, view=QuietView())

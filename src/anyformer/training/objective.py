@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from anyformer.core.errors import CallError, DataError, SettingsError, TokenizerError
@@ -12,10 +13,13 @@ from anyformer.core.findings import Finding
 from anyformer.core.settings import ObjectiveSetting
 from anyformer.models.batchproof import prove_on_batch
 from anyformer.models.calls.culprit import COPY
+from anyformer.models.calls.hiding import id_passed_over
+from anyformer.models.calls.probing import Prober
 from anyformer.models.masking import Masking
 from anyformer.models.objectives import IGNORE_INDEX
 from anyformer.models.plan import CallPlan, Family, Objective
-from anyformer.tokenization.base import id_count
+from anyformer.models.probes import set_mode, untouched
+from anyformer.tokenization.base import PAD, id_count
 
 WORDS: dict[Objective, str] = {
     "causal": "next-token prediction",
@@ -27,7 +31,7 @@ NEEDED_TOKENS: dict[Objective, tuple[str, ...]] = {
     "causal": (),
     "masked": ("<mask>",),
     "seq2seq": ("<s>", "</s>"),
-    "classification": ("<pad>",),
+    "classification": (PAD,),
 }
 """Special tokens that a tokenizer trained for the objective must have."""
 _FAMILIES: dict[Family, str] = {
@@ -177,18 +181,17 @@ def start_and_end(tokenizer: Any, limit: int) -> tuple[int, int]:
 
 
 def kept_for_padding(module: nn.Module, plan: CallPlan) -> int | None:
-    """The id whose row the embedding of the ids keeps at zero (``padding_idx``); None where there is none, or several.
+    """The id that the model has for padding: its embedding keeps the row at zero (``padding_idx``), or it hides it.
 
-    A model that has one mostly hides that id by itself, too.
+    None where it has none, or tables of several.
     """
     tables = [m for m in module.modules() if isinstance(m, nn.Embedding) and m.padding_idx is not None]
     found = {m.padding_idx for m in tables if m.num_embeddings in (plan.embedding_rows, plan.target_vocab)}
-    return found.pop() if len(found) == 1 else None
-
-
-def needed_tokens(objective: Objective, padding: int | None) -> tuple[str, ...]:
-    """Special tokens that a tokenizer trained for a model must have. padding: as ``kept_for_padding`` gives it."""
-    return tuple(dict.fromkeys([*NEEDED_TOKENS[objective], *(("<pad>",) if padding is not None else ())]))
+    if found:
+        return found.pop() if len(found) == 1 else None
+    with untouched(module), torch.no_grad():
+        set_mode(module, False)
+        return id_passed_over(Prober(module), plan)
 
 
 def padding_notes(tokenizer: Any, padding: int | None) -> list[Finding]:
@@ -199,7 +202,7 @@ def padding_notes(tokenizer: Any, padding: int | None) -> list[Finding]:
     name = next((token for token, i in tokenizer.get_vocab().items() if i == padding), None)
     if name is None:
         return []
-    why = f"the model's embedding keeps id {padding} for padding: its row is never trained, and the model may hide it"
+    why = f"the model has id {padding} for padding: it hides the token from the others, or never trains its row"
     return [Finding("padding id", "warn", f"id {padding} is {name!r} in this tokenizer", "its padding", why)]
 
 

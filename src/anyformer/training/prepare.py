@@ -34,10 +34,10 @@ from anyformer.tokenization.choose import check_fit, choose_tokenizer
 from anyformer.training.effective import required_steps
 from anyformer.training.examples import reads_padding, sides_of
 from anyformer.training.objective import (
+    NEEDED_TOKENS,
     WORDS,
     choose_masking,
     kept_for_padding,
-    needed_tokens,
     padding_notes,
     start_and_end,
 )
@@ -178,7 +178,12 @@ def _tokenizer(
     if tokenizer is None:
         view.status("preparing the tokenizer")
         tokenizer, notes = choose_tokenizer(
-            settings.tokenizer, settings.vocab_size or limit, texts, needed_tokens(objective, padding), model=model
+            settings.tokenizer,
+            settings.vocab_size or limit,
+            texts,
+            NEEDED_TOKENS[objective],
+            padding=padding,
+            model=model,
         )
     else:
         notes = check_fit(tokenizer, limit)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from anyformer.models.calls.probing import Prober, changed_inputs, difference, tolerance
+from anyformer.models.calls.names import PAD, hint
+from anyformer.models.calls.probing import Prober, changed_inputs, difference, high, target_high, tolerance
 from anyformer.models.inputs import Inputs, row
 from anyformer.models.plan import Argument, CallPlan
 
@@ -158,6 +159,45 @@ def attention_passes_over(prober: Prober, plan: CallPlan) -> bool:
         seen.append(weights.given)
     pairs = list(zip(*seen, strict=False))
     return len(seen[0]) == len(seen[1]) and (True, False) in pairs and (False, True) not in pairs
+
+
+def id_passed_over(prober: Prober, plan: CallPlan) -> int | None:
+    """The id to which the module's attention gives no weight wherever it lies: its padding, compared with in forward.
+
+    Tried are the ids that an attribute names so, the first four, and the last one; None where none of them is hidden.
+    """
+    named = [value for m in prober.module.modules() for name, value in vars(m).items() if _names_padding(name)]
+    sides = [False, True] if plan.family == "encoder_decoder" else [False]
+    for target in sides:
+        limit = target_high(plan) if target else high(plan)
+        tried = dict.fromkeys(i for i in (*named, 0, 1, 2, 3, limit - 1) if type(i) is int and 0 <= i < limit)
+        ordinary = next((i for i in range(limit - 1, -1, -1) if i not in tried), None)
+        shown = [] if ordinary is None else _given_to(prober, plan, ordinary, target)
+        for candidate in tried if any(shown) else ():
+            given = _given_to(prober, plan, candidate, target)
+            pairs = list(zip(shown, given, strict=True)) if len(given) == len(shown) else []
+            if (True, False) in pairs and (False, True) not in pairs:
+                return candidate
+    return None
+
+
+def _names_padding(name: str) -> bool:
+    return hint(name) == "padding_id" or PAD.fullmatch(name.lower()) is not None
+
+
+def _given_to(prober: Prober, plan: CallPlan, token: int, target: bool) -> list[bool]:
+    """Of each attention over the source (target: over the decoder's input), whether it looks at this token at all.
+
+    Empty where that does not run.
+    """
+    T, at = max(6, prober.length), 2
+    inputs = prober.inputs(plan, 2, T, 1, T - 1)
+    ids = inputs.target_ids if target and inputs.target_ids is not None else inputs.input_ids
+    ids = ids.index_fill(1, torch.tensor([at], device=ids.device), token)
+    inputs = replace(inputs, target_ids=ids) if target else replace(inputs, input_ids=ids)
+    with _unfused(), _Weights(ids.shape[1], at) as weights:
+        run = prober.try_logits(plan, inputs)
+    return [] if run is None or weights.swallowed else weights.given
 
 
 class _Seen(TorchFunctionMode):
