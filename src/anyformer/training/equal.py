@@ -16,7 +16,7 @@ from anyformer.models.calls.probing import seeded
 from anyformer.models.plan import CallPlan
 from anyformer.models.probes import untouched
 
-PROOF_LOGITS = 1 << 24
+PROOF_LOGITS = 1 << 22
 """Logits of a proof, but for two rows: of a large vocabulary they are most of the memory of a run."""
 _EXACT = (1e-5, 1e-4)
 _HALF = (5e-3, 5e-2)

@@ -45,6 +45,14 @@ from anyformer.training.stopping import StopOnSignal
 from anyformer.training.team import Team
 from anyformer.training.text import Text
 
+_HOOKS_OF_A_STEP = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
 ACCELERATORS = {"cuda": "gpu", "mps": "mps", "cpu": "cpu"}
 
 
@@ -165,6 +173,8 @@ def build_trainer(
     metrics = None
     if team.leads:
         metrics = CsvMetrics(run.path, resume_from=step_of(resume_from) if resume_from is not None else None)
+    for callback in callbacks:
+        _leave_out_idle_hooks(callback)
     environment = [team.environment()] if team.size > 1 else []
     trainer = pl.Trainer(
         accelerator=ACCELERATORS[effective.device],
@@ -193,6 +203,16 @@ def build_trainer(
         metrics.steps = lambda: int(trainer.global_step)
         metrics.on_row, metrics.saved_step = on_row, lambda: checkpoint.saved_step
     return Fit(trainer, checkpoint, progress, stop, in_time)
+
+
+def _leave_out_idle_hooks(callback: pl.Callback) -> None:
+    """Lightning calls what is callable: of some 80 hooks a step all but a few do nothing, and each costs a name.
+
+    What it saves of a tiny model's step is in benchmarks/results/train_loop.md.
+    """
+    for name in _HOOKS_OF_A_STEP:
+        if getattr(type(callback), name) is getattr(pl.Callback, name):
+            setattr(callback, name, None)
 
 
 def _strategy(settings: TrainSettings, team: Team, unused: bool) -> Any:

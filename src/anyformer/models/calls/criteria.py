@@ -80,6 +80,7 @@ _COUNT = re.compile(
 )
 _SIBLINGS = 30  # files beside the model's that are read at most
 _LONGEST = 400_000  # characters of a file that is read
+_TESTS = ("test_", "conftest")  # files that name every loss there is, and train nothing
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _names(tree: ast.AST) -> Iterator[str]:
 
 
 def _add(found: dict[Kind, str], names: Iterable[str], where: str) -> None:
-    for name in names:
+    for name in dict.fromkeys(names):
         kind = next((kind for kind, pattern in _KINDS if pattern.fullmatch(name)), None)
         if kind is not None:
             found.setdefault(kind, name + where)
@@ -151,14 +152,14 @@ def _of_file(module: nn.Module) -> dict[Kind, str]:
         path = Path(inspect.getfile(type(module)))
     except (OSError, TypeError):
         return {}
-    if is_library(str(path)) or path.name.startswith("test_"):
+    if is_library(str(path)) or path.name.startswith(_TESTS):
         return {}
     found: dict[Kind, str] = {}
     name = type(module).__name__
     for node in _tree(_text(path)).body:
         _add(found, _told_by(node, name), f" in {path.name}")
     for other in () if found else sorted(path.parent.glob("*.py"))[:_SIBLINGS]:
-        text = _text(other) if other != path else ""
+        text = "" if other == path or other.name.startswith(_TESTS) else _text(other)
         if re.search(rf"\b(from|import)\b[^\n]*\b{re.escape(path.stem)}\b", text) and re.search(rf"\b{name}\b", text):
             for node in _tree(text).body:
                 _add(found, _told_by(node, name), f" in {other.name}")
