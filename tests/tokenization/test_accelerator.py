@@ -145,7 +145,7 @@ def test_long_texts_have_the_same_ids_in_parts_and_few_at_once(bpe: Any, monkeyp
     monkeypatch.setattr(encoding, "_LONG", 500)
     monkeypatch.setattr(encoding, "_AT_ONCE", 2_000)
     texts = ["", "short", long_text(5, 9_000), "x" * 1_200, long_text(6, 3_000), ""]
-    assert len(accelerator.cut(texts[2], 500, accelerator.BEFORE_SPACE) or []) > 9
+    assert len(encoding._cut(texts[2])) > 9
     if way == "here":
         got = encoding.library_encode(bpe)(texts)
     else:
@@ -154,6 +154,14 @@ def test_long_texts_have_the_same_ids_in_parts_and_few_at_once(bpe: Any, monkeyp
     whole = [bpe.backend_tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     assert got.lengths.tolist() == [*map(len, whole)]
     assert got.ids.tolist() == [i for ids in whole for i in ids]
+
+
+def test_a_part_ends_where_it_may_and_the_rest_stays_whole(monkeypatch: Any) -> None:
+    monkeypatch.setattr(encoding, "_LONG", 4)
+    assert encoding._cut("abcdefgh ij") == ["abcdefgh", " ij"]  # the first place after four characters
+    assert encoding._cut("a b c d") == ["a b c d"]  # less than two parts
+    assert encoding._cut("a" * 40) == ["a" * 40]
+    assert encoding._cut("ab cd  ef gh" + "x" * 30) == ["ab cd", "  ef", " gh" + "x" * 30]
 
 
 def test_text_that_it_mostly_errs_in_is_left_to_the_library_and_that_is_said(bpe: Any) -> None:

@@ -42,16 +42,15 @@ def errs(text: str) -> bool:
     return not text.isascii() and "'" in text and _ERRS_BEYOND_ASCII.search(text) is not None
 
 
-def cut(text: str, longest: int = LONGEST, places: re.Pattern[str] = _AFTER_WORD) -> list[str] | None:
+def cut(text: str) -> list[str] | None:
     """The text in parts that are short enough, whose ids in a row are those of the whole; None where it has no such.
 
-    GPT-2's pattern never reaches over a single space between a word and what stands before it. longest: characters.
-    places: where a part may end; BEFORE_SPACE for the library.
+    GPT-2's pattern never reaches over a single space between a word and what stands before it.
     """
     parts, start = [], 0
-    while len(text) - start > longest:
-        last = start + longest
-        place = places.search(text, max(start + 1, last - 1000), last) or places.search(text, start + 1, last)
+    while len(text) - start > LONGEST:
+        last = start + LONGEST
+        place = _AFTER_WORD.search(text, max(start + 1, last - 1000), last) or _AFTER_WORD.search(text, start + 1, last)
         if place is None:
             return None
         parts.append(text[start : place.start()])

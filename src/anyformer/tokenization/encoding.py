@@ -35,7 +35,9 @@ PROCESSES_FROM = 32 << 20  # bytes of text; below, starting processes (0.3 s) co
 _PROCESSES = 2
 ACCELERATE_FROM = 1 << 20
 _AT_ONCE = 1 << 20  # characters that one call of the library encodes
-_LONG = 1 << 18  # characters of a text from which on it is encoded in parts, where these give the same ids
+_LONG = 1 << 13
+"""Characters of a part of a text, where parts give the same ids: long texts leave threads idle and are slower by the
+byte. benchmarks/results/token_cache.md has 4,096 to 32,768 beside the library on whole texts."""
 _LEAST_GIVEN = 0.5  # share of the text that the accelerator must be fit for: with less the library alone is as fast
 _SLICE = 4096  # characters of each batch that are encoded both ways, for as long as the accelerator is used
 # What fast tokenizers get wrong: runs of white space, contractions, marks that combine, text beyond the BMP.
@@ -93,8 +95,20 @@ def _cuts_long_texts(tokenizer: Any) -> bool:
 
 def _in_parts(texts: list[str]) -> tuple[list[str], list[int]]:
     """The texts, long ones in parts, and how many parts each has."""
-    cuts = [accelerator.cut(text, _LONG, accelerator.BEFORE_SPACE) or [text] for text in texts]
+    cuts = [_cut(text) for text in texts]
     return [part for cut in cuts for part in cut], [len(cut) for cut in cuts]
+
+
+def _cut(text: str) -> list[str]:
+    """The text in parts of at least so many characters, cut at the first place where the ids stay the same."""
+    parts, start = [], 0
+    while len(text) - start > 2 * _LONG:
+        place = accelerator.BEFORE_SPACE.search(text, start + _LONG)
+        if place is None:
+            break
+        parts.append(text[start : place.start()])
+        start = place.start()
+    return [*parts, text[start:]]
 
 
 def _groups(texts: list[str]) -> Iterator[list[str]]:
