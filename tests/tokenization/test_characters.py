@@ -147,6 +147,7 @@ def test_as_the_reference_uses_it() -> None:
     assert tokenizer.decode(encoded["input_ids"]) == "Hello 世界!"
 
 
+@pytest.mark.soak
 def test_that_unicode_has_fewer_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert CharacterLevelTokenizer(1_200_000).vocab_size < 1_200_000
     assert "tokenizer size: asked 1,200,000, Unicode has 1,112,324" in capsys.readouterr().err
