@@ -69,15 +69,21 @@ def reads_padding(module: nn.Module, plan: CallPlan, examples: PaddedExamples) -
             beside = _first_row(module, plan, together, device)
             by_itself = _first_row(module, plan, alone, device)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            why = f"it fails on a padded batch ({type(error).__name__}): batches hold texts of one length"
+            why = f"it fails on a padded batch ({type(error).__name__}): batches hold {_of_one_length(plan)}"
             return True, Finding("padding", "note", "not tried", reason=why)
     if not bool(torch.isfinite(torch.cat([by_itself, beside])).all()):
         return True, Finding("padding", "note", "not measured", reason="logits that are no finite numbers")
     moved = float(difference(by_itself[None], beside[None, : len(by_itself)]).max())
     if moved <= tolerance(by_itself[None]):
         return False, Finding("padding", "ok", "a text gives the same with padding beside it", reason="measured")
-    why = "it is not told, or does not heed, which tokens are padding: batches hold texts of one length, without any"
+    why = f"it is not told, or does not heed, which tokens are padding: batches hold {_of_one_length(plan)}"
     return True, Finding("padding", "note", f"the model reads it (by {moved:.2g})", reason=why)
+
+
+def _of_one_length(plan: CallPlan) -> str:
+    if plan.family == "encoder_decoder":  # of those to write, the padding comes after all that counts
+        return "texts to read of one length; those to write are padded behind their end"
+    return "texts of one length, without any"
 
 
 def _first_row(module: nn.Module, plan: CallPlan, batch: dict[str, Tensor], device: torch.device) -> Tensor:

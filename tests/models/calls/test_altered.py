@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -85,6 +86,34 @@ def test_a_second_model_that_would_not_be_trained_is_named(width: int, verdicts:
     assert [f.verdict for f in findings] == verdicts
     assert "judge, score" in findings[0].measured
     assert named(Encoder(), "parts") == []
+
+
+class Copied(Encoder):
+    """Holds the layer that its stack was copied from, and perhaps one that is never called."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(D, 2, 24, batch_first=True)
+        if how == "torch":
+            self.stack = nn.TransformerEncoder(self.layer, 2, enable_nested_tensor=False)
+            for p in self.parameters():
+                nn.init.normal_(p, std=0.2)  # the copies are told from it by no value then
+        elif how == "by hand":
+            self.stack = nn.Sequential(copy.deepcopy(self.layer), copy.deepcopy(self.layer))  # type: ignore[assignment]
+        else:
+            self.stack = nn.Sequential(nn.TransformerEncoderLayer(D, 2, 24, batch_first=True))  # type: ignore[assignment]
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.mlm_head(self.stack(self.read(input_ids)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["torch", "by hand", "forgotten"])
+def test_the_layer_that_others_were_copied_from_is_no_part_that_was_forgotten(how: str) -> None:
+    module = Copied(how)
+    size = sum(p.numel() for p in module.layer.parameters())
+    said = [f.measured for f in named(module, "prototypes")]
+    assert said == ([] if how == "forgotten" else [f"layer: {size:,} weights never take part"])
+    assert [f.verdict for f in named(module, "parts")] == (["warn"] if how == "forgotten" else [])
 
 
 class Experts(Encoder):

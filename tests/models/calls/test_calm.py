@@ -84,3 +84,17 @@ def test_rows_that_their_place_alone_changes_do_not_see_one_another() -> None:
     assert batch.verdict == "warn"
     assert "its place in the batch" in batch.measured
     assert require_trainable(plan)[0] == "classification"
+
+
+class CountsRows(TimeFirst):
+    """What a row alone gives is far from what it gives among others, wherever it stands: as cancellation does."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.e(ids) + self.positions(torch.arange(ids.shape[1]))
+        return self.classifier(x.mean(1)) * (1.0 if ids.shape[0] > 1 else 1.2)  # type: ignore[no-any-return]
+
+
+def test_rows_that_their_number_alone_changes_are_not_said_to_stand_elsewhere() -> None:
+    batch = next(f for f in infer_call_plan(CountsRows()).findings if f.name == "batch")
+    assert batch.verdict == "warn"
+    assert "wherever it stands" in batch.measured

@@ -56,6 +56,13 @@ def parts_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
         return about
     used = {_kind(name) for name in layers if name not in set(idle)}
     idle = [name for name in idle if _kind(name) not in used]
+    copied = _prototypes(module, set(idle))
+    if copied:
+        rest = [name for name in idle if not name.startswith(tuple(f"{part}." for part in copied))]
+        size = sum(layers[name].numel() for name in {*idle} - {*rest})
+        measured = f"{', '.join(copied)}: {size:,} weights never take part"
+        about.append(Finding("prototypes", "note", measured, reason="the layers that run are copies of them"))
+        idle = rest
     share = sum(layers[name].numel() for name in idle) / total
     if share < _WORTH_SAYING:
         return about
@@ -65,6 +72,28 @@ def parts_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
     verdict = "fail" if share > _MOST_LAYERS else "note" if beside else "warn"
     measured = f"{shown}: {share:.0%} of the layers' weights take no part in these logits"
     return [*about, Finding("parts", verdict, measured, "all do", why)]  # type: ignore[arg-type]
+
+
+def _prototypes(module: nn.Module, idle: set[str]) -> list[str]:
+    """Parts that never run and were copied into those that do: the layer that nn.TransformerEncoder was given."""
+    found: list[str] = []
+    stacks = [m for m in module.modules() if isinstance(m, nn.TransformerEncoder | nn.TransformerDecoder)]
+    stacked = {id(layer) for stack in stacks for layer in stack.layers}
+    parts = [(name, part, dict(part.named_parameters())) for name, part in module.named_modules() if name]
+    for name, part, own in parts:
+        if not own or not all(f"{name}.{n}" in idle for n in own) or name.startswith(tuple(f"{f}." for f in found)):
+            continue
+        for other_name, other, theirs in parts:
+            alike = type(other) is type(part) and {n: p.shape for n, p in own.items()} == {
+                n: p.shape for n, p in theirs.items()
+            }
+            if other is part or not alike or any(f"{other_name}.{n}" in idle for n in theirs):
+                continue
+            matrices = [n for n, p in own.items() if p.dim() > 1]  # all vectors begin as ones or zeros
+            if id(other) in stacked or (matrices and all(torch.equal(own[n], theirs[n]) for n in matrices)):
+                found.append(name)
+                break
+    return found
 
 
 def _without(prober: Prober, plan: CallPlan, layers: dict[str, nn.Parameter]) -> tuple[list[str], list[Tensor]]:
