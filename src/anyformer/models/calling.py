@@ -295,9 +295,8 @@ def _placed(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Tensor:
     """The tensor at the plan's place as (B, T, V), or (B, C), (B, 1, V) of the last position."""
     if plan.packed and len(inputs.input_ids) > 1:
         return torch.cat([_placed(module, plan, row(inputs, i)) for i in range(len(inputs.input_ids))])
-    tap = LossTap(module)
     if plan.logits_from == "loss":
-        with tap:
+        with LossTap(module) as tap:
             raw_output(module, plan, inputs)
         found: Any = tap.logits(plan.logits_path)
     else:
