@@ -116,7 +116,27 @@ class Tied(Next):
         return self.mix(self.e(ids))[:, -1] @ self.e.weight.T
 
 
-@pytest.mark.parametrize("module", [Pooled(), Maximum(), First(), Vector(), AllInTraining(), Squeezed()])
+class CutAfterTheHead(Next):
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.mix(self.e(ids)))[:, -1, :]
+
+
+class VectorOfTheLast(Vector):
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.mix(self.e(ids))[:, -1]
+
+
+def test_the_head_may_give_all_positions_before_the_last_is_taken() -> None:
+    module = CutAfterTheHead().eval()
+    plan = infer_call_plan(module)
+    assert (plan.family, plan.layout) == ("decoder", "last")
+    ids = ids_of(2, 5)
+    torch.testing.assert_close(call_logits(module, plan, ids)[:, 2], module(ids[:, :3]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "module", [Pooled(), Maximum(), First(), Vector(), VectorOfTheLast(), AllInTraining(), Squeezed()]
+)
 def test_what_is_not_read_from_the_last_position_or_not_always_is_refused(module: nn.Module) -> None:
     with pytest.raises(CallError, match="no way to call"):
         infer_call_plan(module)

@@ -63,6 +63,7 @@ def _reads_the_last(prober: Prober, plan: CallPlan) -> bool:
     """
     B, T = 2, 5
     ends: list[Tensor] = []
+    scored: list[Tensor] = []
     given: list[Tensor] = []
     last: list[nn.Module] = []
 
@@ -72,7 +73,10 @@ def _reads_the_last(prober: Prober, plan: CallPlan) -> bool:
             given.append(first)
         made = output[0] if isinstance(output, tuple) and output else output
         if isinstance(made, Tensor) and made.dim() == 3:
-            ends.extend([made[:, -1]] if made.shape[:2] == (B, T) else [made[-1]] if made.shape[:2] == (T, B) else [])
+            end = [made[:, -1]] if made.shape[:2] == (B, T) else [made[-1]] if made.shape[:2] == (T, B) else []
+            ends.extend(end)
+            if isinstance(module, nn.Linear) and module.out_features == plan.vocab_size:
+                scored.extend(end)
         if not list(module.children()) and isinstance(made, Tensor) and made.shape[-1] == plan.vocab_size:
             last.append(module)
 
@@ -84,12 +88,18 @@ def _reads_the_last(prober: Prober, plan: CallPlan) -> bool:
             handle.remove()
     out = None if run is None else follow(run.output, plan.logits_path)
     tables = [m.weight for m in prober.module.modules() if isinstance(m, nn.Embedding)]
+    if isinstance(out, Tensor) and any(_same(end, out) for end in scored):
+        return True  # the head gave those of all positions
     if isinstance(out, Tensor) and any(_product(out, end, table) for end in ends for table in tables):
         return True
     rows = [g.reshape(B, -1) for g in given if g.dim() == 2 or g.shape[1] == 1]
     seen = any(r.shape == e.shape and torch.equal(r, e) for r in rows for e in ends)
     tied = any(p.shape[0] == plan.vocab_size for m in last for p in m.parameters(recurse=False))
     return seen and tied
+
+
+def _same(end: Tensor, out: Tensor) -> bool:
+    return end.numel() == out.numel() and torch.equal(end, out.reshape(end.shape))
 
 
 def _product(out: Tensor, end: Tensor, table: Tensor) -> bool:
