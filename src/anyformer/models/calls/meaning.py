@@ -240,7 +240,7 @@ def places_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
         return []
     limit = tolerance(logits)
     if not bool((difference(logits, logits[:, :1].expand_as(logits)) > limit).any()):
-        why = "all come from one place of the text, or from the whole of it (attention alone, without x + …, leaves a mean)"
+        why = "all come from one place of the text, or from the whole of it (attention without x + … leaves a mean)"
         return [Finding("places", "fail", "every position gives the same logits", "each has its own", why)]
     if bool((logits >= 0).all()) and bool(((-logits.double()).logsumexp(-1).abs() < 1e-3).all()):
         why = "the likeliest token has the smallest number: softmax would turn them round; leave the minus sign out"
