@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from anyformer.models.calls.causal import Leak
 from anyformer.models.calls.evidence import Evidence
+from anyformer.models.calls.hiding import looks_ahead_alone
 from anyformer.models.calls.names import held, hint
 from anyformer.models.calls.origins import Trace
 from anyformer.models.calls.precise import eager
@@ -30,6 +31,7 @@ _ATTENTION = re.compile(r"[aA]tt(entio)?n|MHA|MHSA|Transformer|Block|Head")
 _SMALL = 1e-2
 """Of the usual logit: what so little tells is hardly worth copying."""
 _LENGTHS = (13, 11, 14, 9, 22)
+MISSING = "a causal mask is missing"
 COPY = "trained on the next token it would learn to copy it"
 
 Seen = list[tuple[str, list[Tensor], list[Tensor]]]
@@ -59,8 +61,10 @@ def leak_reason(prober: Prober, plan: CallPlan, leak: Leak, evidence: Evidence) 
     size = _size(prober, plan, leak)
     lines = [f"small: {leak.size:.2g} of logits of about {size:.2g}, yet a leak" if leak.size < _SMALL * size else COPY]
     lines += (
-        [_words(*part)] if part else [] if lines[0] != COPY else ["a causal mask is missing, or this is an encoder"]
+        [_words(*part)] if part else [] if lines[0] != COPY else [f"{MISSING}, or this is an encoder"]
     )
+    if looks_ahead_alone(prober, plan):
+        lines[-1] = lines[-1].replace(MISSING, "its mask is the wrong way round, and hides earlier ones")
     switch = causal_setting(prober.module)
     lines += [f"its constructor has a switch: {switch} in config.json"] if switch else []
     against = [f"a decoder: {e}" for e in evidence.decoder[:1]] + [
@@ -157,7 +161,7 @@ def _words(name: str, part: nn.Module, whole: bool) -> str:
         reach = (part.kernel_size[0] - 1) * part.dilation[0]
         return f"{kind} sees tokens ahead of its own: pad {reach} on the left alone, nothing on the right"
     if isinstance(part, nn.MultiheadAttention) or _ATTENTION.search(type(part).__name__):
-        return f"in {kind} each position sees later ones: a causal mask is missing"
+        return f"in {kind} each position sees later ones: {MISSING}"
     return f"{kind} lets later positions into earlier ones"
 
 

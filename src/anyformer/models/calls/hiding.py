@@ -210,6 +210,8 @@ class _Seen(TorchFunctionMode):
         """Whether some place looks at a later one."""
         self.back: list[bool] = []
         """Whether each looks at itself, and some at earlier ones."""
+        self.turned: list[bool] = []
+        """Whether some look at later ones, and none at earlier ones but the last: it may be left with nothing."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -236,6 +238,7 @@ class _Seen(TorchFunctionMode):
         each = seen.reshape(-1, self._T, self._T)
         self.ahead.append(bool(each.triu(1).any()))
         self.back.append(bool(each.diagonal(dim1=-2, dim2=-1).all()) and bool(each.tril(-1).any()))
+        self.turned.append(self.ahead[-1] and not bool(each.tril(-1)[:, :-1].any()))
 
 
 def looks_back_alone(prober: Prober, plan: CallPlan) -> bool:
@@ -244,6 +247,14 @@ def looks_back_alone(prober: Prober, plan: CallPlan) -> bool:
     with _unfused(), _Seen(T) as seen:
         run = prober.try_logits(plan, prober.inputs(plan, 2, T, 1))
     return run is not None and bool(seen.ahead) and not any(seen.ahead) and all(seen.back)
+
+
+def looks_ahead_alone(prober: Prober, plan: CallPlan) -> bool:
+    """Whether an attention that is seen hides the past and not the future: its mask is the wrong way round."""
+    T = max(5, prober.length)
+    with _unfused(), _Seen(T) as seen:
+        run = prober.try_logits(plan, prober.inputs(plan, 2, T, 1))
+    return run is not None and any(seen.turned)
 
 
 def leaves_nothing(prober: Prober, plan: CallPlan) -> bool:
