@@ -60,9 +60,7 @@ def leak_reason(prober: Prober, plan: CallPlan, leak: Leak, evidence: Evidence) 
     part = leaking_part(prober, plan, leak)
     size = _size(prober, plan, leak)
     lines = [f"small: {leak.size:.2g} of logits of about {size:.2g}, yet a leak" if leak.size < _SMALL * size else COPY]
-    lines += (
-        [_words(*part)] if part else [] if lines[0] != COPY else [f"{MISSING}, or this is an encoder"]
-    )
+    lines += [_words(*part)] if part else [] if lines[0] != COPY else [f"{MISSING}, or this is an encoder"]
     if looks_ahead_alone(prober, plan):
         lines[-1] = lines[-1].replace(MISSING, "its mask is the wrong way round, and hides earlier ones")
     switch = causal_setting(prober.module)
