@@ -17,7 +17,7 @@ from small_models import Small
 from torch import Tensor
 
 from anyformer.core.errors import Interrupted, TrainingError
-from anyformer.training import coordinator, intime
+from anyformer.training import coordinator, ending, intime
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.saving import RunCheckpoint
 from anyformer.training.stopping import StopOnSignal
@@ -96,14 +96,14 @@ def test_the_evaluation_at_which_it_was_left_counts(
 
 
 def test_a_signal_while_a_paused_run_is_measured_ends_it(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = coordinator.measure
+    measure = ending.measure
 
     def measured(*given: Any, **more: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.05)
         return measure(*given, **more)
 
-    monkeypatch.setattr(coordinator, "measure", measured)
+    monkeypatch.setattr(ending, "measure", measured)
     monkeypatch.setattr(intime.StopInTime, "_needed", lambda self, module, following: 0 if following < 6 else 1e9)
     with pytest.raises(Interrupted) as caught:
         fit(Counting(), max_time="1h", eval_every=100)

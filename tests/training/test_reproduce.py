@@ -247,7 +247,7 @@ def test_a_replay_that_ends_otherwise(run: Path, monkeypatch: pytest.MonkeyPatch
         def judge(*args: Any) -> dict[str, Any]:
             raise TrainingError("the loss is nan at step 3")
 
-        patch.setattr(coordinator, "_judge", judge)
+        patch.setattr(coordinator, "judge", judge)
         done = anyformer.reproduce(run, steps=3)
         assert not done.reproduced
         assert [one.measured for one in done.findings if one.name == "replay"] == ["the loss is nan at step 3"]

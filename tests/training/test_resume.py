@@ -337,9 +337,9 @@ def test_resuming_an_older_checkpoint_sets_the_later_ones_aside(fit: Fit, stoppe
 def test_a_damaged_best_checkpoint_gives_way_at_the_end(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anyformer.training import coordinator
+    from anyformer.training import ending
 
-    plain = coordinator._restore_best
+    plain = ending._restore_best
 
     def damaged(fit_: Any, *args: Any) -> Any:
         best = fit_.checkpoint.best_k_models
@@ -349,7 +349,7 @@ def test_a_damaged_best_checkpoint_gives_way_at_the_end(
         (Path(min(best)) / "model.safetensors").write_bytes(b"")
         return plain(fit_, *args)
 
-    monkeypatch.setattr(coordinator, "_restore_best", damaged)
+    monkeypatch.setattr(ending, "_restore_best", damaged)
     result = fit()
     assert any("damaged" in finding.measured for finding in result.findings)
     assert result.results["best_checkpoint"] == "checkpoints/step-00000008"

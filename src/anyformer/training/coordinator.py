@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from anyformer.core.durations import seconds_of
-from anyformer.core.errors import CorruptCheckpoint, Interrupted, TrainingError
+from anyformer.core.errors import TrainingError
 from anyformer.core.findings import Finding
 from anyformer.core.names import default_run_name
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
-from anyformer.core.view import PlainView, count, duration
+from anyformer.core.view import PlainView, count
 from anyformer.data.module import AdaptiveTokenizerDataModule
 from anyformer.models.callplan import CallPlan
 from anyformer.models.calls.documents import separate_documents
@@ -29,17 +29,17 @@ from anyformer.models.planned import naming, planned
 from anyformer.models.probes import placed, preserved_rng
 from anyformer.models.source import LoadedModel
 from anyformer.runs.backup import waited_for
-from anyformer.runs.checkpoints import list_checkpoints, read_weights, step_of
+from anyformer.runs.checkpoints import step_of
 from anyformer.runs.directory import RunDirectory, require_writable
 from anyformer.tokenization.load import load_tokenizer
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.autobatch import first_rows
 from anyformer.training.backups import begin_backup, end_backup, require_backup
 from anyformer.training.effective import Effective, choose_device, choose_max_length, derive
-from anyformer.training.fit import Fit, build_adapter, build_trainer, quiet_lightning
+from anyformer.training.ending import interrupted, judge, paused
+from anyformer.training.fit import build_adapter, build_trainer, quiet_lightning
 from anyformer.training.handover import HandOver, leaves_out
 from anyformer.training.intime import Budget, OutOfTime
-from anyformer.training.measure import measure
 from anyformer.training.objective import asked, proofs_on_batch, require_trainable
 from anyformer.training.precision import choose_precision
 from anyformer.training.prepare import prepare_text, settings_of_module
@@ -327,30 +327,31 @@ def _fit_and_judge(
         team=team,
         unused=unused,
     )
-    paused = False
+    out_of_time = False
     try:
         with fit.stop.listening():
             team.meet("nccl" if effective.device == "cuda" else "gloo")
             try:
                 fit.trainer.fit(adapter, datamodule=text.datamodule, ckpt_path=checkpoint, weights_only=True)
             except OutOfTime:
-                paused = True
-                findings.append(_paused(run, fit, str(settings.max_time), view))
+                out_of_time = True
+                findings.append(paused(run, fit, str(settings.max_time), view))
             finally:  # a signal or an error, too: what was skipped and chosen until then is part of its story
                 findings += [*stream_end(text.datamodule), *adapter.bad_steps.findings(), *fit.checkpoint.findings()]
                 findings += [adapter.loss_path.finding] if adapter.loss_path.finding is not None else []
                 with suppress(TrainingError):  # a full disk: what ended the run matters more
                     run.update(findings=[finding.to_dict() for finding in findings])
-            results = _judge(run, fit, adapter, text, effective, findings, view)
-            results |= {"out_of_time": paused, "stopped_early": not paused and results["steps"] < effective.total_steps}
-            if writer is not None and not paused:  # a resumed run writes its own
+            results = judge(run, fit, adapter, text, effective, findings, view)
+            early = not out_of_time and results["steps"] < effective.total_steps
+            results |= {"out_of_time": out_of_time, "stopped_early": early}
+            if writer is not None and not out_of_time:  # a resumed run writes its own
                 view.status("writing samples")
                 best = results["best_checkpoint"]
                 writer(step_of(Path(best)) if best else results["steps"])  # whose weights are in place
             run.update(results=results, findings=[finding.to_dict() for finding in findings])
             team.tell("done", results)
     except (StopRequested, KeyboardInterrupt) as stop:
-        raise _interrupted(run, fit, begin) from stop
+        raise interrupted(run, fit, begin) from stop
     return TrainResult(
         run.path, results, findings, writer.latest if writer else [], fit.trainer, adapter, text.tokenizer
     )
@@ -366,91 +367,3 @@ def _found(
     if adapter.micro.rows is not None:
         effective["micro_batch"] = adapter.micro.rows
     run.update(effective=effective, findings=[finding.to_dict() for finding in findings])
-
-
-def _judge(
-    run: RunDirectory,
-    fit: Fit,
-    adapter: UniversalModelAdapter,
-    text: Text,
-    effective: Effective,
-    findings: list[Finding],
-    view: View,
-) -> dict[str, Any]:
-    """Put the best weights into the model and measure them on all of the held-out text."""
-    last = fit.trainer.global_step
-    best = _restore_best(fit, adapter, last, findings)
-    results: dict[str, Any] = {
-        "objective": text.objective,
-        "steps": last,
-        "best_checkpoint": f"{run.checkpoints.name}/{best.name}" if best else None,
-        "tokens_per_second": fit.progress.tokens_per_second,
-        "train_seconds": fit.progress.train_seconds,
-    }
-    score = fit.checkpoint.best_model_score
-    if fit.in_time is not None and (needed := fit.in_time.measuring_seconds()) > fit.in_time.budget.left:
-        reason = f"about {duration(needed)} are needed, more than is left: anyformer evaluate {run.path}"
-        findings.append(Finding("held-out text", "warn", "not measured as a whole", reason=reason))
-        view.finding(findings[-1])
-        adapter.eval().cpu()
-        return {**results, "val_loss": None if best is None or score is None else float(score)}
-    view.status("measuring the held-out loss")
-    measured = measure(
-        adapter.model,
-        adapter.call_plan,
-        text,
-        block_size=effective.max_length,
-        batch_size=adapter.micro.rows or effective.micro_batch,
-        device=torch.device(effective.device),
-        last_loss=None if score is None else float(score),
-        view=view,
-    )
-    adapter.eval().cpu()
-    if unknown := measured.get("unknown_share"):
-        reason = "bits per byte would leave out what is not written, so none are given"
-        findings.append(Finding("unknown text", "warn", f"{unknown:.2%} of the held-out tokens", "0 %", reason))
-    return {**results, **measured}
-
-
-def _restore_best(fit: Fit, adapter: UniversalModelAdapter, last: int, findings: list[Finding]) -> Path | None:
-    """Put the weights with the lowest held-out loss into the model; returns their checkpoint.
-
-    The next best where one was damaged since it was saved.
-    """
-    best = fit.checkpoint.best_k_models
-    for path in sorted(best, key=lambda path: float(best[path])):
-        folder = Path(path)
-        if step_of(folder) == last:
-            return folder  # they are in place
-        try:
-            weights = read_weights(folder)
-        except CorruptCheckpoint as error:
-            findings.append(Finding("checkpoint", "warn", error.what, reason="the next best weights are used"))
-            continue
-        adapter.model.load_state_dict(weights, strict=True)
-        reason = f"its held-out loss was lower than that of the last step, {last:,}"
-        findings.append(Finding("weights", "note", f"of step {step_of(folder):,}", reason=reason))
-        return folder
-    return None
-
-
-def _paused(run: RunDirectory, fit: Fit, max_time: str, view: View) -> Finding:
-    where = f"paused at step {fit.trainer.global_step:,} of {fit.progress.total_steps:,}"
-    finding = Finding("max_time", "note", where, max_time, f"to go on: anyformer train --resume {run.path}")
-    view.finding(finding)
-    return finding
-
-
-def _interrupted(run: RunDirectory, fit: Fit, begin: float) -> Interrupted:
-    step, total = fit.trainer.global_step, fit.progress.total_steps
-    what = f"stopped at step {step:,} of {total:,} after {duration(time.monotonic() - begin)}"
-    kept = list_checkpoints(run.path)
-    if not kept:
-        stop = Interrupted(what, "nothing was saved yet: there is nothing to resume", "start it anew")
-    else:
-        saved = f"saved as {kept[0]}"
-        if step_of(kept[0]) != step:
-            saved = f"this step is not saved; the newest checkpoint is of step {step_of(kept[0]):,}"
-        stop = Interrupted(what, saved, f"anyformer train --resume {run.path}")
-    stop.exit_code = 128 + fit.stop.received  # as shells report a signal
-    return stop
