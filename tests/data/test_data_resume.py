@@ -243,7 +243,7 @@ class Telling(Recorder):
         print(f"rank {self.trainer.global_rank}: {self.seen}\\n", end="", flush=True)
 if __name__ == "__main__":
     tokenizer = CharacterLevelTokenizer(600, special_tokens=[], texts=[TEXT])
-    data = AdaptiveTokenizerDataModule([TEXT], tokenizer, BATCH // 2, BLOCK, cache_dir=sys.argv[1])
+    data = AdaptiveTokenizerDataModule([TEXT], tokenizer, BATCH, BLOCK, cache_dir=sys.argv[1])  # BATCH of both
     pl.Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp_fork", logger=False, num_sanity_val_steps=0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False).fit(Telling(), data)
 """
