@@ -18,7 +18,7 @@ from anyformer.models.example_gpt import GPT
 from anyformer.training import performance
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.coordinator import TrainResult
-from anyformer.training.performance import LogPerformance, peak_flops, resident_bytes, training_flops
+from anyformer.training.performance import LogRows, peak_flops, resident_bytes, training_flops
 
 Fit = Callable[..., TrainResult]
 
@@ -113,9 +113,9 @@ def test_rows_tell_speed_and_memory_and_no_mfu_of_a_cpu(fit: Fit) -> None:
 
 
 def test_mfu_is_the_rate_times_the_operations_over_the_peak(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, counted = LogPerformance.on_train_start, []
+    start, counted = LogRows.on_train_start, []
 
-    def on_a_gpu(self: LogPerformance, *args: Any) -> None:
+    def on_a_gpu(self: LogRows, *args: Any) -> None:
         start(self, *args)
         self._peak = 1e9
 
@@ -123,7 +123,7 @@ def test_mfu_is_the_rate_times_the_operations_over_the_peak(fit: Fit, monkeypatc
         counted.append(training_flops(*args))
         return counted[-1]
 
-    monkeypatch.setattr(LogPerformance, "on_train_start", on_a_gpu)
+    monkeypatch.setattr(LogRows, "on_train_start", on_a_gpu)
     monkeypatch.setattr(performance, "training_flops", count)
     result = fit(gpt(), max_steps=2, log_every=1, eval_every=2, accumulate_grad_batches=2)
     assert len(counted) == 1  # once, not in every step
@@ -140,7 +140,7 @@ def test_counting_changes_nothing_of_the_training(fit: Fit, monkeypatch: pytest.
         return [row["train_loss"] for row in rows(fit(gpt(), max_steps=4, name=name))]
 
     before = losses("uncounted")
-    monkeypatch.setattr(LogPerformance, "on_train_start", lambda self, *args: setattr(self, "_peak", 1e9))
+    monkeypatch.setattr(LogRows, "on_train_start", lambda self, *args: setattr(self, "_peak", 1e9))
     assert losses("counted") == before
 
 
@@ -151,7 +151,7 @@ def test_a_model_whose_operations_cannot_be_counted_trains_without_mfu(
         raise ValueError("no such batch")
 
     monkeypatch.setattr(performance, "training_flops", fail)
-    callback = LogPerformance(None, "32")  # type: ignore[arg-type]
+    callback = LogRows(None, "32")  # type: ignore[arg-type]
     callback._peak = 1e9
     with pytest.warns(UserWarning, match="no MFU: .*no such batch"):
         callback._count(UniversalModelAdapter(Small()), {"input_ids": torch.zeros(2, 8, dtype=torch.int64)})
@@ -170,7 +170,7 @@ def test_figures_of_a_gpu(nvml: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3_500_000_000)
     monkeypatch.setattr(torch.cuda, "utilization", utilization)
-    callback = LogPerformance(None, "32")  # type: ignore[arg-type]
+    callback = LogRows(None, "32")  # type: ignore[arg-type]
     for _ in range(2):
         figures = callback._taken(torch.device("cuda"))
         figures.pop("memory_gb", None)

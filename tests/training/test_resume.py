@@ -22,6 +22,7 @@ from torch import Tensor
 from anyformer import cli
 from anyformer.core.errors import CorruptCheckpoint, DataError, Interrupted, SettingsError
 from anyformer.core.settings import TrainSettings
+from anyformer.runs.checkpoints import list_checkpoints
 from anyformer.training import fusedhead
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.resume import CHANGEABLE, UNCHANGEABLE
@@ -175,6 +176,9 @@ def test_a_second_ctrl_c_leaves_without_saving(fit: Fit, tmp_path: Path) -> None
         def forward(self, tokens: Tensor) -> Tensor:
             out = super().forward(tokens)
             if self.armed and self.training and len(self.seen) == self.at:
+                until = time.monotonic() + 60
+                while not list_checkpoints(tmp_path / "runs" / "run") and time.monotonic() < until:
+                    time.sleep(0.05)  # of step 4, which is written beside the training: at once leaves that, too
                 os.kill(os.getpid(), signal.SIGINT)
             return out
 

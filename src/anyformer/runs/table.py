@@ -13,7 +13,7 @@ COLUMNS = (
     *("mfu", "memory_gb", "gpu_memory_gb", "gpu_utilization"),
 )
 PERFORMANCE = ("tokens_per_second", "mfu", "memory_gb", "gpu_memory_gb", "gpu_utilization")
-"""Written by LogPerformance (training/performance.py), which says what they are."""
+"""Written by LogRows (training/performance.py), which says what they are."""
 MEASURED = ("seconds", *PERFORMANCE)
 """Columns that differ between two runs of the same settings."""
 FILE = Path("metrics") / "metrics.csv"

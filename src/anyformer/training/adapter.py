@@ -120,6 +120,8 @@ class UniversalModelAdapter(MicroBatched):
         self._loss_sum: Tensor | None = None
         self._losses = 0
         self._row_step = 0
+        self.logs_rows = True
+        """Whether rows of metrics go through ``self.log``, as in a plain trainer; a run writes them itself."""
         self._grad_norm: Tensor | None = None
         self._val_sum = 0.0
         self._val_count = 0
@@ -292,8 +294,9 @@ class UniversalModelAdapter(MicroBatched):
             self.bad_steps.on_device(optimizer, norm, step)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log the row of metrics of this step, where one is due."""
-        for name, value in self.take_row(batch).items():
+        """Log the row of metrics of this step, where one is due and nobody else writes it."""
+        row = self.take_row(batch)
+        for name, value in row.items() if self.logs_rows else ():
             self.log(name, value)
 
     def take_row(self, batch: dict[str, Tensor]) -> dict[str, float]:
@@ -307,7 +310,7 @@ class UniversalModelAdapter(MicroBatched):
             return {}
         if step == self._row_step or (self._loss_sum is None and not self.bad_steps.skipped):
             return {}
-        self._row_step = step  # a save by the clock takes it before the hook does
+        self._row_step = step  # a run takes it before the hook does
         self.bad_steps.check(self.model, self.call_plan, batch)
         mean = math.nan if self._loss_sum is None else float(self._loss_sum) / self._losses
         self.last_train_loss = self.last_train_loss if math.isnan(mean) else mean

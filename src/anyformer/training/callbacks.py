@@ -14,8 +14,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping
 
 from anyformer.core.protocols import Progress, View
-from anyformer.runs.table import PERFORMANCE
-from anyformer.training.adapter import UniversalModelAdapter, log_interval
+from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.sharing import of_all, process_count, process_rank, stream_seed
 
 
@@ -221,20 +220,3 @@ def _set_random_state(state: dict[str, Any]) -> None:
             torch.cuda.set_rng_state(state["cuda"][0])
         else:
             torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def write_row(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The row of metrics of the step just done, before the checkpoint of it; empty where none is due.
-
-    The hook that logs it comes after the callbacks' own, and a run that is left or killed here would lack it.
-    """
-    row = pl_module.take_row(batch) if isinstance(pl_module, UniversalModelAdapter) else {}
-    if row and trainer.global_step % log_interval(trainer) == 0:  # where Lightning writes one, too
-        known = trainer.callback_metrics
-        figures = {name: float(known[name]) for name in PERFORMANCE if name in known}
-        # in float32 as Lightning's own rows, so that an interrupted run's table equals an unbroken one's
-        figures |= {name: float(torch.tensor(value)) for name, value in row.items()}
-        figures["epoch"] = float(trainer.current_epoch)
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, trainer.global_step)
-    return row

@@ -37,7 +37,7 @@ from anyformer.training.callbacks import (
 from anyformer.training.effective import Effective
 from anyformer.training.intime import Budget, SaveInTime, StopInTime
 from anyformer.training.microbatch import MicroBatch
-from anyformer.training.performance import LogPerformance
+from anyformer.training.performance import LogRows
 from anyformer.training.precision import LIGHTNING_NAMES
 from anyformer.training.samples import SampleWriter
 from anyformer.training.saving import RunCheckpoint
@@ -155,7 +155,7 @@ def build_trainer(
     checkpoint = RunCheckpoint(run.checkpoints.resolve(), settings.save_top_k, background=background)
     progress = ShowProgress(view, last)
     stop = StopOnSignal(checkpoint, view)
-    callbacks: list[pl.Callback] = [progress, LogPerformance(progress, effective.precision)]
+    callbacks: list[pl.Callback] = [progress, LogRows(progress, effective.precision)]
     callbacks += [EvaluateEvery(effective.eval_every), EndAt(last), KeepRandomState(shared=team.size > 1)]
     samples = SampleText(effective.total_steps, writer) if writer is not None else None
     if samples is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from anyformer.training.callbacks import SampleText, evaluation_follows, write_row
+from anyformer.training.callbacks import SampleText, evaluation_follows
 from anyformer.training.effective import Effective
 from anyformer.training.saving import RunCheckpoint
 from anyformer.training.sharing import agreed
@@ -51,8 +51,6 @@ class SaveInTime(Checkpoint):
         passed = time.monotonic() - max(self._began, self._checkpoint.saved_at)
         ended = trainer.is_last_batch and passed * SAVING_SHARE >= self._checkpoint.save_seconds
         if agreed(passed >= self._seconds or ended):
-            for name, value in write_row(trainer, pl_module, batch).items():
-                pl_module.log(name, value)  # as the module does: Lightning would repeat the figures of the last row
             self._checkpoint.save_now(trainer)
 
 
@@ -131,7 +129,6 @@ class StopInTime(Checkpoint):
             return
         self._asked = True
         if not evaluation_follows(trainer):
-            write_row(trainer, pl_module, batch)
             self._leave(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

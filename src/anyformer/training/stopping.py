@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from anyformer.core.errors import CheckpointError
 from anyformer.core.protocols import View
-from anyformer.training.callbacks import evaluation_follows, write_row
+from anyformer.training.callbacks import evaluation_follows
 from anyformer.training.saving import RunCheckpoint
 from anyformer.training.sharing import agreed
 
@@ -101,7 +101,6 @@ class StopOnSignal(Checkpoint):  # Lightning runs these last, in their order: af
         if trainer.fit_loop._should_accumulate() or evaluation_follows(trainer):
             return
         if self._is_asked():
-            write_row(trainer, pl_module, batch)
             self._leave(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
