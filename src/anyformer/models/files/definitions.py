@@ -16,6 +16,7 @@ from torch import nn
 
 from anyformer.core.errors import AnyformerError
 from anyformer.models.files.limits import IMPORT_SECONDS, OutOfTime, time_limit
+from anyformer.models.files.loops import counted_in, filled_by, fills_only, set_in
 from anyformer.models.files.syntax import bound_names, called
 
 _WORK_METHODS = frozenset(
@@ -49,6 +50,7 @@ _PURE_BUILTINS = frozenset(
     )
 )
 _PURE_MODULES = ("math", "os.path", "posixpath", "collections", "functools", "itertools", "typing", "string", "logging")
+_PURE_PACKAGES = ("re", "operator", "copy")
 NO_MODEL = "defines no torch.nn.Module"
 _MAX_SHOWN = 8
 
@@ -69,6 +71,8 @@ class LeftOut:
     """Names that are undefined for it → the line that would set them."""
     stale: set[str] = field(default_factory=set)
     """Names whose value a loop that was not run would change."""
+    unfilled: dict[str, int] = field(default_factory=dict)
+    """Lists and tables that a statement which was not run would put something into → its line."""
     failures: dict[str, BaseException] = field(default_factory=dict)
     """Names that are undefined because their statement failed → the error."""
 
@@ -172,6 +176,8 @@ class Definitions:
         self.left = LeftOut()
         self._read: set[str] = set()
         """Names that the file's own assignments read: ``vocab_size = len(chars)``."""
+        self._inner: set[str] = set()
+        """Names that the loop which is looked at sets."""
 
     def run(self, statements: list[ast.stmt]) -> LeftOut:
         """Run them; what is left out, and what failed, is returned."""
@@ -189,7 +195,10 @@ class Definitions:
         definition = isinstance(
             node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef
         )
-        if definition or self._is_plain(node):
+        if short := counted_in(node) & self.left.unfilled.keys():
+            name = min(short)
+            self._skip(node, f"it counts {name}, which line {self.left.unfilled[name]} would fill")
+        elif definition or self._is_plain(node):
             self._execute(node)
         elif isinstance(node, ast.If) and self._is_pure(node.test):
             self._branch(node)
@@ -229,6 +238,9 @@ class Definitions:
         else:
             end = node.end_lineno or node.lineno
             self.left.lines.append(str(node.lineno) if end == node.lineno else f"{node.lineno}-{end}")
+        for name in filled_by(node):
+            if isinstance(self._space.get(name), list | dict | set):
+                self.left.unfilled.setdefault(name, node.lineno)
         for name in bound_names(node):
             if name in self._read and _is_placeholder(self._space.get(name)):
                 del self._space[name]  # what would have been put in its place is not known
@@ -249,6 +261,11 @@ class Definitions:
         """Constants, plain expressions of known names, and try/with-less blocks of imports and such."""
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
             return node.value is None or self._is_pure(node.value)
+        if isinstance(node, ast.For):
+            self._inner = set_in(node)
+            plain = fills_only(node) and all(self._is_harmless(n) for n in ast.walk(node) if isinstance(n, ast.Call))
+            self._inner = set()
+            return plain
         if isinstance(node, ast.Try):
             parts = [*node.body, *node.orelse, *node.finalbody, *(s for h in node.handlers for s in h.body)]
             return all(
@@ -267,6 +284,8 @@ class Definitions:
         dotted = ast.unparse(call.func)
         if isinstance(call.func, ast.Name) and dotted in _PURE_BUILTINS and dotted not in self._space:
             return True
+        if isinstance(call.func, ast.Name) and dotted in self._inner:
+            return False
         target = self._resolve(call.func)
         if target is None:
             # a method of a plain value: "abc".split(), d.get("x"), torch.ones(3).tril()
@@ -280,6 +299,8 @@ class Definitions:
         module = getattr(target, "__module__", None) or ""
         if target is argparse.ArgumentParser:
             return True
+        if module.partition(".")[0] in _PURE_PACKAGES:
+            return True
         if module.startswith(_PURE_MODULES) or module == "torch" or module.startswith("torch."):
             return called(call) not in ("load", "save", "compile", "DataLoader", *_WORK_METHODS)
         own = inspect.isclass(target) and module == self._module.__name__
@@ -288,7 +309,9 @@ class Definitions:
     def _is_plain_value(self, node: ast.expr) -> bool:
         if isinstance(node, ast.Name):
             value = self._space.get(node.id)
-            return isinstance(value, str | int | float | list | tuple | dict | set | torch.Tensor)
+            return node.id in self._inner or isinstance(
+                value, str | int | float | list | tuple | dict | set | torch.Tensor
+            )
         return isinstance(node, ast.Constant | ast.Call | ast.Attribute | ast.Subscript | ast.BinOp)
 
     def _resolve(self, node: ast.expr) -> Any:

@@ -47,8 +47,9 @@ def filled(
     if any(aliases.role(n) in _NEVER_NONE for n in none):  # they are set before a model is built: global n_embd
         later |= none
     open_names = sorted(later | {n for n in names if n not in space and not hasattr(builtins, n)})
+    said_otherwise = _said_otherwise(names, space, given)
     if not open_names:
-        return {}, []
+        return said_otherwise
     written = Written(text, module).names()
     found: dict[str, Any] = {}
     for name in open_names:
@@ -62,12 +63,27 @@ def filled(
         values = vars(other)
         values.update({n: found[n] for n in later & found.keys() & values.keys() if is_open(values[n])})
     if not found:
-        return {}, []
+        return said_otherwise
     said = ", ".join(f"{k}={v!r}" for k, v in found.items())
     own = all(written.get(k) == v for k, v in found.items())
     why = "the model reads these globals, and loading the file does not set them"
     more = "; the values are those under __main__" if own else "; put your own into config.json"
-    return found, [Finding("sizes", "note" if own else "warn", said, reason=why + more)]
+    told = Finding("sizes", "note" if own else "warn", said, reason=why + more)
+    return found | said_otherwise[0], [*said_otherwise[1], told]
+
+
+def _said_otherwise(
+    names: set[str], space: dict[str, Any], given: dict[str, Any]
+) -> tuple[dict[str, Any], list[Finding]]:
+    """Set the vocabulary's size, where the file has a number and the configuration another by the very same name."""
+    sizes = {n for n in names & space.keys() & given.keys() if aliases.role(n) in aliases.VOCABULARIES}
+    found = {n: given[n] for n in sizes if type(space[n]) is int and type(given[n]) is int and given[n] != space[n]}
+    notes = [
+        Finding("sizes", "note", f"{name}={value!r}", reason=f"as the configuration says; {space[name]!r} in the file")
+        for name, value in found.items()
+    ]
+    space.update(found)
+    return found, notes
 
 
 def size_of(name: str, space: Mapping[str, Any], given: dict[str, Any], fallback: dict[str, Any]) -> Any:
