@@ -220,3 +220,34 @@ class OfNoUse(PooledOver):
 
 def test_a_mask_of_the_future_that_no_attention_takes_is_a_failure() -> None:
     assert any(f.verdict == "fail" for f in infer_call_plan(OfNoUse()).findings if f.name == "causal mask")
+
+
+class OfTheHeads(nn.Module):
+    """A mask (B, T) lands on the axis of the heads: it fits where there are as many of them as rows."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads = heads
+        self.embedding, self.mixed, self.mlm_head = nn.Embedding(V, 12), nn.Linear(12, 36), nn.Linear(12, V)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        h = self.embedding(x)
+        q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in self.mixed(h).chunk(3, -1))
+        scores = q @ k.transpose(-1, -2)
+        if attention_mask is not None:
+            scores = scores.masked_fill(attention_mask[:, None] == 0, float("-inf"))
+        return self.mlm_head(h + (scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("heads", [2, 3, 4])
+def test_a_mask_that_fits_the_heads_by_chance_is_not_that_of_its_rows(heads: int) -> None:
+    module = OfTheHeads(heads).eval()
+    plan = infer_call_plan(module)
+    assert (plan.mask_arg, plan.mask_shape) == ("attention_mask", "B1T")
+    ids = torch.randint(1, V, (5, 7))
+    keep = torch.arange(7) < torch.tensor([7, 3, 5, 2, 6])[:, None]
+    together = call_logits(module, plan, ids, keep.long())
+    for row, length in enumerate(keep.sum(1).tolist()):
+        alone = module(ids[row : row + 1, :length])
+        torch.testing.assert_close(together[row, :length], alone[0], rtol=0, atol=1e-5)

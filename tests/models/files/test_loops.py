@@ -50,7 +50,7 @@ def rows(model: LoadedModel) -> int:
     [
         "for i, w in enumerate(words):\n    ids[w] = i + 2",
         "for w in words:\n    if w not in ids:\n        ids[w] = len(ids)",
-        "more = []\nfor a in [1, 2]:\n    for w in words:\n        more.append(w.strip())\nfor w in more:\n    ids[w] = ids.get(w, len(ids))",
+        "for a in [1, 2]:\n    for w in words:\n        ids[w.strip()] = ids.get(w, len(ids))",
     ],
 )
 def test_a_loop_that_fills_a_table_is_run(tmp_path: Path, loop: str) -> None:

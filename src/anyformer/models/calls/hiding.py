@@ -69,9 +69,32 @@ def hides(prober: Prober, plan: CallPlan, *, target: bool = False, against: Call
         return Hidden(False, "no token is seen by the others, with or without it")
     if float(moved_by.max()) > tolerance(full):
         return Hidden(False, "a padded token is not hidden")
+    if not plan.packed and (why := _wrong_rows(prober, plan, name, T, at, target)):
+        return Hidden(False, why)
     return Hidden(
         True, "without padding nothing changes, a padded token is hidden" if against else "a padded token is hidden"
     )
+
+
+def _wrong_rows(prober: Prober, plan: CallPlan, name: str, T: int, at: int, target: bool) -> str:
+    """Why a mask that differs between rows is not that of its rows; "" where it is.
+
+    A mask (B, T) may land on the axis of the heads, and fit where there are as many of them as rows.
+    """
+    B, row = 3, 1
+    inputs = prober.inputs(plan, B, T, 2, T - 1 if T > 3 else 2)
+    ids = inputs.target_ids if target and inputs.target_ids is not None else inputs.input_ids
+    ones = torch.ones_like(ids)
+    hidden = ones.clone()
+    hidden[row, at] = 0
+    try:
+        full = prober.logits(plan, replace(inputs, **{name: ones}))
+        masked = prober.logits(plan, replace(inputs, **{name: hidden}))
+    except Exception as error:  # noqa: BLE001  (a stranger's forward may raise anything: this form is not its own)
+        return f"with {B} rows: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    apart = difference(full, masked).reshape(B, -1).amax(1).nan_to_num(nan=1e30)
+    others = torch.cat([apart[:row], apart[row + 1 :]])
+    return "what is hidden in one row is hidden in others" if float(others.max()) > tolerance(full) else ""
 
 
 def mask_matters(prober: Prober, plan: CallPlan) -> bool:
