@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.contenders.common import BareLoop, Pace  # noqa: E402
 
-CONTENDERS = ("anyformer", "hugging_face", "plain_lightning")
+CONTENDERS = ("anyformer", "hugging_face", "plain_lightning", "litgpt")
 
 
 @dataclass(frozen=True)
