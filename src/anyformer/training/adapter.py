@@ -357,15 +357,13 @@ class UniversalModelAdapter(MicroBatched):
         self.bad_steps.check(self.model, self.call_plan, None)  # one that went wrong is not saved as if it had not
         total = None if self._loss_sum is None else float(self._loss_sum)
         checkpoint["train_loss"] = {"sum": total, "count": self._losses, "last": self.last_train_loss}
-        checkpoint["fused_head"] = self.loss_path.head
-        checkpoint["blocks"] = self.loss_path.blocks.state_dict()
+        checkpoint.update(self.loss_path.state_dict())
         checkpoint["bad_steps"] = self.bad_steps.state_dict()
         checkpoint["micro_batch"] = self.micro.rows
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the sums of ``on_save_checkpoint``."""
-        self.loss_path.resume(checkpoint.get("fused_head") or "")
-        self.loss_path.blocks.load_state_dict(checkpoint.get("blocks"))
+        self.loss_path.load_state_dict(checkpoint)
         kept = checkpoint.get("train_loss")
         if kept is not None:
             self._loss_sum = None if kept["sum"] is None else torch.tensor(kept["sum"], device=self.device)

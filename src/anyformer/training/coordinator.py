@@ -338,7 +338,7 @@ def _fit_and_judge(
                 findings.append(paused(run, fit, str(settings.max_time), view))
             finally:  # a signal or an error, too: what was skipped and chosen until then is part of its story
                 findings += [*stream_end(text.datamodule), *adapter.bad_steps.findings(), *fit.checkpoint.findings()]
-                findings += [adapter.loss_path.finding] if adapter.loss_path.finding is not None else []
+                findings += adapter.loss_path.findings
                 with suppress(TrainingError):  # a full disk: what ended the run matters more
                     run.update(findings=[finding.to_dict() for finding in findings])
             results = judge(run, fit, adapter, text, effective, findings, view)

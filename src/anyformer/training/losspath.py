@@ -1,4 +1,4 @@
-"""The loss of a run's batches: head and cross-entropy in one where that is proven, else of whole logits."""
+"""The loss of a run's batches: head and cross-entropy in one, or in the logits' memory, where proven; else plain."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from anyformer.models.plan import CallPlan, Objective
 from anyformer.training.blocks import BlockPath
 from anyformer.training.equal import computed_in, some_rows
 from anyformer.training.fusedhead import choose_head, fused_loss, fused_total
+from anyformer.training.inplace import NAME, choose_in_place, loss_of_logits
 from anyformer.training.microbatch import lacks_memory
 from anyformer.training.sharing import from_first, leads
 
@@ -27,9 +28,17 @@ class LossPath:
         self.blocks = blocks or BlockPath()
         """How the repeated blocks are run."""
         self.finding: Finding | None = None
-        """What was chosen and why; None before the first batch."""
+        """What was chosen of the head and why; None before the first batch."""
         self.head: str | None = None
         """The weight of the head that is fused with the loss; empty where none is, None where it is not decided."""
+        self.in_place = False
+        """Whether the loss is computed in the logits' own memory."""
+        self._in_place_finding: Finding | None = None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was chosen and why."""
+        return [finding for finding in (self.finding, self._in_place_finding) if finding is not None]
 
     def loss(
         self,
@@ -66,6 +75,11 @@ class LossPath:
             loss = self._fused(lambda head: fused_loss(module, plan, objective, batch, head, label_smoothing))
             if loss is not None:
                 return loss
+        if self.in_place:
+            loss, reason = loss_of_logits(module, plan, objective, batch, label_smoothing)
+            if reason:
+                self._not_alone(reason)
+            return loss
         logits = batch_logits(module, plan, batch)
         return objective_loss(
             objective, logits, batch["labels"], batch.get("next_ids"), label_smoothing=label_smoothing
@@ -86,16 +100,30 @@ class LossPath:
         self, module: nn.Module, plan: CallPlan, objective: Objective, batch: Mapping[str, Any], label_smoothing: float
     ) -> None:
         """Of several processes the first one proves it for all: their batches differ."""
-        chosen: tuple[str | None, Finding | None] = (None, None)
+        head: str | None = None
+        in_place: tuple[bool, Finding | None] = (False, None)
+        finding: Finding | None = None
         if leads():
-            chosen = choose_head(module, plan, objective, batch, label_smoothing)
-        head, self.finding = from_first(chosen)
+            head, finding = choose_head(module, plan, objective, batch, label_smoothing)
+            if head is None:
+                in_place = choose_in_place(module, plan, objective, batch, label_smoothing)
+        head, self.finding, (self.in_place, self._in_place_finding) = from_first((head, finding, in_place))
         self.head = head or ""
 
-    def resume(self, head: str) -> None:
+    def resume(self, head: str, *, in_place: bool = False) -> None:
         """Go on as the run began."""
-        self.head = head
+        self.head, self.in_place = head, in_place
         self.finding = Finding("fused head", "note", head or "off", reason="as the run began")
+        self._in_place_finding = Finding(NAME, "note", "on", reason="as the run began") if in_place else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was decided, for a checkpoint."""
+        return {"fused_head": self.head, "in_place_loss": self.in_place, "blocks": self.blocks.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the run of a checkpoint began; older ones know nothing of some of it."""
+        self.resume(state.get("fused_head") or "", in_place=bool(state.get("in_place_loss")))
+        self.blocks.load_state_dict(state.get("blocks"))
 
     def _fused(self, compute: Callable[[str], _Result | None]) -> _Result | None:
         """What the fused way gives; None, and never again, where the module does not go with it any more."""
@@ -114,3 +142,8 @@ class LossPath:
         reason = f"in a later batch the logits were not what {self.head} makes: they are computed whole since then"
         self.finding = Finding("fused head", "warn", "off", reason=reason)
         self.head = ""
+
+    def _not_alone(self, reason: str) -> None:
+        """For this batch alone: it was computed the plain way, from the same logits."""
+        why = f"in a later batch {reason}: the loss of such batches is computed the plain way"
+        self._in_place_finding = Finding(NAME, "warn", "not in every batch", reason=why)
