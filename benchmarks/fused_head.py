@@ -1,11 +1,14 @@
-"""Head and cross-entropy in one, in chunks, beside the plain two; and from how many logits on it pays.
+"""Head and cross-entropy in one, or the loss in the logits' own memory, beside the plain way; from where on it pays.
 
     python benchmarks/fused_head.py rows [--rounds 4]
     python benchmarks/fused_head.py from [--rounds 12]
+    python benchmarks/fused_head.py capped [--rounds 4]
     python benchmarks/fused_head.py memory
 
 rows: forward and backward of the head and the loss alone (N 2,048, D 256), for some numbers of rows at a time.
 from: a whole step of small GPTs. Both: one thread, CPU time, ways taken in turn, medians.
+capped: head, soft-cap and loss (N 2,048, D 256), and whole small GPTs with such a cap, plain against in place; of the
+first two also what the memory of a process grows by, each in one of its own.
 memory: what the resident memory of a process grows by after its imports in four steps of the bare loop of
 train_loop.py and of ours (4 layers, width 256, T 256, B 8), each in a process of its own.
 """
@@ -24,11 +27,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from anyformer.models.callplan import infer_call_plan
+from anyformer.models.callplan import CallPlan, infer_call_plan
 from anyformer.models.example_gpt import GPT
 from anyformer.models.objectives import batch_logits, objective_loss
-from anyformer.training import fusedhead
+from anyformer.training import fusedhead, inplace
 
 SIZES = ((2, 32, 256, 64), (4, 64, 512, 64), (8, 64, 1024, 64), (8, 128, 1024, 64), (4, 64, 4096, 64))
 SIZES += ((8, 128, 2048, 128), (8, 128, 4096, 128), (16, 256, 512, 64), (16, 256, 1024, 64))
@@ -92,6 +96,69 @@ def pays_from(rounds: int) -> None:
         print(f"| {B}, {T}, {V:,}, {D} | {B * T * V:,} | {times['plain'] * 1e3:.1f} | {ratio:.2f} × |")
 
 
+class Capped(nn.Module):
+    """A model with a soft cap on its logits, as Gemma 2 has it (arXiv:2408.00118, §2)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return 30 * torch.tanh(self.model(ids) / 30)
+
+
+def capped_ways(module: nn.Module, B: int, T: int, V: int) -> dict[str, Callable[[], object]]:
+    """Forward and backward, plain and in place; the second is proven here."""
+    fusedhead.FUSE_FROM = 0
+    plan: CallPlan = infer_call_plan(module)
+    ids = torch.randint(0, V, (B, T))
+    batch = {"input_ids": ids, "labels": ids, "next_ids": ids[:, 0]}
+    module.train()
+    assert fusedhead.choose_head(module, plan, "causal", batch)[0] is None
+    chosen, finding = inplace.choose_in_place(module, plan, "causal", batch)
+    assert chosen, finding
+
+    def plain() -> None:
+        logits = batch_logits(module, plan, batch)
+        objective_loss("causal", logits, batch["labels"], batch["next_ids"]).backward()
+
+    def in_place() -> None:
+        loss, reason = inplace.loss_of_logits(module, plan, "causal", batch)
+        assert not reason
+        loss.backward()
+
+    return {"plain": plain, "in place": in_place}
+
+
+def head_alone(V: int) -> nn.Module:
+    """An embedding and a head of width 256."""
+    return Capped(nn.Sequential(nn.Embedding(V, 256), nn.Linear(256, V, bias=False)))
+
+
+def capped(rounds: int) -> None:
+    """Print time and memory of a capped head, then the time of whole small models."""
+    print("| V | plain, ms | in place | plain, MB | in place, MB | ratio |\n|---|---|---|---|---|---|")
+    grown: dict[tuple[str, int], float] = {}
+    for V in (8192, 50_257):  # before this process grows: theirs begin with its largest size
+        for way in ("plain", "in place"):
+            command = [sys.executable, __file__, "one", way, str(V)]
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            grown[way, V] = float(said.split()[-1])
+    for V in (8192, 50_257):
+        torch.manual_seed(0)
+        times = medians(capped_ways(head_alone(V), 8, 256, V), rounds)
+        plain, ours = grown["plain", V], grown["in place", V]
+        ratio = f"{times['plain'] / times['in place']:.2f} ×"
+        print(f"| {V:,} | {times['plain'] * 1e3:.0f} | {ratio} | {plain:.0f} | {ours:.0f} | {ours / plain:.2f} |")
+    print("\n| B, T, V, D | logits | plain, ms | in place |\n|---|---|---|---|")
+    for B, T, V, D in sorted(SIZES, key=lambda size: size[0] * size[1] * size[2]):
+        torch.manual_seed(0)
+        module = Capped(GPT(vocab_size=V, block_size=T, n_layer=2, n_head=2, n_embd=D))
+        times = medians(capped_ways(module, B, T, V), 3 * rounds)
+        ratio = times["plain"] / times["in place"]
+        print(f"| {B}, {T}, {V:,}, {D} | {B * T * V:,} | {times['plain'] * 1e3:.1f} | {ratio:.2f} × |", flush=True)
+
+
 def memory() -> None:
     """Print how much the memory of a process grows."""
     print("| V | bare loop, MB | ours, MB | ratio |\n|---|---|---|---|")
@@ -105,6 +172,13 @@ def memory() -> None:
 
 def one(way: str, vocab_size: int) -> None:
     """Four steps in this process; prints what its largest resident memory grew by, in MB."""
+    if way in ("plain", "in place"):
+        step = capped_ways(head_alone(vocab_size), 8, 256, vocab_size)[way]
+        begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(4):
+            step()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begin) / 1024)
+        return
     sys.path.insert(0, str(Path(__file__).parent))
     import train_loop
 
@@ -122,7 +196,7 @@ def one(way: str, vocab_size: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("rows", "from", "memory", "one"))
+    parser.add_argument("what", choices=("rows", "from", "capped", "memory", "one"))
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--rounds", type=int)
     given = parser.parse_args()
@@ -131,6 +205,8 @@ def main() -> None:
         rows(given.rounds or 4)
     elif given.what == "from":
         pays_from(given.rounds or 12)
+    elif given.what == "capped":
+        capped(given.rounds or 4)
     elif given.what == "memory":
         memory()
     else:
