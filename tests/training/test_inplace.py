@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -139,6 +140,17 @@ REFUSED |= {KeepsInAList: "keeps its logits", KeepsWhatItIsMadeOf: "kept elsewhe
 REFUSED |= {Sliced: "view", Viewed: "view"}
 
 
+@functools.cache
+def _plan_of(cls: type[nn.Module]) -> CallPlan:
+    return infer_call_plan(cls())
+
+
+def plan_of(module: nn.Module) -> CallPlan:
+    """Inferred once for all that are called alike."""
+    own = isinstance(module, OwnLoss | LogSoftmaxLast | Writer)
+    return _plan_of(type(module) if own else Capped)
+
+
 def plain_loss(module: nn.Module, plan: CallPlan, batch: dict[str, Tensor], smoothing: float = 0.0) -> Tensor:
     logits = batch_logits(module, plan, batch)
     return objective_loss("causal", logits, batch["labels"], batch["next_ids"], label_smoothing=smoothing)
@@ -213,7 +225,7 @@ def test_who_kept_it_for_its_backward_pass_raises_even_if_it_is_not_asked(last: 
 @pytest.mark.parametrize("cls", TAKEN)
 def test_it_is_proven_and_gives_equal_loss_and_gradients(cls: type[Capped]) -> None:
     module, batch = cls(), batch_of()
-    plan = infer_call_plan(module)
+    plan = plan_of(module)
     module.train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     chosen, finding = choose_in_place(module, plan, "causal", batch, 0.1)
@@ -236,7 +248,7 @@ def test_it_is_proven_and_gives_equal_loss_and_gradients(cls: type[Capped]) -> N
 @pytest.mark.parametrize("cls", REFUSED)
 def test_logits_that_another_holds_are_left_alone_and_said_why(cls: type[Capped]) -> None:
     module, batch = cls(), batch_of()
-    plan = infer_call_plan(module)
+    plan = plan_of(module)
     module.train()
     chosen, finding = choose_in_place(module, plan, "causal", batch)
     assert finding is not None
@@ -252,7 +264,7 @@ def test_logits_that_another_holds_are_left_alone_and_said_why(cls: type[Capped]
 
 def test_few_logits_classes_and_float64_are_computed_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
     module, batch = Capped(), batch_of()
-    plan = infer_call_plan(module)
+    plan = plan_of(module)
     monkeypatch.setattr(fusedhead, "FUSE_FROM", B * T * V)
     assert choose_in_place(module, plan, "causal", batch)[0]
     assert choose_in_place(module, plan, "classification", batch) == (False, None)
@@ -268,7 +280,7 @@ def test_few_logits_classes_and_float64_are_computed_the_plain_way(monkeypatch: 
 
 def test_in_bfloat16_it_is_proven_and_used_there() -> None:
     module, batch = Capped(), batch_of()
-    plan = infer_call_plan(module)
+    plan = plan_of(module)
     module.eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         chosen, finding = choose_in_place(module, plan, "causal", batch)
@@ -301,7 +313,7 @@ class Writer(nn.Module):
 @pytest.mark.parametrize("objective", ["seq2seq", "masked"])
 def test_other_objectives_are_computed_as_the_plain_way_does(objective: Objective) -> None:
     module: nn.Module = Writer() if objective == "seq2seq" else Capped().eval()
-    plan, batch = infer_call_plan(module), batch_of()
+    plan, batch = plan_of(module), batch_of()
     if objective == "seq2seq":
         assert plan.objective == "seq2seq"
         del batch["next_ids"]
@@ -358,7 +370,7 @@ def test_it_takes_two_tensors_of_logits_less_than_the_plain_way() -> None:
 
 def test_batches_whose_logits_another_holds_are_computed_the_plain_way_and_said() -> None:
     module, batch, path = Capped().eval(), batch_of(), LossPath()
-    plan = infer_call_plan(module)
+    plan = plan_of(module)
     path.loss(module, plan, "causal", batch)
     assert (path.head, path.in_place) == ("", True)
     assert [finding.verdict for finding in path.findings] == ["note", "ok"]
@@ -389,7 +401,7 @@ def test_a_lack_of_memory_does_not_turn_it_off(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, first: bool
 ) -> None:
     module, batch, path = Capped().eval(), batch_of(), LossPath()
-    plan = infer_call_plan(module)
+    plan = plan_of(module)
     if not first:
         path.loss(module, plan, "causal", batch)
     with monkeypatch.context() as patch:
