@@ -345,3 +345,30 @@ def test_a_repair_is_saved_without_losing_anything(tmp_path: Path) -> None:
     assert file.read_text("utf-8") == repair.source
     assert (tmp_path / "model.py.bak").read_text("utf-8") == text
     assert (tmp_path / "model.py.bak2").read_text("utf-8") == repair.source
+
+
+TURNED_ROUND = """
+import torch
+from torch import nn
+
+class TransformerLM(nn.Module):
+    def __init__(self, vocab_size=50, d=16):
+        super().__init__()
+        self.emb, self.mix, self.head = nn.Embedding(vocab_size, d), nn.Linear(d, 3 * d), nn.Linear(d, vocab_size)
+
+    def forward(self, x):
+        T, h = x.size(1), self.emb(x)
+        mask = torch.zeros(T, T).masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf"))
+        q, k, v = self.mix(h).chunk(3, -1)
+        scores = (q @ k.transpose(1, 2)).masked_fill(mask == 0, -1e9)
+        return self.head(h + scores.softmax(-1) @ v)
+"""
+
+
+def test_a_mask_that_is_the_wrong_way_round_gets_no_second_one(tmp_path: Path) -> None:
+    """With both, every weight would be the same: nothing of the attention could be trained."""
+    (tmp_path / "model.py").write_text(TURNED_ROUND)
+    with pytest.raises(CallError, match=r"its mask is the wrong way round(?s:.*)turn it where it is made or read"):
+        repair_model(load_model(tmp_path / "model.py"))
+    (tmp_path / "model.py").write_text(TURNED_ROUND.replace("mask == 0", "mask != 0"))
+    assert not repair_model(load_model(tmp_path / "model.py")).needed

@@ -17,6 +17,7 @@ from torch import nn
 from anyformer.core.errors import AnyformerError, CallError, SettingsError
 from anyformer.core.findings import Finding
 from anyformer.models.callplan import CallPlan, infer_call_plan
+from anyformer.models.calls.culprit import TURNED
 from anyformer.models.calls.evidence import gather
 from anyformer.models.files.filetext import read_text
 from anyformer.models.graph import derive_graph, needs_graph, run_graph
@@ -253,6 +254,12 @@ def _repaired_calls(
     loaded: LoadedModel, path: Path, text: str, plan: CallPlan, config: dict[str, Any] | None
 ) -> Repair:
     """The first set of edits after which the model is causal and its rows are independent."""
+    if any(TURNED in finding.reason for finding in plan.findings):
+        raise CallError(
+            f"{path.name} could not be repaired: {TURNED}",
+            "a causal mask beside it would leave each position nothing to choose from",
+            "turn it where it is made or read: 0 and -inf are added to scores, masked_fill(mask == 0, …) wants 1 = keep",
+        )
     module = loaded.module
     tried: list[str] = []
     for edits, changes in _candidates(text, module):

@@ -32,6 +32,7 @@ _SMALL = 1e-2
 """Of the usual logit: what so little tells is hardly worth copying."""
 _LENGTHS = (13, 11, 14, 9, 22)
 MISSING = "a causal mask is missing"
+TURNED = "its mask is the wrong way round, and hides earlier ones"
 COPY = "trained on the next token it would learn to copy it"
 
 Seen = list[tuple[str, list[Tensor], list[Tensor]]]
@@ -62,7 +63,7 @@ def leak_reason(prober: Prober, plan: CallPlan, leak: Leak, evidence: Evidence) 
     lines = [f"small: {leak.size:.2g} of logits of about {size:.2g}, yet a leak" if leak.size < _SMALL * size else COPY]
     lines += [_words(*part)] if part else [] if lines[0] != COPY else [f"{MISSING}, or this is an encoder"]
     if looks_ahead_alone(prober, plan):
-        lines[-1] = lines[-1].replace(MISSING, "its mask is the wrong way round, and hides earlier ones")
+        lines[-1] = lines[-1].replace(MISSING, TURNED)
     switch = causal_setting(prober.module)
     lines += [f"its constructor has a switch: {switch} in config.json"] if switch else []
     against = [f"a decoder: {e}" for e in evidence.decoder[:1]] + [
