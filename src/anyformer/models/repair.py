@@ -258,7 +258,7 @@ def _repaired_calls(
         raise CallError(
             f"{path.name} could not be repaired: {TURNED}",
             "a causal mask beside it would leave each position nothing to choose from",
-            "turn it where it is made or read: 0 and -inf are added to scores, masked_fill(mask == 0, …) wants 1 = keep",
+            "turn it where it is made or read: 0 and -inf are to be added, masked_fill(mask == 0, …) wants 1 = keep",
         )
     module = loaded.module
     tried: list[str] = []
