@@ -251,3 +251,18 @@ def test_a_mask_that_fits_the_heads_by_chance_is_not_that_of_its_rows(heads: int
     for row, length in enumerate(keep.sum(1).tolist()):
         alone = module(ids[row : row + 1, :length])
         torch.testing.assert_close(together[row, :length], alone[0], rtol=0, atol=1e-5)
+
+
+class OfTheFirstRow(OfTheHeads):
+    """What the first row's mask hides is hidden in all."""
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        h = self.embedding(x)
+        scores = h @ h.transpose(1, 2)
+        if attention_mask is not None:
+            scores = scores.masked_fill(attention_mask[:1, None] == 0, -1e9)
+        return self.mlm_head(h + scores.softmax(-1) @ h)
+
+
+def test_a_mask_of_one_row_for_all_is_no_padding_mask() -> None:
+    assert infer_call_plan(OfTheFirstRow(2).eval()).mask_arg is None

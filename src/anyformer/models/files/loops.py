@@ -6,19 +6,17 @@ import ast
 
 FILLING = frozenset(("append", "add", "update", "extend", "insert", "setdefault"))
 _COUNTING = frozenset(("len", "max", "min", "sum"))
-_PLAIN = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.If, ast.For, ast.Pass, ast.Continue, ast.Break)
+_PLAIN = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.If, ast.For, ast.Pass, ast.Continue, ast.Break)
 
 
 def fills_only(loop: ast.For) -> bool:
-    """Whether a loop, by its statements, sets names and fills containers and no more; of its calls it says nothing."""
+    """Whether a loop, by its statements, sets names, fills containers and calls; what it calls is another question."""
     for node in ast.walk(loop):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
             return False
         if isinstance(node, ast.Yield | ast.YieldFrom | ast.Await | ast.NamedExpr | ast.Lambda):
             return False
-        if isinstance(node, ast.Expr) and not is_filling(node.value):
-            return False
-        if isinstance(node, ast.stmt) and not isinstance(node, (*_PLAIN, ast.Expr)):
+        if isinstance(node, ast.stmt) and not isinstance(node, _PLAIN):
             return False
     return True
 
