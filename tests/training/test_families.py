@@ -330,6 +330,29 @@ def test_a_tokenizer_without_a_mask_token(fit: Fit, corpus: Path) -> None:
     assert choose_masking(made, plan, 0)[0].mask_id == made.mask_token_id
 
 
+def test_the_models_own_mask_id_hides_tokens_where_no_text_has_it(fit: Fit) -> None:
+    from anyformer.training.objective import choose_masking
+
+    module = model_of("masked")
+    rows = infer_call_plan(module).embedding_rows or 0
+    result = fit(module, objective="masked", max_steps=1, name="plain")
+    ours, plan = result.tokenizer, result.adapter.call_plan
+    assert len(ours) < rows
+    module.mask_token_id = rows - 1  # type: ignore[assignment]
+    own = fit(module, objective="masked", max_steps=1, name="own")
+    told = next(finding for finding in own.findings if finding.name == "mask token")
+    assert (told.verdict, told.measured) == ("note", f"id {rows - 1:,}")
+    masking, _ = choose_masking(ours, plan, 0, module)
+    assert (masking.mask_id, masking.vocab_size) == (rows - 1, len(ours))
+    module.mask_token_id = ours.get_vocab()["e"]  # type: ignore[assignment]
+    masking, (told,) = choose_masking(ours, plan, 0, module)
+    assert (masking.mask_id, told.verdict) == (ours.mask_token_id, "warn")
+    module.mask_token_id = ours.mask_token_id
+    assert choose_masking(ours, plan, 0, module) == (masking, [])
+    module.mask_token_id = rows  # no row of the embedding
+    assert choose_masking(ours, plan, 0, module) == (masking, [])
+
+
 def test_what_an_objective_does_not_read_is_said(fit: Fit) -> None:
     result = fit(max_steps=1, label_column="stars", target_data="x.de")
     said = {f.name: f.measured for f in result.findings if f.verdict == "warn"}

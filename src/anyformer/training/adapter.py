@@ -251,7 +251,7 @@ class UniversalModelAdapter(MicroBatched):
         if is_masked_already(given["input_ids"], given["labels"]):
             return batch
         if self._masking is None:
-            self._masking, _ = choose_masking(self.tokenizer, self.call_plan, self.seed)
+            self._masking, _ = choose_masking(self.tokenizer, self.call_plan, self.seed, self.model)
         hidden = (fixed_masked_batch if fixed else masked_batch)(given, self._masking)
         device = batch["input_ids"].device
         return {**batch, **{name: hidden[name].to(device, non_blocking=True) for name in ("input_ids", "labels")}}

@@ -19,6 +19,7 @@ from anyformer.data.module import open_held_out
 from anyformer.data.pairs import encode_examples
 from anyformer.data.streamed import sides_of_stream, streamed
 from anyformer.data.streaming import open_stream
+from anyformer.models.masking import Masking
 from anyformer.models.plan import Objective
 from anyformer.runs.rebuild import LoadedRun
 from anyformer.training.examples import columns_of, held_out_columns, reads_padding, require_same_classes, sides_of
@@ -137,7 +138,7 @@ def evaluate_run(
     cache = build_token_cache(corpus, loaded.tokenizer, val_split=split, val_corpus=held_out, view=view)
     if source is None:
         _require_same(loaded, corpus.name, cache.meta["fingerprint"])
-    masking = choose_masking(loaded.tokenizer, loaded.plan, recorded.seed)[0] if objective == "masked" else None
+    masking = _masking(loaded, recorded.seed) if objective == "masked" else None
     view.status("measuring")
     figures = measure_text(
         loaded.module,
@@ -176,7 +177,7 @@ def _of_stream(
         view=view,
     )
     _require_same(loaded, stream.name, read.fingerprint)
-    masking = choose_masking(loaded.tokenizer, loaded.plan, recorded.seed)[0] if objective == "masked" else None
+    masking = _masking(loaded, recorded.seed) if objective == "masked" else None
     view.status("measuring")
     figures = measure_text(
         loaded.module,
@@ -229,6 +230,11 @@ def _examples(
         loaded.module, loaded.plan, padded, exact=exact, batch_size=batch_size, device=device, view=view
     )
     return examples.name, figures, [*examples.findings, *notes]
+
+
+def _masking(loaded: LoadedRun, seed: int) -> Masking:
+    """How the run hides tokens."""
+    return choose_masking(loaded.tokenizer, loaded.plan, seed, loaded.module)[0]
 
 
 def _require_same(loaded: LoadedRun, name: str, found: str) -> None:

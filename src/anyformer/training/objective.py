@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ _FAMILIES: dict[Family, str] = {
     "encoder_decoder": "an encoder-decoder",
     "classifier": "a classifier",
 }
+_MASK_ID = re.compile(r"mask_?(token)?_?(id|idx|index)|mask_token")
 _FIRST = ("logits", "argument", "places", "classes", "criterion")
 """Findings that say that these are no logits of tokens or classes: whether they see the future matters less."""
 SEES_FUTURE = "the model sees the future: trained on the next token it would only learn to copy it"
@@ -134,11 +136,13 @@ def _finding(plan: CallPlan, objective: Objective, setting: ObjectiveSetting) ->
     return Finding("objective", "note", WORDS[objective], reason=reason)
 
 
-def choose_masking(tokenizer: Any, plan: CallPlan, seed: int) -> tuple[Masking, list[Finding]]:
+def choose_masking(
+    tokenizer: Any, plan: CallPlan, seed: int, module: nn.Module | None = None
+) -> tuple[Masking, list[Finding]]:
     """The token that hides others, and from which ids replacements are drawn.
 
-    An id that the tokenizer never gives but the model has serves where the tokenizer has no mask token.
-    Raises TokenizerError where there is none either.
+    The id that the module holds as its mask's, where no text has it; else the tokenizer's mask token; else an id that
+    the tokenizer never gives but the model has. Raises TokenizerError where there is none either.
     """
     if tokenizer is None:
         raise TokenizerError(
@@ -149,8 +153,16 @@ def choose_masking(tokenizer: Any, plan: CallPlan, seed: int) -> tuple[Masking, 
     rows = min(plan.vocab_size, plan.embedding_rows or plan.vocab_size)
     special = tuple(int(token) for token in getattr(tokenizer, "all_special_ids", ()) or ())
     mask_id = getattr(tokenizer, "mask_token_id", None)
-    if mask_id is not None:
+    own = own_mask_id(module, plan) if module is not None else None
+    if own is not None and own >= size:
+        told = Finding("mask token", "note", f"id {own:,}", reason="the model's own: its text has no such id")
+        return Masking(own, size, special, seed), [told]
+    if mask_id is not None and own in (None, mask_id):
         return Masking(int(mask_id), size, special, seed), []
+    if mask_id is not None:
+        why = f"id {own:,}, the model's own, is another token in this tokenizer: hidden tokens are told otherwise"
+        other = Finding("mask token", "warn", f"id {mask_id:,}", f"id {own:,}", why)
+        return Masking(int(mask_id), size, special, seed), [other]
     if size < rows:
         reason = "the tokenizer has no mask token, and the model has more ids than the tokenizer"
         return Masking(size, size, special, seed), [Finding("mask token", "note", f"id {size:,}", reason=reason)]
@@ -159,6 +171,14 @@ def choose_masking(tokenizer: Any, plan: CallPlan, seed: int) -> tuple[Masking, 
         f"masked language modelling hides tokens behind one, and all {rows:,} ids of the model are taken",
         "add_special_tokens({'mask_token': '<mask>'}) and a model with one more id, or --tokenizer auto",
     )
+
+
+def own_mask_id(module: nn.Module, plan: CallPlan) -> int | None:
+    """The id that the module holds by a name like ``mask_token_id``, where its embedding has a row for it."""
+    rows = plan.embedding_rows or plan.vocab_size
+    module = getattr(module, "_orig_mod", module)
+    found = {v for name, v in vars(module).items() if _MASK_ID.fullmatch(name) and type(v) is int and 0 <= v < rows}
+    return found.pop() if len(found) == 1 else None
 
 
 def start_and_end(tokenizer: Any, limit: int) -> tuple[int, int]:

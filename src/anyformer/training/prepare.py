@@ -102,7 +102,7 @@ def prepare_text(
     """
     limit = id_limit(plan)
     if datamodule is not None:
-        return _with_masking(_foreign(datamodule, tokenizer, limit, objective, view), plan, settings.seed)
+        return _with_masking(_foreign(datamodule, tokenizer, limit, objective, view), plan, settings.seed, module)
     if settings.vocab_size is not None and settings.vocab_size > limit:
         raise SettingsError(
             f"vocab_size is {settings.vocab_size:,}, but the model takes {limit:,} ids",
@@ -148,7 +148,7 @@ def prepare_text(
         quality = stream_notes(blocks.streamed, settings, corpus.name, view)
     notes = [*unused_settings(settings, objective), *corpus.findings, *quality, *notes]
     text = _described(blocks, corpus.name, corpus.description, tokenizer, seconds, notes, objective)
-    text = _with_masking(text, plan, settings.seed)
+    text = _with_masking(text, plan, settings.seed, module)
     show(text, view)
     return text
 
@@ -190,10 +190,10 @@ def _tokenizer(
     return tokenizer, [*notes, *padding_notes(tokenizer, padding)], time.monotonic() - begin
 
 
-def _with_masking(text: Text, plan: CallPlan, seed: int) -> Text:
+def _with_masking(text: Text, plan: CallPlan, seed: int, module: nn.Module) -> Text:
     if text.objective != "masked" or text.tokenizer is None:
         return text
-    masking, notes = choose_masking(text.tokenizer, plan, seed)
+    masking, notes = choose_masking(text.tokenizer, plan, seed, module)
     return replace(text, masking=masking, findings=(*text.findings, *notes))
 
 
