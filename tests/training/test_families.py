@@ -317,17 +317,18 @@ def test_an_objective_that_cannot_fit_is_refused(objective: str, asked: str, wha
 def test_a_tokenizer_without_a_mask_token(fit: Fit, corpus: Path) -> None:
     texts = [corpus.read_text()]
     full = CharacterLevelTokenizer(48, special_tokens=["<unk>"], texts=texts)
-    plan = infer_call_plan(MaskedEncoder(len(full)), objective="masked")
+    module = MaskedEncoder(len(full))
+    plan = infer_call_plan(module, objective="masked")
     from anyformer.training.objective import choose_masking
 
     with pytest.raises(TokenizerError, match="has no mask token"):
-        choose_masking(full, plan, 0)
-    masking, (finding,) = choose_masking(full, replace(plan, vocab_size=len(full) + 1, embedding_rows=None), 0)
+        choose_masking(full, plan, 0, module)
+    masking, (finding,) = choose_masking(full, replace(plan, vocab_size=len(full) + 1, embedding_rows=None), 0, module)
     assert masking.mask_id == len(full)
     assert finding.measured == f"id {len(full)}"
     made = fit(model_of("masked"), objective="masked", max_steps=1).tokenizer
     assert made.mask_token == "<mask>"
-    assert choose_masking(made, plan, 0)[0].mask_id == made.mask_token_id
+    assert choose_masking(made, plan, 0, module)[0].mask_id == made.mask_token_id
 
 
 def test_the_models_own_mask_id_hides_tokens_where_no_text_has_it(fit: Fit) -> None:

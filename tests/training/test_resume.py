@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from read_runs import rows, untimed_rows, weights
-from small_models import Small, small_text
+from small_models import TINY_FILE, Small, small_text
 from torch import Tensor
 
 from anyformer import cli
@@ -396,21 +396,10 @@ def test_the_precision_measured_at_the_start_is_kept(fit: Fit, tmp_path: Path, m
     assert json.loads((run / "run.json").read_text())["effective"]["precision"] == before
 
 
-MODEL = """
-import os, time, torch
-from torch import nn
-
-class Slow(nn.Module):
-    def __init__(self, vocab_size=40):
-        super().__init__()
-        self.e = nn.Embedding(vocab_size, 16)
-        self.d = nn.Dropout(0.2)
-        self.h = nn.Linear(16, vocab_size)
-
-    def forward(self, tokens):
-        time.sleep(float(os.environ.get("SLOW", 0)))
-        return self.h(self.d(self.e(tokens)))
-"""
+SLEEP = 'time.sleep(float(os.environ.get("SLOW", 0)))'
+MODEL = "import os, time" + TINY_FILE.replace("Tiny", "Slow").replace(
+    "        return", f"        {SLEEP}\n        return"
+)
 
 
 @pytest.mark.soak  # make test has tests/faults/test_kills.py and test_true_records.py, which do the same in less time

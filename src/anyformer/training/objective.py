@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from anyformer.core.findings import Finding
 from anyformer.core.settings import ObjectiveSetting
 from anyformer.models.batchproof import prove_on_batch
 from anyformer.models.calls.culprit import COPY
+from anyformer.models.calls.evidence import MASK_ID
 from anyformer.models.calls.hiding import id_passed_over
 from anyformer.models.calls.probing import Prober
 from anyformer.models.masking import Masking
@@ -41,7 +41,6 @@ _FAMILIES: dict[Family, str] = {
     "encoder_decoder": "an encoder-decoder",
     "classifier": "a classifier",
 }
-_MASK_ID = re.compile(r"mask_?(token)?_?(id|idx|index)|mask_token")
 _FIRST = ("logits", "argument", "places", "classes", "criterion")
 """Findings that say that these are no logits of tokens or classes: whether they see the future matters less."""
 SEES_FUTURE = "the model sees the future: trained on the next token it would only learn to copy it"
@@ -136,9 +135,7 @@ def _finding(plan: CallPlan, objective: Objective, setting: ObjectiveSetting) ->
     return Finding("objective", "note", WORDS[objective], reason=reason)
 
 
-def choose_masking(
-    tokenizer: Any, plan: CallPlan, seed: int, module: nn.Module | None = None
-) -> tuple[Masking, list[Finding]]:
+def choose_masking(tokenizer: Any, plan: CallPlan, seed: int, module: nn.Module) -> tuple[Masking, list[Finding]]:
     """The token that hides others, and from which ids replacements are drawn.
 
     The id that the module holds as its mask's, where no text has it; else the tokenizer's mask token; else an id that
@@ -153,7 +150,7 @@ def choose_masking(
     rows = min(plan.vocab_size, plan.embedding_rows or plan.vocab_size)
     special = tuple(int(token) for token in getattr(tokenizer, "all_special_ids", ()) or ())
     mask_id = getattr(tokenizer, "mask_token_id", None)
-    own = own_mask_id(module, plan) if module is not None else None
+    own = own_mask_id(module, plan)
     if own is not None and own >= size:
         told = Finding("mask token", "note", f"id {own:,}", reason="the model's own: its text has no such id")
         return Masking(own, size, special, seed), [told]
@@ -177,7 +174,7 @@ def own_mask_id(module: nn.Module, plan: CallPlan) -> int | None:
     """The id that the module holds by a name like ``mask_token_id``, where its embedding has a row for it."""
     rows = plan.embedding_rows or plan.vocab_size
     module = getattr(module, "_orig_mod", module)
-    found = {v for name, v in vars(module).items() if _MASK_ID.fullmatch(name) and type(v) is int and 0 <= v < rows}
+    found = {v for name, v in vars(module).items() if MASK_ID.fullmatch(name) and type(v) is int and 0 <= v < rows}
     return found.pop() if len(found) == 1 else None
 
 

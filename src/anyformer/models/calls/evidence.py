@@ -30,7 +30,7 @@ _NEITHER = re.compile(
     r"[aA]uto_?[eE]ncod(er|ing)|VAE(?![a-z])|[dD]iffusion|LLaDA|MDLM|SEDD|D3PM|MaskGIT|[dD]enois(er|ing)"
 )
 """They see both sides for another objective: writing their own input again, or filling in a text by steps."""
-_MASK_ID = re.compile(r"mask_?(token)?_?(id|idx|index)|mask_token|token_dropout")
+MASK_ID = re.compile(r"mask_?(token)?_?(id|idx|index)|mask_token")
 """What an encoder that learns from hidden tokens keeps."""
 _DECODER = re.compile(
     r"GPT|gpt|Decoder|decoder|Causal|causal_lm|LanguageModel|language_model|[lL]lama|LLaMA|[mM]istral|Autoregressive"
@@ -98,8 +98,12 @@ def gather(module: nn.Module) -> Evidence:
 
 def _mask_ids(module: nn.Module) -> list[str]:
     """Ids of a mask token that the module keeps, or that its forward reads."""
-    kept = [name for part in module.modules() for name in vars(part) if _MASK_ID.fullmatch(name)]
-    read = [name for name in re.findall(r"\.(\w+)", source_of(module)) if _MASK_ID.fullmatch(name)]
+    kept = [
+        name for part in module.modules() for name in vars(part) if MASK_ID.fullmatch(name) or name == "token_dropout"
+    ]
+    read = [
+        name for name in re.findall(r"\.(\w+)", source_of(module)) if MASK_ID.fullmatch(name) or name == "token_dropout"
+    ]
     return list(dict.fromkeys([*kept, *read]))
 
 

@@ -264,20 +264,24 @@ class _Seen(TorchFunctionMode):
         self.turned.append(self.ahead[-1] and not bool(each.tril(-1)[:, :-1].any()))
 
 
-def looks_back_alone(prober: Prober, plan: CallPlan) -> bool:
-    """Whether every attention that is seen gives later tokens no weight, and earlier ones some."""
+def _seen(prober: Prober, plan: CallPlan) -> _Seen:
+    """What attention looks at in one run; nothing where that does not run."""
     T = max(5, prober.length)
     with _unfused(), _Seen(T) as seen:
         run = prober.try_logits(plan, prober.inputs(plan, 2, T, 1))
-    return run is not None and bool(seen.ahead) and not any(seen.ahead) and all(seen.back)
+    return seen if run is not None else _Seen(T)
+
+
+def looks_back_alone(prober: Prober, plan: CallPlan) -> bool:
+    """Whether every attention that is seen gives later tokens no weight, and earlier ones some."""
+    seen = _seen(prober, plan)
+    return bool(seen.ahead) and not any(seen.ahead) and all(seen.back)
 
 
 def looks_ahead_alone(prober: Prober, plan: CallPlan) -> bool:
-    """Whether an attention that is seen hides the past and not the future: its mask is the wrong way round."""
-    T = max(5, prober.length)
-    with _unfused(), _Seen(T) as seen:
-        run = prober.try_logits(plan, prober.inputs(plan, 2, T, 1))
-    return run is not None and any(seen.turned)
+    """Whether every attention that is seen hides the past and not the future: its mask is the wrong way round."""
+    seen = _seen(prober, plan)
+    return bool(seen.turned) and all(seen.turned)
 
 
 def leaves_nothing(prober: Prober, plan: CallPlan) -> bool:
