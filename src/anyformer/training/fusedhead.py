@@ -357,8 +357,9 @@ def _loss_and_gradients(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, smoothing: float, *, trained: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor | None, Tensor | None]]:
     """trained: whether the weight's gradient is asked for."""
-    V = len(weight_VD)
-    wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+    V, kind = len(weight_VD), hidden_ND.dtype
+    wide = torch.promote_types(kind, torch.float32)
+    exact = wide == kind
     keep_N = targets_N != IGNORE_INDEX
     count = keep_N.sum()
     scale_N = keep_N.to(wide) / count.clamp(min=1)  # where nothing is a target, its gradients are zero
@@ -367,30 +368,43 @@ def _loss_and_gradients(
     d_weight = torch.zeros_like(weight_VD, dtype=wide) if trained else None
     d_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
     loss = torch.zeros((), dtype=wide, device=hidden_ND.device)
-    step = _rows_at_once(hidden_ND, weight_VD)
+    step = min(_rows_at_once(hidden_ND, weight_VD), len(hidden_ND))
+    # one piece of memory for all parts: on a CPU fresh pages for each cost a tenth of the whole
+    logits_RV = hidden_ND.new_empty(step, V)
     for start in range(0, len(hidden_ND), step):
         part = slice(start, start + step)
         scale_R1, index_R1 = scale_N[part, None], index_N1[part]
-        logits = F.linear(hidden_ND[part], weight_VD, bias_V).to(wide)
+        logits = logits_RV[: len(index_R1)]
+        if bias_V is None:
+            torch.mm(hidden_ND[part], weight_VD.t(), out=logits)
+        else:
+            torch.addmm(bias_V, hidden_ND[part], weight_VD.t(), out=logits)
+        logits = logits.to(wide)
         target = logits.gather(1, index_R1)
-        # no logsumexp and softmax: these five passes write where they read
+        # no logsumexp and softmax: these passes write where they read
         largest = logits.amax(1, keepdim=True)
         mean = logits.mean(1, keepdim=True) if smoothing else target
         total = logits.sub_(largest).exp_().sum(1, keepdim=True)
         nats = total.log() + largest - (1 - smoothing) * target - smoothing * mean
         loss += torch.where(scale_R1 > 0, nats * scale_R1, 0).sum()
-        grad = logits.mul_(scale_R1 / total)
+        # softmax times total: what it lacks is a factor a row, for which the products with (R, D) are the cheaper place
+        factor_R1 = scale_R1 / total
+        if not exact:  # there the products would be rounded once more
+            logits.mul_(factor_R1)
+            total, factor_R1 = scale_R1, torch.ones_like(factor_R1)
         if smoothing:
-            grad.sub_(scale_R1 * (smoothing / V))
-        grad.scatter_add_(1, index_R1, -(1 - smoothing) * scale_R1)
+            logits.sub_(total * (smoothing / V))
+        logits.scatter_add_(1, index_R1, -(1 - smoothing) * total)
         if d_bias is not None:
-            d_bias += grad.sum(0)
-        low = grad.to(hidden_ND.dtype)
+            d_bias += logits.t() @ factor_R1[:, 0]
+        low = logits.to(kind)
         torch.mm(low, weight_VD, out=d_hidden[part])
+        d_hidden[part].mul_(factor_R1)
         if d_weight is None:
             continue
-        if low.dtype == wide:
-            d_weight.addmm_(low.t(), hidden_ND[part])
+        rows = (hidden_ND[part] * factor_R1).to(kind)
+        if exact:
+            d_weight.addmm_(low.t(), rows)
         else:
-            d_weight += low.t() @ hidden_ND[part]
+            d_weight += low.t() @ rows
     return loss + torch.zeros_like(loss) / count, (d_hidden, d_weight, d_bias)  # NaN where there is no target

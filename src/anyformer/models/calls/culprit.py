@@ -27,7 +27,7 @@ _SWITCH = re.compile(
     r"(is_|use_)?causal|(use_)?causal_mask|autoregressive|auto_regressive|unidirectional|masked|is_decoder"
 )
 _BOTH_WAYS = re.compile(r"(is_)?bidirectional|bi_?directional|bidirection")
-_ATTENTION = re.compile(r"[aA]tt(entio)?n|MHA|MHSA|Transformer|Block|Head")
+_ATTENTION = re.compile(r"[aA]tt(entio)?n|[aA]tt(?![a-z])|MHA|MHSA|Transformer|Block|Head")
 _SMALL = 1e-2
 """Of the usual logit: what so little tells is hardly worth copying."""
 _LENGTHS = (13, 11, 14, 9, 22)
@@ -62,15 +62,16 @@ def leak_reason(prober: Prober, plan: CallPlan, leak: Leak, evidence: Evidence) 
     size = _size(prober, plan, leak)
     lines = [f"small: {leak.size:.2g} of logits of about {size:.2g}, yet a leak" if leak.size < _SMALL * size else COPY]
     lines += [_words(*part)] if part else [] if lines[0] != COPY else [f"{MISSING}, or this is an encoder"]
-    if looks_ahead_alone(prober, plan):
-        lines[-1] = lines[-1].replace(MISSING, TURNED)
+    turned = looks_ahead_alone(prober, plan)
+    if turned:
+        lines[-1] = _turned(part)
     switch = causal_setting(prober.module)
     lines += [f"its constructor has a switch: {switch} in config.json"] if switch else []
     against = [f"a decoder: {e}" for e in evidence.decoder[:1]] + [
         f"for another objective: {e}" for e in evidence.neither[:1]
     ]
     lines[-1] += f" ({', '.join(against)})" if against else ""
-    masked = [] if evidence.neither else ["--objective masked trains it as an encoder"]
+    masked = [] if evidence.neither or turned else ["--objective masked trains it as an encoder"]
     mended = ["anyformer repair proposes a mask"] if "causal mask" in " ".join(lines) else []
     return "; ".join([*lines, ", ".join(["--objective causal trains it as it is", *masked, *mended])])
 
@@ -162,6 +163,11 @@ def _words(name: str, part: nn.Module, whole: bool) -> str:
     if isinstance(part, nn.MultiheadAttention) or _ATTENTION.search(type(part).__name__):
         return f"in {kind} each position sees later ones: {MISSING}"
     return f"{kind} lets later positions into earlier ones"
+
+
+def _turned(part: tuple[str, nn.Module, bool] | None) -> str:
+    where = f"in {part[0]} ({type(part[1]).__name__})" if part else "in attention"
+    return f"{where} each position sees later ones: {TURNED}"
 
 
 def causal_setting(module: nn.Module) -> str:
