@@ -1,7 +1,7 @@
 """Text into the token cache: how fast, beside the library's own ``encode_batch_fast``, and in how much memory.
 
     python benchmarks/token_cache.py speed [--megabytes 24] [--rounds 8]
-    python benchmarks/token_cache.py memory [--megabytes 1000] [--plain]
+    python benchmarks/token_cache.py memory [--megabytes 1000] [--plain] [--processes 2]
 
 speed: the same text of the Python standard library, ways taken in turn in one process, medians; the tokenizer is a BPE
 of 8,192 trained on it. The time of the cache is that of all it does: reading, hashing, encoding, writing, verifying.
@@ -32,10 +32,11 @@ BUILD = """
 import sys
 from anyformer.data import build_token_cache, open_corpus
 from anyformer.tokenization import encoding, load_tokenizer
-text, tokenizer, cache, plain = sys.argv[1:]
+text, tokenizer, cache, plain, processes = sys.argv[1:]
 if plain == "plain":
     encoding.ACCELERATE_FROM = 1 << 60
-built = build_token_cache(open_corpus(text), load_tokenizer(tokenizer), cache_dir=cache)
+count = int(processes) if processes else None
+built = build_token_cache(open_corpus(text), load_tokenizer(tokenizer), cache_dir=cache, processes=count)
 print(len(built.train) + len(built.val), next(f.measured for f in built.findings if f.name == "encoder"))
 """
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -126,7 +127,7 @@ def resident(pid: int) -> int:
     return total
 
 
-def memory(megabytes: int, plain: bool) -> None:
+def memory(megabytes: int, plain: bool, processes: int | None) -> None:
     """Print the memory of one build as a curve, and its peak."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -135,7 +136,8 @@ def memory(megabytes: int, plain: bool) -> None:
         write_text(file, megabytes * 1_000_000)
         command = [sys.executable, "-c", BUILD, str(file), str(folder / "tokenizer.json"), str(folder / "cache")]
         start = time.perf_counter()
-        process = subprocess.Popen([*command, "plain" if plain else "any"], stdout=subprocess.PIPE, text=True)
+        command += ["plain" if plain else "any", str(processes or "")]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         curve = []
         while process.poll() is None:
             curve.append((time.perf_counter() - start, resident(process.pid) / 1e6))
@@ -155,11 +157,12 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--plain", action="store_true", help="without the accelerator")
+    parser.add_argument("--processes", type=int, help="that encode; as the cache chooses where left out")
     given = parser.parse_args()
     if given.what == "speed":
         speed(given.megabytes or 24, given.rounds)
     else:
-        memory(given.megabytes or 1000, given.plain)
+        memory(given.megabytes or 1000, given.plain, given.processes)
 
 
 if __name__ == "__main__":

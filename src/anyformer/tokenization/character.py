@@ -61,9 +61,11 @@ class CharacterLevelTokenizer(TextTokenizer):
         reserved = specials + (_BYTE_TOKENS if with_bytes else [])
         room = vocab_size - len(reserved)
         # a special token of one character is an entry already
-        candidates = (c for c in (_code_points() if texts is None else count_characters(texts)) if c not in specials)
+        counts = None if texts is None else count_characters(texts)
+        candidates = (c for c in (_code_points() if counts is None else counts) if c not in specials)
         characters = list(islice(candidates, room))
-        left_out = 0 if texts is None else sum(1 for _ in candidates)
+        left_out = [] if counts is None else [counts[c] for c in candidates]
+        share = sum(left_out) / sum(counts.values()) if counts else 0.0
         vocab = {token: number for number, token in enumerate([*reserved, *characters])}
         roles = special_roles(specials)
         backend = Tokenizer(
@@ -75,7 +77,7 @@ class CharacterLevelTokenizer(TextTokenizer):
         super().__init__(tokenizer_object=backend, **init_fields(specials))  # type: ignore[no-untyped-call]
         with_padding(self)
         source = "Unicode has" if texts is None else "the text gave"
-        self.findings = _findings(vocab_size, len(vocab), source, with_bytes, left_out, roles)
+        self.findings = _findings(vocab_size, len(vocab), source, len(specials), len(left_out), share, roles)
         told = [f for f in self.findings if f.verdict != "ok" and (texts is None or f.name == "unknown characters")]
         for finding in told:
             (view or PlainView()).finding(finding)
@@ -116,10 +118,11 @@ def _each_text(texts: Any) -> Any:
     return chain.from_iterable(item if isinstance(item, list | tuple) else [item] for item in texts)
 
 
-def count_characters(texts: Any) -> list[str]:
-    """The distinct characters of the texts, most frequent first, ties by code point; texts as the tokenizer takes them.
+def count_characters(texts: Any) -> dict[str, int]:
+    """Each character of the texts and how often, most frequent first, ties by code point.
 
-    Raises TokenizerError where there is no text, an item is not a string, or the text is not valid Unicode.
+    texts: as the tokenizer takes them. Raises TokenizerError where there is no text, an item is not a string, or the
+    text is not valid Unicode.
     """
     counts: Counter[str] = Counter()
     # an iterator is read once here and need not be kept
@@ -134,7 +137,7 @@ def count_characters(texts: Any) -> list[str]:
         raise TokenizerError(f"the text is not valid Unicode: it holds {surrogates[0]!r}, half of a surrogate pair")
     if not counts:
         raise TokenizerError("there is no text to take characters from", fix="give at least one non-empty text")
-    return sorted(counts, key=lambda c: (-counts[c], c))
+    return dict(sorted(counts.items(), key=lambda of: (-of[1], of[0])))
 
 
 def _code_points() -> Iterator[str]:
@@ -152,19 +155,23 @@ def _code_points() -> Iterator[str]:
 
 
 def _findings(
-    asked: int, got: int, source: str, with_bytes: bool, left_out: int, roles: dict[str, str]
+    asked: int, got: int, source: str, specials: int, left_out: int, share: float, roles: dict[str, str]
 ) -> list[Finding]:
+    """specials: how many special tokens; left_out, share: characters of the text without an id, their share of it."""
     found = []
     if got < asked:
         measured = f"asked {asked:,}, {source} {got:,}"
         found.append(Finding("tokenizer size", "note", measured, f"{asked:,}", "all its characters"))
-    if with_bytes:
+    if asked >= BYTES + specials:
         found.append(Finding("unknown characters", "ok", "written as their UTF-8 bytes", "every string round-trips"))
     elif "unk_token" in roles:
         reason = "256 bytes and the special tokens do not fit"
-        measured = f"become {roles['unk_token']}" + (
-            f"; {left_out:,} characters of the text among them" if left_out else ""
-        )
+        measured = f"become {roles['unk_token']}"
+        if left_out:
+            measured += (
+                f": {100 * share:.2g} % of the text, {left_out:,} different {'one' if left_out == 1 else 'ones'}"
+            )
+            reason += f"; a vocabulary of {min(got + left_out, specials + BYTES):,} holds them"
         found.append(
             Finding("unknown characters", "warn" if left_out else "note", measured, "every string round-trips", reason)
         )
