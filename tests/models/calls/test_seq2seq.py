@@ -441,6 +441,35 @@ def test_masks_of_as_many_axes_are_tried_together() -> None:
     torch.testing.assert_close(call_logits(module, plan, src, keep, target_ids=tgt), right)
 
 
+class Initials(ChinesePast):
+    """Masks True where hidden, named by a letter; that of the target's padding beside one of the target itself."""
+
+    def forward(  # type: ignore[override]
+        self, inputs: Tensor, targets: Tensor, i_mask: Tensor, t_self_mask: Tensor, t_mask: Tensor
+    ) -> Tensor:
+        x, y = self.e(inputs), self.e(targets)
+        x = x.masked_fill(i_mask.squeeze(1).unsqueeze(-1), 0)
+        y = F.pad(y.masked_fill(t_mask.squeeze(1).unsqueeze(-1), 0)[:, :-1], (0, 0, 1, 0))
+        y = self.own(y, y, ~t_self_mask)
+        return self.head(self.cross(y, self.reader(x, x, ~i_mask), ~i_mask))
+
+
+def test_masks_named_by_a_letter_and_a_target_shifted_inside() -> None:
+    module = Initials().eval()
+    plan = planned(module)
+    assert (plan.mask_arg, plan.mask_shape, plan.mask_form) == ("i_mask", "B1T", "masked")
+    assert {a.name: (a.role, a.form) for a in plan.extras} == {
+        "t_self_mask": ("target_causal_mask", "masked"),
+        "t_mask": ("target_mask", "masked"),
+    }
+    assert next(a.shape for a in plan.extras if a.name == "t_mask") == "B1S"
+    assert plan.alignment == "own"
+    src, tgt = torch.arange(1, 7)[None], torch.arange(11, 16)[None]
+    keep, future = torch.tensor([[1, 1, 1, 1, 0, 0]]), torch.ones(1, 5, 5).triu(1).bool()
+    right = module(src, tgt, keep[:, None] == 0, future, torch.zeros(1, 1, 5).bool())[:, 1:]  # [t] is for token t
+    torch.testing.assert_close(call_logits(module, plan, src, keep, target_ids=tgt)[:, : right.shape[1]], right)
+
+
 class SharedWords(ChinesePast):
     """input_mask is the source's, though the target is called so, too; the cross attention has a mask of its own."""
 

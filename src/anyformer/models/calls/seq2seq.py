@@ -161,10 +161,14 @@ def _drafts(module: nn.Module, stated: Stated) -> Iterator[CallPlan]:
     for token_arg, target in _pairs(parameters, stated):
         forcing = [p for p in forcing_parameters(parameters) if p.name not in (token_arg.lstrip("*"), target)]
         others = [p for p in required(parameters) if p.name not in (token_arg.lstrip("*"), target) and p not in forcing]
+        kinds = {p.name: whose(p.name, token_arg, target) for p in others}
+        of_itself = [n for n, kind in kinds.items() if kind == "target_mask" and "self" in n.lower()]
         lists = [
             [Argument(p.name, "target_ids", "BS")]
             if _LABELS.fullmatch(p.name.lower())
-            else options(p, source, whose(p.name, token_arg, target), masks="source")
+            else padding_forms(p.name, "target_mask")  # beside t_self_mask the plain t_mask is that of padding
+            if of_itself and kinds[p.name] == "target_mask" and p.name not in of_itself
+            else options(p, source, kinds[p.name], masks="source")
             for p in others
         ]
         lists += [forced(p)[:1] for p in forcing]
@@ -186,12 +190,16 @@ def _drafts(module: nn.Module, stated: Stated) -> Iterator[CallPlan]:
 
 
 def whose(name: str, token_arg: str, target: str) -> Hint:
-    """What a parameter takes: the target's mask has a word of the target's name (chinese_mask beside chinese_seq)."""
+    """What a parameter takes: the target's mask has a word of the target's name, or its first letter.
+
+    chinese_mask beside chinese_seq, t_mask beside targets.
+    """
     kind = hint(name)
     if kind != "mask":
         return kind
     words, own, read = ({*re.findall("[a-z]+", n.lower())} for n in (name, target, token_arg))
-    return "target_mask" if words & (own - read - OF_IDS) else kind
+    initials = {target[:1].lower()} - {token_arg.lstrip("*")[:1].lower()}
+    return "target_mask" if words & ((own - read - OF_IDS) | initials) else kind
 
 
 def _pairs(parameters: list[inspect.Parameter], stated: Stated) -> list[tuple[str, str]]:
@@ -400,7 +408,8 @@ def _source_padding(
 def _target_padding(prober: Prober, plan: CallPlan, parameter: inspect.Parameter) -> tuple[CallPlan, list[Finding]]:
     needed = parameter.default is parameter.empty
     bare = None if needed else without(plan, parameter.name)
-    for argument in padding_forms(parameter.name, "target_mask"):
+    forms = padding_forms(parameter.name, "target_mask")
+    for argument in sorted(forms, key=lambda a: a.shape.replace("S", "T") != plan.mask_shape):  # as the source's first
         candidate = with_argument(plan, argument)
         if hides(prober, candidate, target=True, against=bare).works:
             return candidate, [Finding("target mask", "ok", argument.text(), reason="a padded token is hidden")]
