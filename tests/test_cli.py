@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -435,6 +436,34 @@ def test_json_stays_strict_where_a_figure_is_not_finite(
     assert cli.main(["demo", "--json"]) == 0
     record = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert (record["results"]["perplexity"], record["results"]["val_loss"]) == (None, None)
+
+
+_TIME_FIRST = """
+import warnings, torch
+from torch import nn
+
+class TextClassifier(nn.Module):
+    def __init__(self, vocab_size=30, d_model=16, num_classes=2):
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, d_model)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(d_model, 2, 32, 0.0), 1)
+        self.head = nn.Linear(d_model, num_classes)
+        warnings.warn("of the model itself")
+
+    def forward(self, ids):
+        return self.head(self.encoder(self.tokens(ids).transpose(0, 1)).mean(0))
+"""
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_torchs_advice_on_its_own_layers_is_for_debugging(tmp_path: Path, debug: list[str]) -> None:
+    (tmp_path / "model.py").write_text(_TIME_FIRST)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert cli.main(["inspect", str(tmp_path / "model.py"), *debug]) == 0
+    told = [str(warning.message) for warning in caught]
+    assert any("of the model itself" in text for text in told)
+    assert any("enable_nested_tensor" in text for text in told) is bool(debug)
 
 
 def test_a_terminal_without_unicode_costs_signs_not_results() -> None:

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -322,6 +323,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a sign that the terminal cannot show must not cost the result
             stream.reconfigure(errors="replace")
+    if "--debug" not in arguments:
+        # how torch's own layers would be faster: between our lines it hides what the user can act on
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.nn\.(modules|functional)\b")
+        warnings.filterwarnings("ignore", category=UserWarning, message="enable_nested_tensor is True")
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
