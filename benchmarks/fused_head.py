@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from anyformer.models.callplan import CallPlan, infer_call_plan
 from anyformer.models.example_gpt import GPT
 from anyformer.models.objectives import batch_logits, objective_loss
-from anyformer.training import fusedhead, inplace
+from anyformer.training import fusedhead, headloss, inplace
 
 SIZES = ((2, 32, 256, 64), (4, 64, 512, 64), (8, 64, 1024, 64), (8, 128, 1024, 64), (4, 64, 4096, 64))
 SIZES += ((8, 128, 2048, 128), (8, 128, 4096, 128), (16, 256, 512, 64), (16, 256, 1024, 64))
@@ -61,8 +61,8 @@ def rows(rounds: int) -> None:
             F.cross_entropy(F.linear(hidden, weight), targets).backward()
 
         def fused(number: int, hidden=hidden, weight=weight, targets=targets) -> None:  # type: ignore[no-untyped-def]
-            fusedhead._CPU_ROWS = number
-            fusedhead._HeadLoss.apply(hidden, weight, None, targets, 0.0).backward()
+            headloss._CPU_ROWS = number
+            headloss.HeadLoss.apply(hidden, weight, None, targets, 0.0).backward()
 
         ways: dict[str, Callable[[], object]] = {"plain": plain}
         ways |= {str(number): lambda number=number: fused(number) for number in (64, 128, 256, 512)}  # type: ignore[misc]

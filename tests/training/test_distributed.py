@@ -27,7 +27,6 @@ from anyformer.core.errors import Interrupted, SettingsError, TrainingError
 from anyformer.core.settings import TrainSettings
 from anyformer.core.view import QuietView
 from anyformer.runs.checkpoints import list_checkpoints, read_weights
-from anyformer.training.fusedhead import _loss_and_gradients
 from anyformer.training.helpers import program
 from anyformer.training.places import Place, place_of, require_devices
 from anyformer.training.sharing import agreed, from_first, of_all, process_count, shared_loss, stream_seed
@@ -282,13 +281,6 @@ def test_the_loss_of_ragged_parts_is_the_mean_over_all_targets(counts: tuple[int
         assert told == (3, "of 0", [0, 1])
     means = [_loss(whole, hidden[p], labels[p], smoothing).item() for p in (slice(0, 2), slice(2, 4))]
     assert sum(means) / 2 != pytest.approx(float(expected), abs=1e-4)  # or NaN: what is not done
-
-
-def test_head_and_loss_in_one_where_nothing_is_a_target() -> None:
-    hidden, weight, targets = torch.randn(6, 4), torch.randn(9, 4), torch.full((6,), -100)
-    loss, gradients = _loss_and_gradients(hidden, weight, None, targets, 0.1, trained=True)
-    assert loss.isnan()  # said, and weighed with nothing
-    assert [float(g.abs().max()) for g in gradients if g is not None] == [0.0, 0.0]
 
 
 # who is who

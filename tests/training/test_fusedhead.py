@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from anyformer.models.callplan import CallPlan, infer_call_plan
 from anyformer.models.objectives import batch_logits, objective_loss, objective_total
 from anyformer.training import UniversalModelAdapter, fusedhead
-from anyformer.training.fusedhead import _HeadLoss, choose_head, fused_loss, fused_total
+from anyformer.training.fusedhead import choose_head, fused_loss, fused_total
 from anyformer.training.losspath import LossPath
 
 V, D, B, T = 61, 16, 3, 50  # more than one chunk of 128 rows, the last one short
@@ -142,30 +141,6 @@ def plain_loss(module: nn.Module, plan: CallPlan, batch: dict[str, Tensor], smoo
     return objective_loss("causal", logits, batch["labels"], batch["next_ids"], label_smoothing=smoothing)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_loss_and_gradients_are_those_of_float64_in_one_piece(bias: bool, smoothing: float) -> None:
-    torch.manual_seed(1)
-    given = [torch.randn(300, D) * 3, torch.randn(V, D), torch.randn(V) if bias else None]
-    targets = torch.randint(0, V, (300,))
-    targets[::7] = -100
-    exact = [None if g is None else g.double().requires_grad_() for g in given]
-    ours = [None if g is None else g.clone().requires_grad_() for g in given]
-    expected = F.cross_entropy(F.linear(exact[0], exact[1], exact[2]), targets, label_smoothing=smoothing)  # type: ignore[arg-type]
-    loss = _HeadLoss.apply(ours[0], ours[1], ours[2], targets, smoothing)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
-    (expected / 4).backward()
-    (loss / 4).backward()
-    for a, b in zip(exact, ours, strict=True):
-        if a is not None and b is not None:
-            torch.testing.assert_close(b.grad.double(), a.grad, rtol=1e-4, atol=1e-7)
-
-
-def test_without_any_target_the_loss_is_nan_as_in_one_piece() -> None:
-    loss = _HeadLoss.apply(torch.randn(5, D), torch.randn(V, D), None, torch.full((5,), -100), 0.0)
-    assert torch.isnan(loss)
-
-
 @pytest.mark.parametrize("cls", FUSED)
 def test_a_linear_head_is_fused_with_equal_loss_and_gradients(cls: type[Body]) -> None:
     module, batch = cls(), batch_of()
@@ -218,26 +193,6 @@ def test_few_logits_are_computed_in_one_piece(monkeypatch: pytest.MonkeyPatch) -
     assert "few" in choose_head(module, plan, "causal", batch)[1].reason
     monkeypatch.setattr(fusedhead, "FUSE_FROM", B * T * V)
     assert choose_head(module, plan, "causal", batch)[0] == "head.weight"
-
-
-class _Largest(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.untyped_storage().nbytes() >= result.numel() * result.element_size():
-            self.numbers = max(self.numbers, result.numel())
-        return result
-
-
-def test_the_logits_never_exist_whole() -> None:
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(1024, 8, requires_grad=True), torch.randn(900, 8, requires_grad=True)
-    with _Largest() as seen:
-        _HeadLoss.apply(hidden, weight, None, torch.zeros(1024, dtype=torch.int64), 0.0).backward()
-    assert seen.numbers == 128 * 900
 
 
 def test_in_bfloat16_it_is_proven_and_used_there() -> None:
