@@ -246,3 +246,21 @@ def test_a_square_mask_that_could_be_of_padding_is_tried_as_causal(shape: str) -
     mask = torch.ones(2, 7, 7, dtype=torch.bool).tril()
     right = module(ids, mask if shape == "B, T, T" else mask[:, None])
     torch.testing.assert_close(call_logits(module, plan, ids), right)
+
+
+class OneRowByChance(nn.Module):
+    """Positions (T, 1, D) added to (B, T, D): one row alone becomes T of them, of which the first token is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(40, 8), nn.Linear(8, 2)
+        self.register_buffer("positions", torch.randn(64, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.tokens(x) + self.positions[: x.size(1)]  # type: ignore[index]
+        return self.head(h[:, 0])  # type: ignore[no-any-return]
+
+
+def test_what_came_about_by_chance_with_one_row_does_not_hide_why_two_fail() -> None:
+    with pytest.raises(CallError, match=r"ids \(2, 5\)(?s:.*)self.positions(?s:.*)size of tensor a \(2\)"):
+        infer_call_plan(OneRowByChance())

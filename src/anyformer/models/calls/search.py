@@ -157,6 +157,11 @@ def out_of_time(prober: Prober, failures: list[str]) -> bool:
     return True
 
 
+def _too_narrow(found: Found) -> bool:
+    """Whether it is no row of a vocabulary: one row at a time it came about by chance, and why two fail is told."""
+    return found.plan.embedding_rows is not None and found.plan.embedding_rows // 2 >= found.place.V
+
+
 def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated, failures: list[str]) -> list[Found]:
     """One row at a time, as (T,) or (1, T); then a length that the module names and that alone runs."""
     names = [stated.tokens] if stated.tokens else token_candidates(parameters)
@@ -174,7 +179,7 @@ def _unusual(prober: Prober, parameters: list[inspect.Parameter], stated: Stated
             plan = blank(token_arg, given)
             for packed in ("T", "1T"):
                 found = _with_targets(prober, replace(plan, packed=packed), targets, needed, stated, [])
-                if found is not None and found.place.use == "sequence":
+                if found is not None and found.place.use == "sequence" and not _too_narrow(found):
                     return [found]
             run, error = _run(prober, plan, *SIZES[0][0], 0)
             if run is not None and rows_alone(run, SIZES[0][0][0]):
