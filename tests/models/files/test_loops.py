@@ -84,3 +84,44 @@ def test_the_configuration_says_otherwise_than_the_file(tmp_path: Path) -> None:
     (told,) = [f for f in model.findings if f.name == "sizes"]
     assert (told.measured, told.reason) == ("vocab_size=77", f"as the configuration says; {ROWS} in the file")
     assert "configuration" not in {f.name for f in model.findings}
+
+
+UNDER_MAIN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e, self.head = nn.Embedding(vocab_size, width), nn.Linear(width, vocab_size)
+    def forward(self, tokens):
+        return self.head(self.e(tokens))
+
+if __name__ == "__main__":
+    words = open("words.txt").read().split()
+    ids = {"[PAD]": 0, "[MASK]": 1}
+    width = 4
+    FILLS
+    model = Net()
+"""
+
+
+@pytest.mark.parametrize(
+    "fills",
+    [
+        "for i, word in enumerate(words):\n        ids[word] = i + 2\n    vocab_size = len(ids)",
+        "ids.update({word: 2 for word in words})\n    vocab_size = max(ids.values()) + 1",
+        "vocab_size = 2\n    for word in words:\n        vocab_size += 1",
+    ],
+)
+def test_what_a_loop_under_main_fills_has_no_length_that_is_known(tmp_path: Path, fills: str) -> None:
+    """Nothing under __main__ is run: the two entries that stand there are not the vocabulary."""
+    (tmp_path / "model.py").write_text(UNDER_MAIN.replace("FILLS", fills), encoding="utf-8")
+    model = load_model(tmp_path / "model.py", fallback={"vocab_size": 77})
+    assert (model.module.e.num_embeddings, model.module.e.embedding_dim) == (77, 4)
+
+
+def test_what_is_added_once_under_main_is_added(tmp_path: Path) -> None:
+    text = UNDER_MAIN.replace("FILLS", "vocab_size = len(ids)\n    vocab_size += 40")
+    (tmp_path / "model.py").write_text(text, encoding="utf-8")
+    assert load_model(tmp_path / "model.py").module.e.num_embeddings == 42

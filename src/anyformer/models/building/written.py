@@ -20,6 +20,8 @@ from torch import nn
 
 from anyformer.models.building.flags import flag_defaults, flags_beside
 from anyformer.models.files.constants import TooBig, folded
+from anyformer.models.files.definitions import is_main
+from anyformer.models.files.loops import COUNTING, filled_by
 from anyformer.models.files.records import Records
 
 _SAFE = (
@@ -84,6 +86,9 @@ class Written:
         self._parsers = {
             n.name for n in self._tree.body if isinstance(n, ast.FunctionDef) and "parse_args" in ast.unparse(n)
         }
+        self._under_main = False
+        self._unfilled: set[str] = set()
+        """Lists and tables that a statement would put something into, which is not run here."""
         self.calls: list[CallSite] = []
         self.scopes: list[tuple[int, dict[str, Any]]] = []
         """Names with their values: of the module level and ``__main__`` first, of functions then."""
@@ -184,7 +189,14 @@ class Written:
                 return False
             if isinstance(part, ast.Call) and not self._is_harmless(self.resolve(part.func, scope)):
                 return False
+            if isinstance(part, ast.Call) and self._counts_unfilled(part):
+                return False
         return True
+
+    def _counts_unfilled(self, call: ast.Call) -> bool:
+        if not (isinstance(call.func, ast.Name) and call.func.id in COUNTING):
+            return False
+        return any(isinstance(n, ast.Name) and n.id in self._unfilled for arg in call.args for n in ast.walk(arg))
 
     def _is_harmless(self, target: Any) -> bool:
         if target in _SAFE or getattr(target, "__module__", None) == "math" or target in vars(math).values():
@@ -237,12 +249,34 @@ class Written:
                 target = self.resolve(call.func, scope)
                 if _builds_module(target, self._module):
                     self.calls.append(CallSite(target, call, dict(scope), rank))
+            if not hasattr(statement, "body"):
+                self._note_filling(statement, scope, rank == 0 and not self._under_main)
+            if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
+                name = ast.Name(statement.target.id, ast.Load())
+                changed = ast.copy_location(ast.BinOp(name, statement.op, statement.value), statement)
+                self._assign(scope, name.id, ast.fix_missing_locations(changed))
             if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
                 targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
                 for target in targets:
                     self._bind(target, statement.value, scope)
+            under_main, self._under_main = self._under_main, self._under_main or is_main(statement)
             for name in ("body", "orelse", "finalbody"):
                 self._block(getattr(statement, name, []), scope, rank)
+            self._under_main = under_main
+            for name in _grown_in(statement):
+                scope.pop(name, None)
+
+    def _note_filling(self, statement: ast.stmt, scope: dict[str, Any], loaded: bool) -> None:
+        """From here on what a statement fills is what loading the file has made of it, or has no known length.
+
+        loaded: whether loading the file runs the statement.
+        """
+        for name in filled_by(statement):
+            made, held = vars(self._module).get(name), scope.get(name)
+            if loaded and isinstance(made, list | dict | set) and (held is None or len(made) > len(held)):
+                scope[name] = made
+            elif held is None or held is not made:
+                self._unfilled.add(name)
 
     def _bind(self, target: ast.expr, value: ast.expr, scope: dict[str, Any]) -> None:
         if isinstance(target, ast.Name):
@@ -264,6 +298,14 @@ def _own_calls(statement: ast.stmt) -> Iterator[ast.Call]:
     for child in ast.iter_child_nodes(statement):
         if not isinstance(child, ast.stmt | ast.ExceptHandler):
             yield from (n for n in ast.walk(child) if isinstance(n, ast.Call))
+
+
+def _grown_in(statement: ast.stmt) -> set[str]:
+    """Names that a loop changes in each turn: how many there are is not known."""
+    if not isinstance(statement, ast.For | ast.While):
+        return set()
+    changes = [n.target for n in ast.walk(statement) if isinstance(n, ast.AugAssign)]
+    return {target.id for target in changes if isinstance(target, ast.Name)}
 
 
 def _bodies(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, int]]:

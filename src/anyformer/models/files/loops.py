@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 FILLING = frozenset(("append", "add", "update", "extend", "insert", "setdefault"))
-_COUNTING = frozenset(("len", "max", "min", "sum"))
+COUNTING = frozenset(("len", "max", "min", "sum"))
 _PLAIN = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.If, ast.For, ast.Pass, ast.Continue, ast.Break)
 
 
@@ -48,5 +48,5 @@ def counted_in(node: ast.stmt) -> set[str]:
     if not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) or node.value is None:
         return set()
     calls = [n for n in ast.walk(node.value) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
-    counting = [call for call in calls if call.func.id in _COUNTING]  # type: ignore[attr-defined]
+    counting = [call for call in calls if call.func.id in COUNTING]  # type: ignore[attr-defined]
     return {n.id for call in counting for arg in call.args for n in ast.walk(arg) if isinstance(n, ast.Name)}
