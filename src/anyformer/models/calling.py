@@ -181,7 +181,8 @@ def value_of(plan: CallPlan, argument: Argument, inputs: Inputs, memory: Any = N
         assert inputs.target_ids is not None
         return oriented(plan, inputs.target_ids)
     if argument.role == "segments":
-        return oriented(plan, inputs.segment_ids if inputs.segment_ids is not None else torch.zeros_like(ids))
+        first = torch.full_like(ids, int(argument.value or 0))
+        return oriented(plan, inputs.segment_ids if inputs.segment_ids is not None else first)
     if argument.role == "documents":
         return oriented(plan, _documents(plan, ids) + int(argument.value or 0))
     if argument.role in ("lengths", "target_lengths"):

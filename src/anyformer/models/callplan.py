@@ -31,7 +31,7 @@ from anyformer.models.calls.forcing import order_findings, settle_forcing
 from anyformer.models.calls.labels import tagger_finding
 from anyformer.models.calls.lastposition import by_beginnings, last_position_finding
 from anyformer.models.calls.masks import Settled, settle_masks
-from anyformer.models.calls.meaning import call_findings, classes_finding, places_finding
+from anyformer.models.calls.meaning import call_findings, classes_finding, places_finding, settle_segments
 from anyformer.models.calls.names import parameters_of, required
 from anyformer.models.calls.opening import opened
 from anyformer.models.calls.outputs import find_head, hidden_width, logits_finding, require_head
@@ -109,7 +109,7 @@ def _infer(prober: Prober, said: Stated, objective: Objective | None) -> CallPla
     sample = prober.inputs(found.plan, *prober.sizes[0][:2], 41, prober.sizes[0][2])
     require_ids_kept(prober, found.plan, sample)
     plan, about_logits = _with_head(prober, found, seen, said)
-    plan, about_forcing = settle_forcing(prober, plan, said)
+    plan, about_forcing = settle_forcing(prober, settle_segments(prober, plan), said)
     rows, about_ids = ids_limit(prober, plan)
     plan = replace(plan, embedding_rows=rows)
     evidence = gather(prober.module)

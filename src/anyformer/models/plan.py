@@ -56,7 +56,7 @@ class Argument:
     """keep: 1 = may be looked at. masked: 1 = may not. additive: 0 and -inf."""
     value: Any = None
     """Of a constant: None, a bool, a number or a string; of a state, the method's name; of a mask (N, T, T), heads; of
-    documents, the number of the first."""
+    documents and segments, the number of the first."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it."""
@@ -82,7 +82,8 @@ class Argument:
         words = {"keep": "1 = keep", "masked": "1 = masked", "additive": "-inf = masked"}
         polarity = f", {words[self.form]}" if "mask" in self.role else ""
         causal = ", causal" if "causal" in self.role else ""
-        return f"{self.name} ({axes}) {self.dtype}{polarity}{causal}"
+        number = f", all {self.value}" if self.role == "segments" and self.value else ""
+        return f"{self.name} ({axes}) {self.dtype}{polarity}{causal}{number}"
 
 
 @dataclass(frozen=True)

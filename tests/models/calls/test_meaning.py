@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.batchproof import prove_on_batch
-from anyformer.models.callplan import CallPlan, infer_call_plan
+from anyformer.models.callplan import CallPlan, call_logits, infer_call_plan
 from anyformer.models.calls.evidence import gather
 from anyformer.models.calls.names import hint
 from anyformer.models.proofs import prove_plan
@@ -413,3 +413,32 @@ def test_a_weight_that_is_a_buffer_is_saved_and_said_not_to_be_trained() -> None
     assert [(f.verdict, f.measured) for f in told] == [("warn", "scale is not trained")]
     ids = torch.randint(0, 40, (4, 16))
     assert all(f.verdict != "fail" for f in prove_on_batch(module, plan, ids))
+
+
+class OfTwoTexts(nn.Module):
+    """Segments 1 and 2; 0 is padding's, where the embedding says so."""
+
+    def __init__(self, padding_idx: int | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens = nn.Embedding(V, D)
+        self.segments = nn.Embedding(3, D, padding_idx=padding_idx)
+        self.mix = nn.TransformerEncoderLayer(D, 2, 24, 0.0, batch_first=True)
+        self.head = nn.Linear(D, V)
+
+    def forward(self, x: Tensor, segment_label: Tensor) -> Tensor:
+        return self.head(self.mix(self.tokens(x) + self.segments(segment_label)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("padding_idx", "number"), [(0, 1), (None, 0), (2, 0)])
+def test_tokens_are_not_given_the_segment_of_padding(padding_idx: int | None, number: int) -> None:
+    module = OfTwoTexts(padding_idx).eval()
+    plan = infer_call_plan(module)
+    (argument,) = plan.extras
+    assert (argument.role, argument.value or 0) == ("segments", number)
+    assert ("all 1" in argument.text()) is bool(number)
+    ids = torch.arange(6)[None]
+    torch.testing.assert_close(call_logits(module, plan, ids), module(ids, torch.full_like(ids, number)))
+    assert CallPlan.from_dict(plan.to_dict()) == plan
+    stated = infer_call_plan(module, overrides={"arguments": {"segment_label": "segments"}})
+    assert (stated.extras[0].value or 0) == number

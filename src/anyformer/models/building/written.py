@@ -252,9 +252,9 @@ class Written:
             if not hasattr(statement, "body"):
                 self._note_filling(statement, scope, rank == 0 and not self._under_main)
             if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
-                name = ast.Name(statement.target.id, ast.Load())
-                changed = ast.copy_location(ast.BinOp(name, statement.op, statement.value), statement)
-                self._assign(scope, name.id, ast.fix_missing_locations(changed))
+                before = ast.Name(statement.target.id, ast.Load())
+                after = ast.copy_location(ast.BinOp(before, statement.op, statement.value), statement)
+                self._assign(scope, before.id, ast.fix_missing_locations(after))
             if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
                 targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
                 for target in targets:

@@ -96,6 +96,19 @@ def call_findings(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding]
     return findings
 
 
+def settle_segments(prober: Prober, plan: CallPlan) -> CallPlan:
+    """The plan with 1 as the number of the one segment, where the embedding of segments keeps row 0 for padding."""
+    inputs = prober.inputs(plan, 1 if plan.packed else 2, prober.fixed or max(3, prober.length), 1)
+    for argument in plan.extras:
+        if argument.role != "segments" or plan.graph is not None:
+            continue
+        table = _reaches(prober, plan, argument, inputs)
+        rows = prober.module.get_submodule(table) if table else None
+        if isinstance(rows, nn.Embedding) and rows.padding_idx == 0 and rows.num_embeddings > 1:
+            plan = with_argument(plan, replace(argument, value=1))
+    return plan
+
+
 def guess_findings(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding]:
     """One for each further argument; fail where its name says nothing, it was made up and what it is matters."""
     findings = []
@@ -109,7 +122,9 @@ def guess_findings(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding
             findings += _guessed_mask(prober, plan, argument)
         if "mask" in argument.role or "causal" in argument.name:
             continue
-        findings.append(_guess(prober, plan, argument) if guessed else Finding("argument", "ok", argument.text()))
+        why = "row 0 of its embedding is that of padding" if argument.role == "segments" and argument.value else ""
+        known = Finding("argument", "ok", argument.text(), reason=why)
+        findings.append(_guess(prober, plan, argument) if guessed else known)
     return findings
 
 
