@@ -23,6 +23,7 @@ from anyformer.models.building import aliases, configs, smaller
 from anyformer.models.building.arguments import Arguments, Missing, call
 from anyformer.models.building.configs import MISSING, VARIADIC
 from anyformer.models.building.finish import initialised, one_dtype
+from anyformer.models.building.padding import pads_otherwise, rows_for_padding
 from anyformer.models.building.reads import function_node
 from anyformer.models.building.sections import models_own
 from anyformer.models.building.sizes import CLASS_KEYS, Ledger, Seen, chosen_sizes, guessed_sizes, is_json
@@ -87,7 +88,7 @@ def construct(
     written = Written(text, namespace) if text is not None and namespace is not None else None
     scope = dict(vars(namespace)) if namespace is not None else {}
     asked = dict(fallback or {})
-    rows = _rows_for_padding(text or "")
+    rows = rows_for_padding(text or "")
     sizes = {k: v for k, v in asked.items() if type(v) is int}
     named = [k for k, r in aliases.roles(sizes).items() if r in aliases.VOCABULARIES]
     ours = aliases.default("vocab_size", {})  # chosen where nobody names a size
@@ -100,6 +101,11 @@ def construct(
     builder = _Builder(cls, given, asked, written, scope, text or "")
     try:
         module, used, findings = builder.build(consumed)
+        if pads := pads_otherwise(module, used or {}, given, asked):
+            state()
+            module, used, findings = _Builder(cls, given, asked | pads, written, scope, text or "").build(consumed)
+            own = ", ".join(f"{name}={number}" for name, number in pads.items())
+            findings.append(Finding("padding", "note", own, reason="as padding_idx of its embeddings"))
         if few and rows in (used or {}).values():
             why = f"the file writes padding_idx={rows - 1:,}, which a smaller vocabulary has not"
             expected = "as many as asked" if named else ""
@@ -120,11 +126,6 @@ def construct(
         sizes = {k: v for k, v in (used or {}).items() if k not in unchanged and k not in CLASS_KEYS}
         told = [f for f in findings if f.name not in ("sizes", "configuration")]
         return module, used, [*sections, *told, smaller.said(refusal.parameters, module, sizes)]
-
-
-def _rows_for_padding(text: str) -> int:
-    """How many ids a vocabulary has at least that has the one which the file writes down for padding."""
-    return max((int(n) for n in re.findall(r"\bpadding_idx\s*=\s*(\d+)", text)), default=-1) + 1
 
 
 class _Builder:

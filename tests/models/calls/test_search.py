@@ -251,9 +251,9 @@ def test_a_square_mask_that_could_be_of_padding_is_tried_as_causal(shape: str) -
 class OneRowByChance(nn.Module):
     """Positions (T, 1, D) added to (B, T, D): one row alone becomes T of them, of which the first token is taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.tokens, self.head = nn.Embedding(40, 8), nn.Linear(8, 2)
+        self.tokens, self.head = nn.Embedding(40, 8), nn.Linear(8, outputs)
         self.register_buffer("positions", torch.randn(64, 1, 8))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -261,6 +261,7 @@ class OneRowByChance(nn.Module):
         return self.head(h[:, 0])  # type: ignore[no-any-return]
 
 
-def test_what_came_about_by_chance_with_one_row_does_not_hide_why_two_fail() -> None:
+@pytest.mark.parametrize("outputs", [2, 40])
+def test_what_came_about_by_chance_with_one_row_does_not_hide_why_two_fail(outputs: int) -> None:
     with pytest.raises(CallError, match=r"ids \(2, 5\)(?s:.*)self.positions(?s:.*)size of tensor a \(2\)"):
-        infer_call_plan(OneRowByChance())
+        infer_call_plan(OneRowByChance(outputs))
