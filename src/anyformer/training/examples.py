@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,9 @@ from anyformer.core.errors import DataError
 from anyformer.core.findings import Finding
 from anyformer.core.settings import TrainSettings
 from anyformer.data.examples import Columns, Examples, Kind, open_examples, split_examples, target_beside
+from anyformer.data.hub import parse_reference
 from anyformer.data.pairs import PaddedExamples
+from anyformer.data.tables import is_table
 from anyformer.models.calls.probing import difference, tolerance
 from anyformer.models.inputs import hides_padding
 from anyformer.models.objectives import batch_logits
@@ -31,11 +35,11 @@ def columns_of(settings: TrainSettings) -> Columns:
 
 
 def held_out_columns(columns: Columns, val_data: str) -> Columns:
-    """The same for other data: the second file is the one beside it."""
+    """The same for other data: the second file is the one beside it; a table has both columns."""
     if columns.target_data is None:
         return columns
-    beside = target_beside(val_data, columns.target_data)
-    return Columns(columns.text, columns.label, columns.source, columns.target, beside)
+    table = parse_reference(val_data) is not None or is_table(Path(val_data))
+    return replace(columns, target_data=None if table else target_beside(val_data, columns.target_data))
 
 
 def sides_of(data: Any, settings: TrainSettings, kind: Kind) -> tuple[Examples, Examples, list[Finding]]:
