@@ -454,15 +454,28 @@ class Initials(ChinesePast):
         return self.head(self.cross(y, self.reader(x, x, ~i_mask), ~i_mask))
 
 
-def test_masks_named_by_a_letter_and_a_target_shifted_inside() -> None:
-    module = Initials().eval()
+class ByUse(Initials):
+    def forward(  # type: ignore[override]
+        self, inputs: Tensor, targets: Tensor, src_mask: Tensor, causal_mask: Tensor, tgt_mask: Tensor
+    ) -> Tensor:
+        return super().forward(inputs, targets, src_mask, causal_mask, tgt_mask)
+
+
+@pytest.mark.parametrize(
+    ("cls", "source", "own", "padding"),
+    [(Initials, "i_mask", "t_self_mask", "t_mask"), (ByUse, "src_mask", "causal_mask", "tgt_mask")],
+)
+def test_a_causal_and_a_padding_mask_of_a_target_that_is_shifted_inside(
+    cls: type[Initials], source: str, own: str, padding: str
+) -> None:
+    module = cls().eval()
     plan = planned(module)
-    assert (plan.mask_arg, plan.mask_shape, plan.mask_form) == ("i_mask", "B1T", "masked")
+    assert (plan.mask_arg, plan.mask_shape, plan.mask_form) == (source, "B1T", "masked")
     assert {a.name: (a.role, a.form) for a in plan.extras} == {
-        "t_self_mask": ("target_causal_mask", "masked"),
-        "t_mask": ("target_mask", "masked"),
+        own: ("target_causal_mask", "masked"),
+        padding: ("target_mask", "masked"),
     }
-    assert next(a.shape for a in plan.extras if a.name == "t_mask") == "B1S"
+    assert next(a.shape for a in plan.extras if a.name == padding) == "B1S"
     assert plan.alignment == "own"
     src, tgt = torch.arange(1, 7)[None], torch.arange(11, 16)[None]
     keep, future = torch.tensor([[1, 1, 1, 1, 0, 0]]), torch.ones(1, 5, 5).triu(1).bool()

@@ -54,6 +54,8 @@ _AS_SOURCE = " as the source of "
 _PLACES = 32  # of a long source at which a token is changed
 _LABELS = re.compile(r"(tgt|trg|target|dec|decoder)_?(out(put)?s?|y|labels?|gold|real|next|true)|labels?|gold|targets")
 """Beside the decoder's input: what the loss compares with. Any ids do to get the logits."""
+_OF_ITSELF = re.compile(r"self|causal|ahead|subsequent|future|pea?k|tril?(?![a-z])|triu|triang|square")
+"""Of the target's masks the one of what each place may look at: the other is that of its padding."""
 _UNSURE = 24  # calls whose masks hide nothing, before the first of them is taken
 
 
@@ -162,12 +164,12 @@ def _drafts(module: nn.Module, stated: Stated) -> Iterator[CallPlan]:
         forcing = [p for p in forcing_parameters(parameters) if p.name not in (token_arg.lstrip("*"), target)]
         others = [p for p in required(parameters) if p.name not in (token_arg.lstrip("*"), target) and p not in forcing]
         kinds = {p.name: whose(p.name, token_arg, target) for p in others}
-        of_itself = [n for n, kind in kinds.items() if kind == "target_mask" and "self" in n.lower()]
+        of_itself = [n for n, kind in kinds.items() if kind == "target_mask" and _OF_ITSELF.search(n.lower())]
         lists = [
             [Argument(p.name, "target_ids", "BS")]
             if _LABELS.fullmatch(p.name.lower())
             else padding_forms(p.name, "target_mask")  # beside t_self_mask the plain t_mask is that of padding
-            if of_itself and kinds[p.name] == "target_mask" and p.name not in of_itself
+            if of_itself and kinds[p.name] == "target_mask" and p.name not in of_itself and "pad" not in p.name
             else options(p, source, kinds[p.name], masks="source")
             for p in others
         ]
