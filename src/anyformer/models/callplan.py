@@ -26,7 +26,7 @@ from anyformer.models.calls.criteria import criteria_finding, yes_or_no
 from anyformer.models.calls.culprit import leak_reason, no_past_reason
 from anyformer.models.calls.evidence import Evidence, gather, says_masked, sees_nothing_later
 from anyformer.models.calls.exports import by_graph
-from anyformer.models.calls.failures import OneNumber, nothing_found, sameness
+from anyformer.models.calls.failures import OneNumber, SampledItems, nothing_found, sameness
 from anyformer.models.calls.forcing import order_findings, settle_forcing
 from anyformer.models.calls.labels import tagger_finding
 from anyformer.models.calls.lastposition import by_beginnings, last_position_finding
@@ -187,7 +187,7 @@ def _find(prober: Prober, said: Stated, objective: Objective | None) -> Found:
             prober.yes_or_no = True
             return find_sequence(prober, said)
         if two is None:
-            if failures:
+            if failures and not isinstance(error, SampledItems):
                 told = {sameness(line).strip() for line in error.detail.splitlines()}
                 more = {sameness(f).strip(): f for f in failures if sameness(f).strip() not in told}
                 error.detail += "".join(f"\n{f}" for f in list(more.values())[:3])

@@ -265,3 +265,22 @@ class OneRowByChance(nn.Module):
 def test_what_came_about_by_chance_with_one_row_does_not_hide_why_two_fail(outputs: int) -> None:
     with pytest.raises(CallError, match=r"ids \(2, 5\)(?s:.*)self.positions(?s:.*)size of tensor a \(2\)"):
         infer_call_plan(OneRowByChance(outputs))
+
+
+class ScoresSamples(nn.Module):
+    """A recommender whose forward is its loss, of the next items and of sampled ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items, self.mix = nn.Embedding(50, 8, padding_idx=0), nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, log_seqs: Tensor, pos_seqs: Tensor, neg_seqs: Tensor) -> Tensor:
+        h, _ = self.mix(self.items(log_seqs))
+        gap = (h * self.items(pos_seqs)).sum(-1) - (h * self.items(neg_seqs)).sum(-1)
+        return -F.logsigmoid(gap).mean()
+
+
+def test_a_recommender_that_scores_samples_is_told_in_one_line() -> None:
+    with pytest.raises(CallError, match=r"scores items that it is given \(neg_seqs: sampled ones\)") as raised:
+        infer_call_plan(ScoresSamples())
+    assert "anyformer.yaml" not in str(raised.value)

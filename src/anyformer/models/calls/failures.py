@@ -42,6 +42,14 @@ _ONE_NUMBER = re.compile(
 """The first thing that comes out; attention weights may follow."""
 
 
+_SAMPLED = re.compile(r"neg(ative)?s?(_?(seqs?|sequences?|items?|samples?|ids?|inputs?))?")
+"""Items of which a recommender is told that they did not come next."""
+
+
+class SampledItems(CallError):
+    """What comes next is told from samples, by a loss of its own."""
+
+
 class OneNumber(CallError):
     """A single number per text came out of every call: a score, or a yes or no."""
 
@@ -56,6 +64,15 @@ def nothing_found(
     prober: Prober, parameters: list[inspect.Parameter], failures: list[str], stated: Stated
 ) -> CallError:
     """What was tried, and the three lines that would settle it."""
+    sampled = [p.name for p in required(parameters) if _SAMPLED.fullmatch(p.name.lower())]
+    if sampled:
+        return SampledItems(
+            f"{type(prober.module).__name__} scores items that it is given ({sampled[0]}: sampled ones), and gives no"
+            " logits",
+            f"its forward takes: {parameter_list(parameters)}",
+            "return logits of all items, (B, T, items): hidden states @ the item embedding's weight.T; what comes next"
+            " is then trained with cross-entropy",
+        )
     # the same error of another attempt says nothing new
     first: dict[str, str] = {}
     for failure in failures:
