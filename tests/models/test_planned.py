@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from anyformer.core.errors import CallError
 from anyformer.models.callplan import infer_call_plan
 from anyformer.models.planned import naming, planned, require_proven
-from anyformer.models.source import LoadedModel, Provenance
+from anyformer.models.source import LoadedModel, Provenance, load_model
 
 
 class Rows(nn.Module):
@@ -82,3 +83,29 @@ def test_the_advice_names_the_models_own_location() -> None:
         with pytest.raises(CallError) as caught, naming(loaded):
             raise CallError("it leaks", "", "anyformer repair MODEL\nor")
         assert caught.value.fix == said
+
+
+HEADS = """
+from torch import nn
+class LM(nn.Module):
+    def __init__(self, vocab_size, dim, n_heads, num_key_value_heads):
+        super().__init__()
+        self.kv, self.size = num_key_value_heads, dim // n_heads
+        self.tokens, self.k = nn.Embedding(vocab_size, dim), nn.Linear(dim, dim // 8)
+        self.head = nn.Linear(dim, vocab_size)
+    def forward(self, x):
+        h = self.tokens(x)
+        return self.head(h + self.k(h).view(*x.shape, self.kv, self.size).mean())
+"""
+
+
+def test_where_no_call_is_found_our_sizes_are_told(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(HEADS)
+    model = load_model(tmp_path / "model.py")
+    told = r"is invalid(?s:.*)n_heads=4, num_key_value_heads=4: chosen by anyformer"
+    with pytest.raises(CallError, match=told), naming(model):
+        planned(model.module)
+    (tmp_path / "config.json").write_text('{"n_heads": 8, "num_key_value_heads": 1}')
+    model = load_model(tmp_path / "model.py")
+    with naming(model):
+        assert planned(model.module).vocab_size == 1024

@@ -51,10 +51,16 @@ def require_proven(
 
 @contextmanager
 def naming(loaded: LoadedModel) -> Iterator[None]:
-    """A CallError's advice "anyformer repair MODEL" names the model's own location, so that it can be typed."""
+    """A CallError's advice "anyformer repair MODEL" names the model's own location, so that it can be typed.
+
+    Where no call was found, the sizes that we chose are told: others may fit.
+    """
     try:
         yield
     except CallError as error:
+        ours = [f for f in loaded.findings if f.name == "sizes" and f.reason.startswith("chosen by anyformer")]
+        if ours and error.what.startswith("no way to call"):
+            error.detail += f"\nbuilt with {ours[0].measured}: {ours[0].reason}"
         if loaded.provenance.kind != "module":
             command = f"anyformer repair {shlex.quote(loaded.provenance.location)}"
             error.fix = error.fix.replace("anyformer repair MODEL", command)
