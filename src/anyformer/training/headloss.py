@@ -16,9 +16,9 @@ from anyformer.training.equal import computed_in
 
 _CPU_ROWS = 128
 """Rows at a time: of 64 … 512 the fastest on a CPU, V 8,192 and 50,257 (benchmarks/results/fused_head.md)."""
-_LEAST_SUM, _LARGEST_SUM = 1e-20, 1e30
-"""Of the exponentials of a row of logits in float32, unshifted: what is lost below 1e-38 is nothing of such a sum, no
-exponential overflows (3e38). Nearly all models stay within; from others the largest logit is taken first."""
+_LEAST_SUM, _LARGEST_SUM = 1e-15, 1e15
+"""Of the exponentials of a row of logits, unshifted: in float32 (1e-38 … 3e38) nothing of such a sum is lost, nor of
+what is divided by it. Nearly all models stay within; from the logits of others the largest is taken away first."""
 
 
 def rows_at_once(hidden: Tensor, weight: Tensor) -> int:
@@ -95,7 +95,7 @@ def loss_and_gradients(
     d_weight = torch.zeros_like(weight_VD, dtype=wide) if trained else None
     d_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
     loss = torch.zeros((), dtype=wide, device=hidden_ND.device)
-    step = min(rows_at_once(hidden_ND, weight_VD), len(hidden_ND))
+    step = max(1, min(rows_at_once(hidden_ND, weight_VD), len(hidden_ND)))
     # one piece of memory for all parts: on a CPU fresh pages for each cost a tenth of the whole
     logits_RV = hidden_ND.new_empty(step, V)
     unshifted = hidden_ND.device.type == "cpu"  # elsewhere to look at a sum would wait for the device
