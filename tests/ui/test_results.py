@@ -31,6 +31,8 @@ def test_all_figures() -> None:
     )
     assert loss_lines({**FIGURES, "unknown_share": 0.0}, 120) == [line]
     assert "not below the loss by token pairs" in loss_lines({**FIGURES, "beats_bigram": False}, 120)[1]
+    too_high = {**FIGURES, "val_loss": 17.5, "beats_bigram": False}
+    assert "not below the loss by single tokens: it has not learned yet how often" in loss_lines(too_high, 120)[1]
     assert len(loss_lines(FIGURES, 60)) == 2
 
 

@@ -41,11 +41,20 @@ def loss_lines(figures: Mapping[str, Any], width: int) -> list[str]:
     if bits is None and unknown:
         text = f"bits per byte is not given: {percent(unknown)} of the held-out text is unknown to the tokenizer"
         lines += wrapped(text, first="  ! ", rest="    ", width=width)
-    beats = figures.get("beats_bigram")
-    if beats is not None and not beats:
-        text = "not below the loss by token pairs: so far it uses no more than the token before; train longer"
-        lines += wrapped(text, first="  ! ", rest="    ", width=width)
+    if figures.get("beats_bigram") is False:
+        lines += wrapped(_not_below(loss, single), first="  ! ", rest="    ", width=width)
     return lines
+
+
+def _not_below(loss: float, single: float | None) -> str:
+    """What it means that a loss is not below that of guessing by token pairs."""
+    if single is not None and loss >= single:
+        return "not below the loss by single tokens: it has not learned yet how often each token occurs; train longer"
+    # the pairs of the text itself: a predictor that knows them, which no model of a short text can
+    return (
+        "not below the loss by token pairs yet: train longer (the pairs are counted in the held-out text itself; the"
+        " shorter that is, the lower the figure)"
+    )
 
 
 def reproduction_lines(findings: Sequence[Finding], replay: Path | None, width: int) -> list[str]:
