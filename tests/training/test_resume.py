@@ -15,13 +15,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from read_runs import rows, untimed_rows, weights
 from small_models import TINY_FILE, Small, small_text
 from torch import Tensor
 
+import anyformer
 from anyformer import cli
 from anyformer.core.errors import CorruptCheckpoint, DataError, Interrupted, SettingsError
 from anyformer.core.settings import TrainSettings
+from anyformer.core.view import QuietView
 from anyformer.runs.checkpoints import list_checkpoints
 from anyformer.training import fusedhead
 from anyformer.training.coordinator import TrainResult
@@ -382,6 +385,28 @@ def test_a_run_that_was_moved_keeps_its_best_checkpoints(fit: Fit, stopped: Path
     kept = sorted(path.name for path in (elsewhere / "checkpoints").iterdir())
     assert kept == sorted(path.name for path in (unbroken.run_path / "checkpoints").iterdir())
     assert result.run_path == elsewhere
+
+
+def test_a_run_of_relative_paths_is_used_from_another_folder(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny.py").write_text(TINY_FILE)
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "corpus.txt").rename(tmp_path / "pages" / "a.txt")
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, Any] = {"data": "pages/*.txt", "max_length": 16, "precision": "32", "view": QuietView()}
+    first = anyformer.train("tiny.py", name="run", max_steps=8, batch_size=8, output_dir="runs", **given)
+    (tmp_path / "away" / "pages").mkdir(parents=True)
+    (tmp_path / "away" / "pages" / "a.txt").write_text("another text of the same name")
+    monkeypatch.chdir(tmp_path / "away")
+    assert anyformer.evaluate("../runs/run").loss == pytest.approx(first.results["val_loss"], rel=1e-6)
+    assert anyformer.reproduce("../runs/run", view=QuietView()).reproduced
+    assert cli.main(["train", "--resume", "../runs/run", "--max_steps", "10", "--quiet"]) == 0
+    assert yaml.safe_load(Path("../runs/run/settings.yaml").read_text())["data"] == str(tmp_path / "pages" / "*.txt")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--resume", "runs/run", "--data", "pages/*.txt", "--max_steps", "12", "--quiet"]) == 0
+    assert cli.main(["train", "--resume", "runs/run", "--data", "away/pages/*.txt", "--max_steps", "14"]) == 2
+    assert rows(tmp_path / "runs" / "run")[-1]["step"] == "12"
 
 
 def test_the_precision_measured_at_the_start_is_kept(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,8 @@ class LoadedRun:
     """Where the module came from."""
     checkpoint: Path
     """Directory of the checkpoint whose weights it has."""
+    path: Path
+    """The run's folder."""
 
 
 def load_run(
@@ -58,7 +60,7 @@ def load_run(
     built = module if module is not None else stored_model(run, provenance).module
     _fill(built, read_weights(folder), folder)
     tokenizer = load_tokenizer(run.tokenizer)
-    return LoadedRun(built.eval(), plan, tokenizer, run.manifest, provenance, folder)
+    return LoadedRun(built.eval(), plan, tokenizer, run.manifest, provenance, folder, run.path)
 
 
 def _recorded(run: RunDirectory) -> tuple[Provenance, CallPlan]:

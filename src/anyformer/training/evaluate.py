@@ -10,6 +10,7 @@ import torch
 
 from anyformer.core.errors import DataError
 from anyformer.core.findings import Finding
+from anyformer.core.places import from_here
 from anyformer.core.protocols import View
 from anyformer.core.settings import TrainSettings
 from anyformer.data.cache import build_token_cache
@@ -118,7 +119,8 @@ def evaluate_run(
     source: a path or an object, all of which is measured; None for the run's own held-out part.
     Raises DataError where that is not what it was, or the data does not fit the run.
     """
-    recorded = TrainSettings(**loaded.manifest["settings"])
+    settings = loaded.manifest["settings"]
+    recorded = TrainSettings(**{**settings, **from_here(loaded.path, settings)})
     if source is None and recorded.data.startswith("<"):
         raise DataError(
             f"the run was trained on a Python object ({recorded.data.strip('<>')}), which is not kept",

@@ -23,6 +23,7 @@ from anyformer.core.errors import (
 )
 from anyformer.core.findings import Finding
 from anyformer.core.names import free_folder
+from anyformer.core.places import from_here
 from anyformer.core.protocols import View
 from anyformer.core.settings import ReproduceSettings, TrainSettings
 from anyformer.models.network.gistcache import Gist
@@ -147,6 +148,7 @@ def _settings(run: RunDirectory) -> TrainSettings:
     """The settings as the manifest has them, with the values that were derived; nothing that only concerns saving."""
     effective = run.manifest["effective"]
     recorded = dict(run.manifest.get("settings") or {})
+    recorded.update(from_here(run.path, recorded))
     try:
         settings = TrainSettings(**recorded)
     except TypeError as error:

@@ -15,6 +15,7 @@ from torch import nn
 from anyformer.core.errors import AnyformerError, CorruptCheckpoint, DataError, SettingsError, SourceError
 from anyformer.core.findings import Finding
 from anyformer.core.names import default_run_name, run_folder
+from anyformer.core.places import DATA_PLACES, from_here, same_place
 from anyformer.core.protocols import View
 from anyformer.core.settings import DEFAULT_BATCH, TrainSettings
 from anyformer.models.source import LoadedModel, Provenance, load_model
@@ -98,8 +99,10 @@ def resume_point(settings: TrainSettings, max_length: int, view: View) -> Resume
     named = Path(str(settings.resume)).expanduser()
     run = run_of(named)
     before: dict[str, Any] = run.manifest.get("settings", {})
+    opened = {**before, **from_here(run.path, before)}
     for name in UNCHANGEABLE:
-        if name in before and _meant(name, before[name]) != _meant(name, getattr(settings, name)):
+        same = name in DATA_PLACES and same_place(getattr(settings, name), opened.get(name))
+        if name in before and not same and _meant(name, before[name]) != _meant(name, getattr(settings, name)):
             raise SettingsError(
                 f"{name} is {getattr(settings, name)}, but the run {run.path} was started with {before[name]}",
                 "this is fixed when a run begins: model, tokenizer, data and their order",
@@ -239,11 +242,13 @@ def _further(run: RunDirectory, total: int, effective: Effective) -> str:
 
 
 def with_own_place(settings: TrainSettings, run: RunDirectory) -> TrainSettings:
-    """The settings with the run's own name and folder: they have no effect on a resumed run, and the record says so."""
+    """The settings with the run's own name and folder: they have no effect on a resumed run, and the record says so.
+
+    Its data, which is the same, is where the run began with it, wherever it is resumed.
+    """
     before = run.manifest.get("settings", {})
-    return replace(
-        settings, name=before.get("name", settings.name), output_dir=before.get("output_dir", settings.output_dir)
-    )
+    kept = {name: before[name] for name in ("name", "output_dir") if name in before}
+    return replace(settings, **kept, **from_here(run.path, before))
 
 
 def same_precision(run: RunDirectory, setting: str, device: torch.device) -> tuple[str, Finding] | None:
