@@ -29,6 +29,7 @@ from anyformer.runs.checkpoints import list_checkpoints
 from anyformer.training import fusedhead
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.resume import CHANGEABLE, UNCHANGEABLE
+from anyformer.training.saving import RunCheckpoint
 from anyformer.training.stopping import StopOnSignal
 
 Fit = Callable[..., TrainResult]
@@ -329,6 +330,20 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(fit: Fit, stopp
     assert (stopped / "checkpoints" / "step-00000006.damaged").is_dir()
     unbroken = fit(module(), name="unbroken")
     assert weights(result.run_path) == weights(unbroken.run_path)
+
+
+def test_killed_between_its_last_save_and_the_removal_of_an_older_one(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to train then: the older one goes all the same."""
+    with monkeypatch.context() as killed:
+        killed.setattr(RunCheckpoint, "_remove_checkpoint", lambda *args: None)
+        run = fit(save_top_k=1).run_path
+    assert len(list_checkpoints(run)) == 3
+    manifest = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**manifest, "state": "running"}))
+    fit(save_top_k=1, resume=str(run))
+    assert [path.name for path in list_checkpoints(run)] == ["step-00000012", "step-00000008"]
 
 
 def test_resuming_an_older_checkpoint_sets_the_later_ones_aside(fit: Fit, stopped: Path) -> None:

@@ -159,13 +159,22 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if trainer.global_step:  # resumed: its checkpoint is the newest
-            self._newest = self.path_of(trainer.global_step)
-            self._last_global_step_saved = trainer.global_step
-            self._there = [path for path in self._there if (Path(path) / MANIFEST).is_file()]
-            before = [path for path in self._there if path < self._newest]
-            self._previous = max(before, default=None)
-            self._remove_others(trainer)
+        if trainer.global_step:
+            self._go_on_from(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_end(trainer, pl_module)
+        if self._newest is None and trainer.global_step:  # resumed at its last step: no training was started
+            self._go_on_from(trainer)
+
+    def _go_on_from(self, trainer: pl.Trainer) -> None:
+        """Resumed: its checkpoint is the newest, and what a kill kept from being removed goes."""
+        self._newest = self.path_of(trainer.global_step)
+        self._last_global_step_saved = trainer.global_step
+        self._there = [path for path in self._there if (Path(path) / MANIFEST).is_file()]
+        before = [path for path in self._there if path < self._newest]
+        self._previous = max(before, default=None)
+        self._remove_others(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
