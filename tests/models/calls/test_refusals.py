@@ -76,3 +76,38 @@ def test_one_number_per_text_is_told_with_the_way_to_classes(flat: bool) -> None
     with pytest.raises(CallError, match="Score gives one number per text, no logits") as caught:
         infer_call_plan(Score())
     assert "if it is a yes or no (binary cross-entropy): call: family: classifier" in str(caught.value)
+
+
+class Halved(nn.Module):
+    """Its own mistake: the width is halved on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(30, 16), nn.Linear(16, 30)
+
+    def forward(self, ids: Tensor, scale: float = 1.0) -> Tensor:
+        return self.head(self.words(ids)[..., :8] * scale)
+
+
+class TwoWays(Halved):
+    """Fails in one way with a mask and in another without."""
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        if mask.dtype == torch.bool:
+            raise ValueError("a mask of numbers is wanted")
+        return super().forward(ids)
+
+
+def test_the_line_at_which_every_call_ended_is_named_first() -> None:
+    with pytest.raises(CallError) as caught:
+        infer_call_plan(Halved())
+    first, second, *_ = caught.value.fix.splitlines()
+    line = Halved.forward.__code__.co_firstlineno + 1
+    assert (
+        first
+        == f"every call ended with an error at test_refusals.py:{line}: if that line is at fault, mend it there; else"
+    )
+    assert second.startswith("forward should take ids")
+    with pytest.raises(CallError) as caught:
+        infer_call_plan(TwoWays())
+    assert caught.value.fix.startswith("forward should take ids")

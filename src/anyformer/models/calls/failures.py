@@ -60,6 +60,16 @@ def _likely_value(name: str) -> str | int:
     return kind if kind in ("mask", "positions", "segments", "lengths") else 0
 
 
+_LINE = re.compile(r"[\w.-]+\.py:\d+(?=: )")
+
+
+def _one_line(failures: list[str]) -> str:
+    """The line of the user's code at which every call ended with an error, to be looked at first; "" for none."""
+    lines = {(_LINE.findall(failure) or [""])[-1] for failure in failures}
+    line = lines.pop() if len(lines) == 1 else ""
+    return f"every call ended with an error at {line}: if that line is at fault, mend it there; else\n" if line else ""
+
+
 def nothing_found(
     prober: Prober, parameters: list[inspect.Parameter], failures: list[str], stated: Stated
 ) -> CallError:
@@ -108,17 +118,18 @@ def nothing_found(
     logits = stated.logits or ("output" if whole else "output[0]")
     last = any("perhaps the last position alone" in failure for failure in failures)
     proposed = {f"tokens: {tokens}", f"logits: {logits}"}
+    mend = _one_line(failures)
     if proposed <= set(stated.lines()):
         return CallError(
             f"no way to call {type(prober.module).__name__} gave logits for every position",
             detail,
-            "forward should take ids (B, T) int64 and give logits (B, T, vocabulary), alone or named logits\n"
+            f"{mend}forward should take ids (B, T) int64 and give logits (B, T, vocabulary), alone or named logits\n"
             "what anyformer.yaml states was tried as it stands: correct it by the errors above, or leave it out",
         )
     return CallError(
         f"no way to call {type(prober.module).__name__} gave logits for every position",
         detail,
-        "forward should take ids (B, T) int64 and give logits (B, T, vocabulary), alone or named logits;"
+        f"{mend}forward should take ids (B, T) int64 and give logits (B, T, vocabulary), alone or named logits;"
         " every other argument needs a default\n"
         "or say how it is called in anyformer.yaml beside the model:\n"
         f"call:\n  tokens: {tokens}\n  logits: {logits}"
