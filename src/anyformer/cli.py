@@ -324,8 +324,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a sign that the terminal cannot show must not cost the result
             stream.reconfigure(errors="replace")
     if "--debug" not in arguments:
-        # how torch's own layers would be faster: between our lines it hides what the user can act on
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.nn\.(modules|functional)\b")
+        # how torch's own layers would be faster, or under which of our lines it was called: between our lines it
+        # hides what the user can act on
+        for module in (r"torch\.nn\.(modules|functional)\b", r"anyformer\.models\.losstap"):
+            warnings.filterwarnings("ignore", category=UserWarning, module=module)
         warnings.filterwarnings("ignore", category=UserWarning, message="enable_nested_tensor is True")
     try:
         code = _dispatch(arguments)

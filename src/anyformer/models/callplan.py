@@ -33,6 +33,7 @@ from anyformer.models.calls.lastposition import by_beginnings, last_position_fin
 from anyformer.models.calls.masks import Settled, settle_masks
 from anyformer.models.calls.meaning import call_findings, classes_finding, places_finding, settle_segments
 from anyformer.models.calls.names import parameters_of, required
+from anyformer.models.calls.onelength import find_at_one_length, refuse_equal_lengths
 from anyformer.models.calls.opening import opened
 from anyformer.models.calls.outputs import find_head, hidden_width, logits_finding, require_head
 from anyformer.models.calls.overrides import Stated, stated
@@ -49,7 +50,6 @@ from anyformer.models.calls.search import (
     seen_of,
 )
 from anyformer.models.calls.seq2seq import (
-    find_at_one_length,
     find_seq2seq,
     names_two_sequences,
     settle_seq2seq,
@@ -191,6 +191,8 @@ def _find(prober: Prober, said: Stated, objective: Objective | None) -> Found:
                 told = {sameness(line).strip() for line in error.detail.splitlines()}
                 more = {sameness(f).strip(): f for f in failures if sameness(f).strip() not in told}
                 error.detail += "".join(f"\n{f}" for f in list(more.values())[:3])
+            if not isinstance(error, SampledItems | OneNumber):
+                refuse_equal_lengths(prober, said, error.detail)
             raise
         return two
     second = one.plan.targets_arg if one.plan.needs_targets else None

@@ -40,17 +40,15 @@ from anyformer.models.calls.options import (
     source_of,
 )
 from anyformer.models.calls.overrides import Stated
-from anyformer.models.calls.positions import candidates
 from anyformer.models.calls.probing import Prober, changed_inputs, difference, tolerance
 from anyformer.models.calls.properties import rows_apart
-from anyformer.models.calls.search import Found, Size, blank, locate, out_of_time, refuses_others
+from anyformer.models.calls.search import Found, Size, blank, locate, out_of_time
 from anyformer.models.inputs import Inputs
 from anyformer.models.plan import Argument, CallPlan, MethodCall
 
 _METHOD_TRIES = 120
-_LENGTHS_TRIED, _LONGEST_TRIED = 3, 1024  # of those that the module names, for one that runs at no other
-_DRAFTS_AT_A_LENGTH = 20
-_AS_SOURCE = " as the source of "
+DRAFTS_AT_A_LENGTH = 20
+AS_SOURCE = " as the source of "
 _PLACES = 32  # of a long source at which a token is changed
 _LABELS = re.compile(r"(tgt|trg|target|dec|decoder)_?(out(put)?s?|y|labels?|gold|real|next|true)|labels?|gold|targets")
 """Beside the decoder's input: what the loss compares with. Any ids do to get the logits."""
@@ -85,38 +83,10 @@ def find_seq2seq(prober: Prober, stated: Stated, failures: list[str]) -> Found |
     """The first call with two sequences of different lengths that gives logits (B, S, V) for the second."""
     if has_methods(prober.module):
         return _by_methods(prober, stated, failures)
-    return _by_forward(prober, stated, failures)
+    return by_forward(prober, stated, failures)
 
 
-def find_at_one_length(prober: Prober, stated: Stated, failures: list[str]) -> Found | None:
-    """The same for a module that runs at one length alone, of both sequences; where nothing else was found.
-
-    failures: what was told before, of one that ran at usual lengths, too.
-    """
-    if has_methods(prober.module) or not names_two_sequences(prober.module, stated):
-        return None
-    if any(_AS_SOURCE in failure for failure in failures):
-        return None
-    for L in [n for n in candidates(prober.module, []) if n <= _LONGEST_TRIED][:_LENGTHS_TRIED]:
-        found = _by_forward(prober, stated, [], (((2, L, L), (3, L, L)),))
-        if found is not None and refuses_others(prober, found, L) and _writes(prober, found.plan):
-            return found
-        prober.sizes = ()
-    return None
-
-
-def _writes(prober: Prober, plan: CallPlan) -> bool:
-    """Whether the second text moves any logit: of two texts of one length its shape tells nothing."""
-    T = prober.length
-    inputs = prober.inputs(plan, 2, T, 1, T)
-    base = prober.try_logits(plan, inputs)
-    others = [prober.try_logits(plan, changed_inputs(prober, plan, inputs, t, target=True)) for t in (0, T // 2)]
-    return base is not None and any(
-        other is not None and bool((difference(base, other) > tolerance(base)).any()) for other in others
-    )
-
-
-def _by_forward(
+def by_forward(
     prober: Prober, stated: Stated, failures: list[str], lengths: tuple[tuple[Size, Size], ...] = ()
 ) -> Found | None:
     """The first call of forward whose rows are apart, else the one where they are nearest to it.
@@ -125,8 +95,8 @@ def _by_forward(
     """
     best: Found | None = None
     unsure = 0
-    for number, plan in enumerate(_drafts(prober.module, stated)):
-        if out_of_time(prober, failures) or (lengths and number >= _DRAFTS_AT_A_LENGTH) or unsure >= _UNSURE:
+    for number, plan in enumerate(drafts(prober.module, stated)):
+        if out_of_time(prober, failures) or (lengths and number >= DRAFTS_AT_A_LENGTH) or unsure >= _UNSURE:
             break
         for time_first in (False, True):
             if stated.batch is not None and time_first != (stated.batch == "second"):
@@ -137,7 +107,7 @@ def _by_forward(
                 continue
             source = source_finding(prober, found.plan)
             if source.verdict == "fail":
-                failures.append(f"{plan.token_arg}{_AS_SOURCE}{plan.target_arg}: {source.measured}")
+                failures.append(f"{plan.token_arg}{AS_SOURCE}{plan.target_arg}: {source.measured}")
                 continue
             if any(a.role == "mask" and a.shape == "TT" for a in found.plan.extras) and leaves_nothing(
                 prober, found.plan
@@ -158,7 +128,7 @@ def _several_masks(plan: CallPlan) -> bool:
     return (plan.mask_arg is not None) + sum(a.role in ("mask", "memory_mask") for a in plan.extras) > 1
 
 
-def _drafts(module: nn.Module, stated: Stated) -> Iterator[CallPlan]:
+def drafts(module: nn.Module, stated: Stated) -> Iterator[CallPlan]:
     parameters, source = parameters_of(module), source_of(module)
     for token_arg, target in _pairs(parameters, stated):
         forcing = [p for p in forcing_parameters(parameters) if p.name not in (token_arg.lstrip("*"), target)]
