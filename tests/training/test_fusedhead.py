@@ -220,6 +220,23 @@ def test_in_float16_the_plain_way_is_taken_by_a_run_that_goes_on_in_it_too() -> 
     assert path.head == ""
 
 
+def test_a_checkpoint_from_before_the_first_batch_decides_nothing() -> None:
+    module, batch = Body().eval(), batch_of()
+    plan = infer_call_plan(module)
+    early = LossPath().state_dict()
+    going_on = LossPath()
+    going_on.load_state_dict(early)
+    going_on.loss(module, plan, "causal", batch)
+    assert going_on.head == "head.weight"
+    plain = LossPath()
+    plain.load_state_dict({**early, "fused_head": ""})
+    assert plain.head == ""
+    del early["fused_head"]
+    older = LossPath()
+    older.load_state_dict(early)
+    assert older.head == ""
+
+
 class MasksItsColumns(Body):
     def forward(self, ids: Tensor) -> Any:
         columns = torch.arange(V) >= V - 2

@@ -121,8 +121,12 @@ class LossPath:
         return {"fused_head": self.head, "in_place_loss": self.in_place, "blocks": self.blocks.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as the run of a checkpoint began; older ones know nothing of some of it."""
-        self.resume(state.get("fused_head") or "", in_place=bool(state.get("in_place_loss")))
+        """Go on as the run of a checkpoint began; older ones know nothing of some of it.
+
+        One that was saved before the first batch had decided nothing: the first batch does.
+        """
+        if state.get("fused_head", "") is not None:
+            self.resume(state.get("fused_head", ""), in_place=bool(state.get("in_place_loss")))
         self.blocks.load_state_dict(state.get("blocks"))
 
     def _fused(self, compute: Callable[[str], _Result | None]) -> _Result | None:
