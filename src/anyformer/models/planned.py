@@ -59,7 +59,7 @@ def naming(loaded: LoadedModel) -> Iterator[None]:
         yield
     except CallError as error:
         ours = [f for f in loaded.findings if f.name == "sizes" and f.reason.startswith("chosen by anyformer")]
-        if ours and error.what.startswith("no way to call"):
+        if ours and (error.what.startswith("no way to call") or "gives hidden states" in error.what):
             error.detail += f"\nbuilt with {ours[0].measured}: {ours[0].reason}"
         if loaded.provenance.kind != "module":
             command = f"anyformer repair {shlex.quote(loaded.provenance.location)}"

@@ -647,3 +647,30 @@ def test_labels_without_which_the_last_position_alone_comes_out(labels: str, bot
     src, tgt = torch.randint(0, 60, (3, 8)), torch.randint(0, 60, (3, 6))
     right = module.head(module.states(src, tgt))
     torch.testing.assert_close(call_logits(module, plan, src, target_ids=tgt), right)
+
+
+class OwnMask(nn.Module):
+    """Its default for the target's mask is as wide as the batch: a slip that only a given mask passes by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.e = nn.Embedding(60, 16)
+        self.tf = nn.Transformer(16, 2, 1, 1, 32, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 60)
+
+    def forward(self, src: Tensor, tgt: Tensor, tgt_mask: Tensor | None = None) -> Tensor:
+        if tgt_mask is None:
+            tgt_mask = nn.Transformer.generate_square_subsequent_mask(tgt.size(0))
+        return self.head(self.tf(self.e(src), self.e(tgt), tgt_mask=tgt_mask))
+
+
+@pytest.mark.parametrize("overrides", [None, {"arguments": {"tgt_mask": "causal_mask"}}])
+def test_an_optional_mask_that_forward_cannot_do_without(overrides: dict[str, Any] | None) -> None:
+    module = OwnMask().eval()
+    plan = infer_call_plan(module, overrides=overrides)
+    assert plan.family == "encoder_decoder"
+    assert not [f for f in plan.findings if f.verdict == "fail"]
+    src, tgt = torch.randint(0, 60, (3, 8)), torch.randint(0, 60, (3, 6))
+    right = module(src, tgt, nn.Transformer.generate_square_subsequent_mask(6))
+    torch.testing.assert_close(call_logits(module, plan, src, target_ids=tgt), right)

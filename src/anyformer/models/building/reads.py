@@ -24,7 +24,9 @@ MATRIX = "matrix"
 """The meaning of vectors, one for each token, that were learnt elsewhere."""
 _LOOKUPS = ("get", "pop", "setdefault")
 _TORCH = {"normalized_shape": "d_model", "in_features": "d_model", "embedding_dim": "d_model", "p": "dropout"}
-_OUTPUT = re.compile(r"head|logit|vocab|generator|fc_out|decoder$|classif|unembed|to_out|out$|proj_out|output", re.I)
+_OUTPUT = re.compile(
+    r"head|logit|vocab|generator|fc_out|decoder$|classif|unembed|to_out|out$|proj_out|output|final", re.I
+)
 _POSITION = re.compile(r"pos|wpe|seq|time", re.I)
 _GRIDS = ("arange", "ones", "zeros", "tril", "triu", "full", "empty")
 _MAX_DEPTH = 12

@@ -23,7 +23,7 @@ from anyformer.models.calls.names import causal_switch, hint, parameters_of
 from anyformer.models.calls.options import causal_forms, padding_forms
 from anyformer.models.calls.overrides import Stated
 from anyformer.models.calls.probing import Prober
-from anyformer.models.calls.properties import rows_apart
+from anyformer.models.calls.properties import place_alone, rows_apart
 from anyformer.models.plan import Argument, CallPlan
 
 _FORMATS = 3  # int64, bool, float32: where a mask of each is not looked at, no other of that shape is tried
@@ -150,7 +150,8 @@ def _causality(
         for argument in causal_forms(parameter.name):
             candidate = with_argument(plan, argument)
             sight = glance(prober, candidate)
-            if sight.decodes and (rows_apart(prober, candidate) or 0) <= 1:
+            # a row's place in the batch is no fault of the mask; it is told of by itself
+            if sight.decodes and ((rows_apart(prober, candidate) or 0) <= 1 or place_alone(prober, candidate)):
                 return candidate, [_given_finding(argument, sight)]
     return plan, []
 

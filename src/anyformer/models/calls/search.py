@@ -239,7 +239,7 @@ def _given(
 ) -> list[tuple[Argument, ...]]:
     """What the other required parameters may be given; then optional ones with a known name, where that fails."""
     source = source_of(module)
-    fixed = [argument for name in stated.arguments for argument in [_stated_options(name, stated, source, parameters)]]
+    fixed = [argument for name in stated.arguments for argument in [stated_options(name, stated, source, parameters)]]
     kinds: dict[str, Hint] = {stated.mask: "mask"} if stated.mask is not None else {}
     lists = [[*options(p, source, kinds.get(p.name)), *states(module, p)] for p in others] + fixed
     found: list[tuple[Argument, ...]] = list(assignments(lists)) if lists else [()]
@@ -255,7 +255,19 @@ def _given(
     return found
 
 
-def _stated_options(name: str, stated: Stated, source: str, parameters: list[inspect.Parameter]) -> list[Argument]:
+def stated_options(
+    name: str,
+    stated: Stated,
+    source: str,
+    parameters: list[inspect.Parameter],
+    *,
+    mask: Hint = "mask",
+    masks: str = "decoder",
+) -> list[Argument]:
+    """What the user states of an argument: a value, or all forms of the role that it has.
+
+    mask: which kind of mask it is, where it is one; masks: as of ``options``.
+    """
     value = stated.arguments[name]
     role = role_stated(value)
     parameter = next((p for p in parameters if p.name == name), None)
@@ -265,9 +277,9 @@ def _stated_options(name: str, stated: Stated, source: str, parameters: list[ins
         number = isinstance(value, int | float) and not isinstance(value, bool)
         shapes = ("", "B", "B1", "BT") if number else ("",)
         return [Argument(name, "constant", shape, value=value) for shape in shapes]
-    kinds = {"causal_mask": "mask", "mask": "mask"}
-    found = options(parameter, source, kinds.get(role, role))  # type: ignore[arg-type]
-    return [a for a in found if a.role == role]
+    kinds = {"causal_mask": mask, "mask": mask}
+    found = options(parameter, source, kinds.get(role, role), masks=masks)  # type: ignore[arg-type]
+    return [a for a in found if a.role in (role, f"target_{role}")]
 
 
 def _targets(parameters: list[inspect.Parameter], token_arg: str, stated: Stated) -> str | None:

@@ -42,7 +42,7 @@ from anyformer.models.calls.options import (
 from anyformer.models.calls.overrides import Stated
 from anyformer.models.calls.probing import Prober, changed_inputs, difference, tolerance
 from anyformer.models.calls.properties import rows_apart
-from anyformer.models.calls.search import Found, Size, blank, locate, out_of_time
+from anyformer.models.calls.search import Found, Size, blank, locate, out_of_time, stated_options
 from anyformer.models.inputs import Inputs
 from anyformer.models.plan import Argument, CallPlan, MethodCall
 
@@ -129,36 +129,49 @@ def _several_masks(plan: CallPlan) -> bool:
 
 
 def drafts(module: nn.Module, stated: Stated) -> Iterator[CallPlan]:
+    """Calls with what must be given; then with one optional mask, of a forward that fails without it."""
+    parameters = parameters_of(module)
+    pairs = _pairs(parameters, stated)
+    for token_arg, target in pairs:
+        yield from _drafts_of(module, stated, token_arg, target)
+    for token_arg, target in pairs:
+        open_ones = [p for p in parameters if p.default is None and p.name not in stated.arguments]
+        masks = [p for p in open_ones if whose(p.name, token_arg, target) in ("target_mask", "mask")]
+        for p in sorted(masks, key=lambda p: (whose(p.name, token_arg, target) != "target_mask", "pad" in p.name))[:2]:
+            yield from _drafts_of(module, stated, token_arg, target, p)
+
+
+def _drafts_of(
+    module: nn.Module, stated: Stated, token_arg: str, target: str, optional: inspect.Parameter | None = None
+) -> Iterator[CallPlan]:
     parameters, source = parameters_of(module), source_of(module)
-    for token_arg, target in _pairs(parameters, stated):
-        forcing = [p for p in forcing_parameters(parameters) if p.name not in (token_arg.lstrip("*"), target)]
-        others = [p for p in required(parameters) if p.name not in (token_arg.lstrip("*"), target) and p not in forcing]
-        kinds = {p.name: whose(p.name, token_arg, target) for p in others}
-        of_itself = [n for n, kind in kinds.items() if kind == "target_mask" and _OF_ITSELF.search(n.lower())]
-        lists = [
-            [Argument(p.name, "target_ids", "BS")]
-            if _LABELS.fullmatch(p.name.lower())
-            else padding_forms(p.name, "target_mask")  # beside t_self_mask the plain t_mask is that of padding
-            if of_itself and kinds[p.name] == "target_mask" and p.name not in of_itself and "pad" not in p.name
-            else options(p, source, kinds[p.name], masks="source")
-            for p in others
-        ]
-        lists += [forced(p)[:1] for p in forcing]
-        for given in chain(assignments(lists), alike(lists)) if lists else [()]:
-            plan = blank(token_arg, given)
-            yield replace(plan, family="encoder_decoder", target_arg=target)
-        for p in parameters:  # without labels some give the last position alone
-            if (
-                _LABELS.fullmatch(p.name.lower())
-                and p.name not in (target, token_arg)
-                and p not in others
-                and not lists
-            ):
-                yield replace(
-                    blank(token_arg, (Argument(p.name, "target_ids", "BS"),)),
-                    family="encoder_decoder",
-                    target_arg=target,
-                )
+    taken = (token_arg.lstrip("*"), target, *stated.arguments)
+    forcing = [p for p in forcing_parameters(parameters) if p.name not in taken]
+    others = [p for p in required(parameters) if p.name not in taken and p not in forcing]
+    others += [optional] if optional is not None and optional not in others else []
+    kinds = {p.name: whose(p.name, token_arg, target) for p in others}
+    of_itself = [n for n, kind in kinds.items() if kind == "target_mask" and _OF_ITSELF.search(n.lower())]
+    lists = [
+        [Argument(p.name, "target_ids", "BS")]
+        if _LABELS.fullmatch(p.name.lower())
+        else padding_forms(p.name, "target_mask")  # beside t_self_mask the plain t_mask is that of padding
+        if of_itself and kinds[p.name] == "target_mask" and p.name not in of_itself and "pad" not in p.name
+        else options(p, source, kinds[p.name], masks="source")
+        for p in others
+    ]
+    lists += [forced(p)[:1] for p in forcing]
+    stated_too = [name for name in stated.arguments if name not in (token_arg.lstrip("*"), target)]
+    for name in stated_too:
+        mask = whose(name, token_arg, target)
+        mask = mask if mask in ("target_mask", "memory_mask") else "mask"
+        lists.append(stated_options(name, stated, source, parameters, mask=mask, masks="source"))
+    for given in chain(assignments(lists), alike(lists)) if lists else [()]:
+        yield replace(blank(token_arg, given), family="encoder_decoder", target_arg=target)
+    for p in parameters:  # without labels some give the last position alone
+        labels = _LABELS.fullmatch(p.name.lower()) and p.name not in taken and p not in others
+        if labels and not lists:
+            given = (Argument(p.name, "target_ids", "BS"),)
+            yield replace(blank(token_arg, given), family="encoder_decoder", target_arg=target)
 
 
 def whose(name: str, token_arg: str, target: str) -> Hint:
