@@ -324,6 +324,8 @@ class _Builder:
         """What builds the same module again from the same file."""
         record = {k: v for k, v in self._given.items() if k in ledger.used | consumed}
         record |= {k: v for k, v in {**ledger.flags, **ledger.asked, **ledger.chosen}.items() if is_json(v)}
+        if record:  # beside values that are given, the file's own call may no longer be looked at
+            record = {k: v for k, v in ledger.called.items() if is_json(v)} | record
         if attempt.target is not self._cls and inspect.isclass(self._cls):
             record["factory"] = attempt.target.__name__
         return record or None

@@ -52,7 +52,9 @@ class Arguments(Objects):
         required = [p for p in parameters if p.default is MISSING and p.name not in found]
         by_name = {p.name: p for p in _signature(target)}
         defaults = {p.name: p.default for p in parameters}
-        shown = self._from_site(target, site, depth) if required and site is not None else {}
+        # a configuration is laid over the file's own call: it need not repeat what stands there
+        open_at_all = required or any(p.default is MISSING for p in parameters)
+        shown = self._from_site(target, site, depth) if open_at_all and site is not None else {}
         for name, value in shown.items():
             trial = meanings.get(name) in aliases.VOCABULARIES and is_trial(value)
             own = defaults.get(name)
@@ -63,6 +65,8 @@ class Arguments(Objects):
                 found[name] = value
         plain = {n: v for n, v in found.items() if n in shown and isinstance(v, int | float | str | bool)}
         self.ledger.written.update(plain)
+        if not depth:
+            self.ledger.called.update(plain)
         known = {meanings[n]: v for n, v in found.items() if n in meanings}
         known |= {n: v for n, v in found.items() if meanings.get(n) == n}  # of two with one meaning, the one so called
         for p in parameters:

@@ -44,6 +44,8 @@ class Ledger:
     """Values of the caller's fallback."""
     written: dict[str, Any] = field(default_factory=dict)
     """Values that stand in the user's file."""
+    called: dict[str, Any] = field(default_factory=dict)
+    """Those of them that are arguments of the file's own call of the model."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Name that the constructor reads → key of the configuration."""
     flags: dict[str, Any] = field(default_factory=dict)
