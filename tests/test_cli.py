@@ -23,6 +23,7 @@ from anyformer import cli
 from anyformer.core.errors import CheckpointError, Interrupted, SourceError
 from anyformer.core.findings import Finding
 from anyformer.core.settings import (
+    CheckSettings,
     DemoSettings,
     EvaluateSettings,
     GenerateSettings,
@@ -118,6 +119,16 @@ class FakeApi(types.ModuleType):
         plan = types.SimpleNamespace(family="decoder", causal=True, findings=(tokens,), to_dict=lambda: {"a": 1})
         return self._answer("inspect", (loaded, plan), model, **keywords)
 
+    def check(self, model: str, **keywords: Any) -> Any:
+        from anyformer.checks import CheckReport, CheckResult
+
+        results = (
+            CheckResult("call", 0, "ok", "decoder: (B, T, V) from idx"),
+            CheckResult("future", 1, "fail", "a later token moves it", "nothing", "no mask", "blocks.0 (Attention)"),
+            CheckResult("prefix", 1, "fail", "they differ", under="future"),
+        )
+        return self._answer("check", CheckReport("GPT", results, 1.25), model, **keywords)
+
     def repair(self, model: str, **keywords: Any) -> Any:
         weights = Finding("weights", "ok", "the same 14 names")
         repair = types.SimpleNamespace(
@@ -150,6 +161,7 @@ Capture = pytest.CaptureFixture[str]
 WHOLE = {
     "demo": [],
     "inspect": ["model.py"],
+    "check": ["model.py"],
     "repair": ["model.py"],
     "train": ["model.py"],
     "evaluate": ["runs/novel"],
@@ -195,6 +207,37 @@ def test_weights_reach_every_verb_on_a_model(api: FakeApi) -> None:
     assert inspected["weights"] == "own.safetensors"
     assert repaired["settings"] == RepairSettings(weights="own.safetensors")
     assert trained["settings"] == TrainSettings(weights="own.safetensors")
+
+
+def test_a_check_shows_the_cause_first_and_exits_with_1(api: FakeApi, capsys: Capture) -> None:
+    assert cli.main(["check", "my model.py", "--weights", "own.safetensors", "--tier", "0"]) == 1
+    assert api.calls[-1][2]["settings"] == CheckSettings(weights="own.safetensors", tier=0)
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "✗ future: a later token moves it",
+        "    expected  nothing",
+        "    likely    no mask",
+        "    look at   blocks.0 (Attention)",
+        "    with it   prefix",
+        "    blocks training · tier 1",
+        "",
+        "tier 0 · what it holds",
+        "  ✓ call  decoder: (B, T, V) from idx",
+        "",
+        "tier 1 · what a forward pass does",
+        "  ✗ future  a later token moves it",
+        "  ✗ prefix  they differ (with: future)",
+        "",
+        "GPT: ✗ not right as it is   1 ok · 2 wrong · 1.2 s",
+        "→ anyformer repair 'my model.py' shows a corrected file; --objective masked, if it is meant as an",
+        "  encoder",
+    ]
+    assert cli.main(["check", "model.py", "--json"]) == 1
+    record = json.loads(capsys.readouterr().out)
+    assert (record["blocked"], [f["name"] for f in record["findings"]]) == (True, ["call", "future"])
+    assert record["results"][2]["under"] == "future"
+    assert cli.main(["check", "model.py", "--tier", "7"]) == 2
+    assert "there are tiers 0 and 1" in capsys.readouterr().err
 
 
 def test_the_first_line_comes_before_the_heavy_import(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +288,7 @@ def test_demo_evaluate_generate_inspect_report(api: FakeApi, capsys: Capture) ->
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_json_is_the_only_thing_on_stdout(api: FakeApi, capsys: Capture, command: str) -> None:
-    assert cli.main([command, *WHOLE[command], "--json"]) == 0
+    assert cli.main([command, *WHOLE[command], "--json"]) == (command == "check")  # of which the answer blocks
     record = json.loads(capsys.readouterr().out)
     assert record["command"] == command
     if command in ("train", "demo"):
@@ -313,7 +356,10 @@ def test_debug_shows_the_traceback(api: FakeApi, capsys: Capture) -> None:
     [
         (
             ["trian"],
-            "there is no command 'trian'\n  commands: demo, inspect, repair, train, evaluate, generate, report, runs\n",
+            (
+                "there is no command 'trian'\n"
+                "  commands: demo, inspect, check, repair, train, evaluate, generate, report, runs\n"
+            ),
         ),
         (["trian"], "  → did you mean anyformer train?\n"),
         (["model.py"], "  → anyformer train model.py --data FILE\n"),
@@ -396,6 +442,7 @@ def test_resume_starts_from_the_runs_own_settings(api: FakeApi, capsys: Capture,
         ("generate", GenerateSettings),
         ("repair", RepairSettings),
         ("inspect", InspectSettings),
+        ("check", CheckSettings),
     ],
 )
 def test_every_field_is_a_flag_with_its_docstring(capsys: Capture, command: str, settings: type) -> None:

@@ -48,6 +48,7 @@ PUBLIC = [
     "TrustError",
     "UniversalModelAdapter",
     "__version__",
+    "check",
     "evaluate",
     "generate",
     "infer_call_plan",

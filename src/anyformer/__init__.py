@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "2.1.0"
 
 _HOMES = {
-    "anyformer.api": ("evaluate", "generate", "load_model", "repair", "reproduce", "train"),
+    "anyformer.api": ("check", "evaluate", "generate", "load_model", "repair", "reproduce", "train"),
     "anyformer.training": (
         *("CheckpointManager", "DriveBackupCallback", "TrainingCoordinator", "UniversalModelAdapter", "train_model"),
     ),
@@ -71,6 +71,7 @@ __all__ = [
     "TrustError",
     "UniversalModelAdapter",
     "__version__",
+    "check",
     "evaluate",
     "generate",
     "infer_call_plan",
@@ -82,7 +83,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from anyformer.api import evaluate, generate, load_model, repair, reproduce, train
+    from anyformer.api import check, evaluate, generate, load_model, repair, reproduce, train
     from anyformer.core.errors import (
         AnyformerError,
         CallError,

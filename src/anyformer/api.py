@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import pytorch_lightning as pl
 from torch import nn
 
+from anyformer.checks import CheckReport, run_checks
 from anyformer.core.errors import SettingsError
 from anyformer.core.findings import Finding
 from anyformer.core.names import default_run_name
@@ -17,6 +18,7 @@ from anyformer.core.protocols import View
 from anyformer.core.ranks import follows
 from anyformer.core.settings import (
     BatchSize,
+    CheckSettings,
     CompileSetting,
     DemoSettings,
     EvaluateSettings,
@@ -340,6 +342,32 @@ def inspect(
     loaded = loaded.stating(overrides)
     with naming(loaded):
         return loaded, planned(loaded.module, overrides=loaded.overrides)
+
+
+def check(
+    model: str | Path | nn.Module,
+    *,
+    config: dict[str, Any] | None = None,
+    weights: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    settings: CheckSettings | None = None,
+    trust: bool = False,
+    approve: Callable[[TrustRequest], bool] | None = None,
+    view: View | None = None,
+) -> CheckReport:
+    """Whether a model is right, measured from outside on tiny batches; it is left as it was.
+
+    What the model does wrong is a result, not an error. Raises SourceError … ConstructError where it cannot be built.
+    overrides: as in ``inspect``. config, weights (they win over those of ``settings``), trust, approve: as in
+    ``load_model``.
+    """
+    chosen, view = settings or CheckSettings(), view or QuietView()
+    given = weights if weights is not None else chosen.weights
+    view.status("loading the model")
+    loaded = load_model(model, config=config, weights=given, trust=trust, approve=approve, view=view)
+    loaded = loaded.stating(overrides)
+    trained = given is not None or any(f.name == "initialisation" and f.verdict == "n/a" for f in loaded.findings)
+    return run_checks(loaded, tiers=range(chosen.tier + 1), trained=trained, view=view)
 
 
 def show_source(model: str | Path, *, view: View | None = None) -> list[str]:

@@ -28,6 +28,7 @@ from anyformer.core.names import default_run_name, free_folder
 from anyformer.core.protocols import View
 from anyformer.core.ranks import follows, is_led
 from anyformer.core.settings import (
+    CheckSettings,
     DemoSettings,
     EvaluateSettings,
     GenerateSettings,
@@ -188,6 +189,18 @@ def inspect(request: Request) -> dict[str, Any]:
     }
 
 
+def check(request: Request) -> dict[str, Any]:
+    model = _needs(request, "a model", "anyformer check MODEL   (MODEL: model.py or example:gpt)")
+    api = _api(request)
+    from anyformer.ui.checks import check_lines
+
+    settings: CheckSettings = request.settings
+    report = api.check(model, settings=settings, trust=request.trust, view=request.view)
+    request.show(check_lines(report, model, _width()))
+    causes = [result.finding().to_dict() for result in report.results if not result.under]
+    return {**report.to_dict(), "findings": causes}
+
+
 def repair(request: Request) -> dict[str, Any]:
     model = _needs(request, "a model", "anyformer repair MODEL   (MODEL: model.py or gist:ID)")
     api = _api(request)
@@ -296,6 +309,7 @@ def reproduce(request: Request) -> dict[str, Any]:
 COMMANDS = {
     "demo": Command("Train a small GPT on the Python standard library, in minutes.", None, DemoSettings, demo),
     "inspect": Command("How a model is called, measured on the model itself.", "MODEL", InspectSettings, inspect),
+    "check": Command("Is this model right? Checked from outside, before it is trained.", "MODEL", CheckSettings, check),
     "repair": Command(
         "A corrected model file, as a diff; written only where asked for.", "MODEL", RepairSettings, repair
     ),

@@ -1,12 +1,11 @@
 """Door of the API reference for the pre-flight checks: every name comes from ``anyformer.checks``.
 
-An installation without that package says so, and what answers part of the question meanwhile.
+What that package does not have yet is said so, with what answers part of the question meanwhile.
 """
 
 from __future__ import annotations
 
 import importlib
-from importlib.util import find_spec
 from typing import Any
 
 from anyformer.core.errors import DependencyError
@@ -23,12 +22,13 @@ def __getattr__(name: str) -> Any:
     asked_for_a_check = name in _RUNNERS or name.startswith("test_")
     if not asked_for_a_check:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if find_spec(_CHECKS) is None:
+    found = getattr(importlib.import_module(_CHECKS), name, None)
+    if found is None:
         raise DependencyError(
-            f"{name} needs the pre-flight checks, which this version of anyformer does not have",
-            fix="anyformer inspect MODEL proves how the model is called and measures whether it sees the future",
+            f"{name} is not part of this version of anyformer",
+            fix="anyformer check MODEL runs the checks that there are; in Python, anyformer.check(model)",
         )
-    return getattr(importlib.import_module(_CHECKS), name)
+    return found
 
 
 def __dir__() -> list[str]:

@@ -348,6 +348,21 @@ class InspectSettings:
 
 
 @dataclass(frozen=True)
+class CheckSettings:
+    """Settings of the checks of a model, before it is trained."""
+
+    weights: str | None = None
+    """Check the model with these weights: a .safetensors file or a state dict."""
+    tier: int = 1
+    """The last tier to run. 0: what the module holds. 1: what a forward pass must and must not depend on."""
+
+    def __post_init__(self) -> None:
+        _typed(self)
+        if self.tier not in (0, 1):
+            raise SettingsError(f"tier is {self.tier}; there are tiers 0 and 1", fix="--tier 1")
+
+
+@dataclass(frozen=True)
 class RepairSettings:
     """Settings of a repair: a corrected model file is shown as a diff, and written only where asked for."""
 

@@ -1,0 +1,88 @@
+"""Tier 1: what a module does at the ends of its range: the shortest and longest texts, the first and last ids.
+
+T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from anyformer.checks.results import CheckResult
+from anyformer.checks.subject import Subject
+from anyformer.models.blame import blame
+from anyformer.models.calls.search import seen_of
+
+_CLAMPED = "positions beyond the last one are taken for another (clamped, or counted from 0 again): raise instead"
+
+
+def lengths(subject: Subject) -> CheckResult:
+    """1, 2 and the most tokens run; one more raises."""
+    plan, expected = subject.plan, "1, 2 and the most tokens run; one more raises"
+    if plan.only_length:
+        return CheckResult("lengths", 1, "note", f"exactly {plan.only_length:,} tokens", expected)
+    T = plan.max_positions
+    tried = [1, 2, *([T] if T and subject.limits.longest >= T else [])]
+    failed = [(n, error) for n in tried if (error := _error(subject, n)) is not None]
+    rows = max(_position_rows(subject), default=None)
+    beyond = (rows or 0) + 1
+    if rows and rows <= subject.limits.longest and T is None and _error(subject, beyond) is None:
+        measured = f"{beyond:,} tokens run, with {rows:,} positions"
+        return CheckResult("lengths", 1, "fail", measured, f"{beyond:,} tokens raise", _CLAMPED)
+    if failed:
+        n, error = failed[0]
+        line, _, words = blame(error).rpartition("\n")
+        cause = "a squeeze() or a shape that is taken for granted: no text may then begin with its first token alone"
+        measured = f"{n:,} token{'' if n == 1 else 's'}: {words}"
+        return CheckResult("lengths", 1, "warn", measured, expected, cause if n < 3 else "", line)
+    most = f"up to {T:,}, where one more raises" if T else "no limit found"
+    return CheckResult("lengths", 1, "ok", f"1 and 2 tokens run; {most}", expected)
+
+
+def _position_rows(subject: Subject) -> list[int]:
+    try:
+        return seen_of(subject.prober, subject.plan).position_rows
+    except Exception:  # noqa: BLE001  (a stranger's forward may raise anything: then nothing is known of its positions)
+        return []
+
+
+def _error(subject: Subject, T: int) -> Exception | None:
+    """What a text of T tokens raises."""
+    try:
+        logits = subject.logits(subject.batch(0, 2, T))
+    except Exception as error:  # noqa: BLE001  (a stranger's forward may raise anything; it is the result)
+        return error
+    return ValueError("a logit is NaN") if bool(logits.isnan().any()) else None
+
+
+def ids(subject: Subject) -> CheckResult:
+    """0 and V − 1 are read; V raises: an id beyond the vocabulary is a mistake, not another token."""
+    plan, expected = subject.plan, "the first and last id run; one beyond raises"
+    rows = plan.target_vocab if subject.two else plan.embedding_rows
+    if rows is None:
+        return CheckResult("ids", 1, "n/a", "no limit of its ids is known", expected)
+    if subject.prober.device.type != "cpu":
+        return CheckResult("ids", 1, "n/a", "a wrong id would end a process on a GPU", expected)
+
+    def error(id_: int) -> Exception | None:
+        base = subject.batch(0, 2)
+        given = subject.with_read(base, _last_set(subject.read(base), id_))
+        try:
+            subject.logits(given)
+        except Exception as raised:  # noqa: BLE001  (a stranger's forward may raise anything; it is the result)
+            return raised
+        return None
+
+    for id_ in (0, rows - 1):
+        if (raised := error(id_)) is not None:
+            line, _, words = blame(raised).rpartition("\n")
+            return CheckResult("ids", 1, "fail", f"id {id_:,}: {words}", expected, "", line)
+    if error(rows) is None:
+        measured = f"id {rows:,} runs, with {rows:,} rows in the embedding"
+        cause = "ids are clamped or taken modulo V: a tokenizer that does not fit would train without a word"
+        return CheckResult("ids", 1, "warn", measured, expected, cause)
+    return CheckResult("ids", 1, "ok", f"0 and {rows - 1:,} run, {rows:,} raises", expected)
+
+
+def _last_set(ids_: Tensor, id_: int) -> Tensor:
+    return torch.cat((ids_[:, :-1], torch.full_like(ids_[:, -1:], id_)), dim=1)

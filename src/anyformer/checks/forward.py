@@ -1,0 +1,237 @@
+"""Tier 1: what a forward pass must and must not depend on.
+
+B batch, T time (of the text whose positions the logits belong to), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.checks.results import TROUBLE, CheckResult
+from anyformer.checks.subject import Subject
+from anyformer.models.calling import call_logits
+from anyformer.models.calls.causal import measure
+from anyformer.models.calls.culprit import leak_reason, leaking_part, no_past_reason
+from anyformer.models.calls.evidence import gather
+from anyformer.models.calls.hiding import hides
+from anyformer.models.calls.probing import difference, tolerance
+from anyformer.models.calls.properties import batch_finding
+from anyformer.models.calls.repeats import repeat_finding
+from anyformer.models.inputs import Inputs, rows
+
+_SAME = "equal but for rounding"
+_KEPT = "a state kept between calls"  # as repeat_finding begins
+
+
+def finite(subject: Subject) -> CheckResult:
+    """No NaN and no infinite logit on random, constant and extreme ids. −inf may be meant: it forbids a token."""
+    bad: list[str] = []
+    base = subject.batch(0)
+    top = int(subject.ids - 1)
+    kinds = {f"random ids, batch {seed}": subject.batch(seed) for seed in subject.limits.seeds}
+    for name, id_ in (("one id alone", min(3, top)), ("the smallest ids", min(1, top)), ("the largest id", top)):
+        kinds[name] = subject.with_read(base, torch.full_like(subject.read(base), id_))
+    for name, inputs in kinds.items():
+        logits = subject.logits(inputs)
+        count = int((logits.isnan() | (logits == torch.inf)).sum())
+        if count:
+            bad.append(f"{count:,} of {logits.numel():,} logits on {name}")
+    if not bad:
+        return CheckResult("finite", 1, "ok", f"every logit, on {len(kinds)} batches", "no NaN, no infinity")
+    cause = "weights that were never initialised (torch.empty), a softmax over a row that is masked whole, a division"
+    return CheckResult("finite", 1, "fail", "; ".join(bad[:2]), "no NaN, no infinity", cause)
+
+
+def repeat(subject: Subject) -> CheckResult:
+    """The same ids give the same logits twice in eval mode."""
+    found = repeat_finding(subject.prober, subject.plan)
+    verdict = "warn" if found.verdict == "note" else found.verdict
+    return CheckResult("repeat", 1, verdict, found.measured, "the same ids, the same logits", found.reason)
+
+
+def state(subject: Subject) -> CheckResult:
+    """A, B, A: what was read before changes nothing."""
+    expected = "a text gives the same before and after another one"
+    cause = "a cache, counter or buffer that forward writes and reads: clear it at the start of each call"
+    at_once = repeat_finding(subject.prober, subject.plan)
+    if at_once.verdict in TROUBLE:
+        kept = at_once.reason.startswith(_KEPT)
+        if not kept:
+            return CheckResult("state", 1, "n/a", "the same text gives other logits at once", expected)
+        return CheckResult("state", 1, "fail", at_once.measured, expected, f"{at_once.reason}; {cause}")
+    worst = 0.0
+    for seed in subject.limits.seeds:
+        a, b = subject.batch(seed), subject.batch(seed + 10)
+        first = subject.logits(a)
+        subject.logits(b)
+        again = subject.logits(a)
+        worst = max(worst, _apart(first, again, subject))
+    if worst <= 1:
+        return CheckResult("state", 1, "ok", "nothing is left of a text that was read before", expected)
+    return CheckResult("state", 1, "fail", f"after another text the same one differs by {worst:.2g} tolerances",
+                       expected, cause)  # fmt: skip
+
+
+def alone(subject: Subject) -> CheckResult:
+    """A row alone gives what it gives in a batch."""
+    found = batch_finding(subject.prober, subject.plan)
+    return CheckResult("rows", 1, found.verdict, found.measured, "a row alone = the row in a batch", found.reason)
+
+
+def row_order(subject: Subject) -> CheckResult:
+    """Rows in another order give the same rows in that order."""
+    if subject.plan.packed:
+        return CheckResult("row order", 1, "n/a", "it reads one row at a time")
+    worst = 0.0
+    for seed in subject.limits.seeds:
+        inputs = subject.batch(seed)
+        order = torch.tensor([2, 0, 1], device=inputs.input_ids.device)
+        worst = max(worst, _apart(subject.logits(inputs)[order], subject.logits(rows(inputs, order)), subject))
+    if worst <= 1:
+        return CheckResult("row order", 1, "ok", "rows in another order give the same", _SAME)
+    cause = "rows see one another, or their place in the batch: batch_first=True, positions along T"
+    return CheckResult("row order", 1, "fail", f"they differ by {worst:.2g} tolerances", _SAME, cause)
+
+
+def prefix(subject: Subject) -> CheckResult:
+    """f(x[:t]) = f(x)[:t] of a model that may not look ahead."""
+    if not subject.decodes or subject.plan.only_length or subject.plan.layout == "last":
+        return CheckResult("prefix", 1, "n/a", _why_not(subject))
+    T, worst, at = subject.length, 0.0, 0
+    for seed in subject.limits.seeds:
+        inputs = subject.batch(seed)
+        whole = subject.logits(inputs)
+        for t in sorted({max(1, T // 4), T // 2, max(1, T - 1)}):
+            cut = subject.with_read(inputs, subject.read(inputs)[:, :t])
+            apart = _apart(whole[:, :t], subject.logits(cut), subject)
+            worst, at = (apart, t) if apart > worst else (worst, at)
+    if worst <= 1:
+        return CheckResult("prefix", 1, "ok", "the beginning of a text gives the beginning of its logits", _SAME)
+    cause = "logits depend on how long the text is, or on what comes after: no mask, a mean over time, scaling by T"
+    return CheckResult("prefix", 1, "fail", f"at t = {at} they differ by {worst:.2g} tolerances", _SAME, cause)
+
+
+def future(subject: Subject) -> CheckResult:
+    """Another token moves no logit before it."""
+    if not subject.decodes:
+        return CheckResult("future", 1, "n/a", _why_not(subject))
+    sight = measure(subject.prober, subject.plan, target=subject.two)
+    expected = "no change before the changed token"
+    if sight.nan or not sight.checked:
+        return CheckResult("future", 1, "n/a", "cannot be measured: no second batch gives finite logits", expected)
+    if sight.leak is None:
+        measured = f"{sight.checked} tokens changed, in texts of up to {sight.longest}: no logit before them moves"
+        return CheckResult("future", 1, "ok", measured, expected)
+    part = leaking_part(subject.prober, subject.plan, sight.leak)
+    cause = leak_reason(subject.prober, subject.plan, sight.leak, gather(subject.module))
+    return CheckResult("future", 1, "fail", sight.leak.text(), expected, cause, _place(part))
+
+
+def _place(part: tuple[str, nn.Module, bool] | None) -> str:
+    return "" if part is None else f"{part[0]} ({type(part[1]).__name__})"
+
+
+def future_gradient(subject: Subject) -> CheckResult:
+    """∂logits[t]/∂embedding[> t] is exactly 0; and each position's own embedding gets a gradient."""
+    name, expected = "future gradient", "exactly 0 after t"
+    if not subject.decodes or subject.plan.layout == "last" or subject.plan.packed:
+        return CheckResult(name, 1, "n/a", _why_not(subject))
+    largest, where = 0.0, (0, 0)
+    for seed in subject.limits.seeds:
+        inputs = subject.batch(seed, 2)
+        T = subject.read(inputs).shape[1]
+        for t in sorted({0, T // 2, max(0, T - 2)}):
+            grad = _gradient(subject, inputs, t)
+            if grad is None:
+                return CheckResult(name, 1, "n/a", "no nn.Embedding receives the ids, or nothing runs backward")
+            after = grad[:, t + 1 :].abs().amax(dim=(0, 2)) if t + 1 < T else grad.new_zeros(1)
+            if float(after.max()) > largest:
+                largest, where = float(after.max()), (t, t + 1 + int(after.argmax()))
+    if not largest:
+        return CheckResult(name, 1, "ok", "0 at every later position", expected)
+    cause = "the mask is missing, comes after the softmax, or is soft (a large negative number that is not enough)"
+    measured = f"∂logits[{where[0]}]/∂embedding[{where[1]}] is up to {largest:.2g}"
+    return CheckResult(name, 1, "fail", measured, expected, cause)
+
+
+def _gradient(subject: Subject, inputs: Inputs, t: int) -> Tensor | None:
+    """∂Σ logits[:, t] / ∂embedding (B, T, D); None where it cannot be had."""
+    seen: list[Tensor] = []
+    ids = subject.read(inputs)
+
+    def hook(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> Tensor:
+        first = given[0]
+        if first.dim() != 2:
+            return made
+        form = first.t() if subject.plan.time_first else first
+        if form.shape[-1] < ids.shape[1] or not torch.equal(form[:, : ids.shape[1]].to(ids), ids):
+            return made
+        leaf = made.detach().requires_grad_()
+        seen.append(leaf)
+        return leaf
+
+    tables = [m for m in subject.awake.modules() if isinstance(m, nn.Embedding)]
+    handles = [m.register_forward_hook(hook) for m in tables]
+    try:
+        with torch.enable_grad():
+            logits = call_logits(subject.awake, subject.plan, inputs.input_ids, target_ids=inputs.target_ids)
+            if not seen or not logits.requires_grad:
+                return None
+            grads = torch.autograd.grad(logits[:, t].float().sum(), seen, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = [g.transpose(0, 1) if subject.plan.time_first else g for g in grads if g is not None]
+    return torch.stack([g[:, : ids.shape[1]].abs() for g in found]).amax(0) if found else None
+
+
+def past(subject: Subject) -> CheckResult:
+    """Earlier tokens matter, and so does the token itself."""
+    if not subject.writes or subject.plan.layout == "last":
+        return CheckResult("past", 1, "n/a", _why_not(subject))
+    sight = measure(subject.prober, subject.plan, target=subject.two)
+    expected = "the logits react to the tokens before them, and to their own"
+    if sight.nan or not sight.checked:
+        return CheckResult("past", 1, "n/a", "cannot be measured: no second batch gives finite logits", expected)
+    if not sight.after and subject.decodes:
+        measured = "no logit after a changed token moves"
+        if not no_past_reason(subject.prober, subject.plan, insisted=False):
+            return CheckResult("past", 1, "note", f"{measured}: it has nothing that reads another token", expected)
+        cause = (
+            "it attends, yet nothing comes of it: the output of attention is dropped or multiplied by 0, or heads"
+            " attend to each other where queries stay (B, T, heads, size) before queries @ keys"
+        )
+        return CheckResult("past", 1, "warn", measured, expected, cause)
+    if not sight.own:
+        cause = "the input is shifted once too often, or the residual path around attention is missing"
+        return CheckResult("past", 1, "fail", "the token at t moves no logit at t", expected, cause)
+    return CheckResult("past", 1, "ok", "earlier tokens move the logits, and so does the own one", expected)
+
+
+def padding(subject: Subject) -> CheckResult:
+    """What the padding mask hides plays no part, whatever it is."""
+    expected = "hidden tokens move no logit of the others"
+    masks = [a for a in subject.plan.extras if a.role == "mask"]
+    if subject.plan.mask_arg is None and not masks:
+        return CheckResult("padding", 1, "n/a", "it takes no padding mask", expected)
+    found = hides(subject.prober, subject.plan)
+    if found.works:
+        return CheckResult("padding", 1, "ok", "hidden tokens move no other logit", expected)
+    cause = "the mask is not handed to every layer, has no effect, or is the wrong way round (1 = keep)"
+    return CheckResult("padding", 1, "warn", found.why, expected, cause)
+
+
+def _apart(first: Tensor, second: Tensor, subject: Subject) -> float:
+    """Their largest difference, in tolerances; infinite where shapes differ."""
+    if first.shape != second.shape:
+        return float("inf")
+    return float(difference(first, second).max()) / tolerance(first, subject.limits.share)
+
+
+def _why_not(subject: Subject) -> str:
+    if subject.plan.family == "encoder":
+        return "an encoder sees both sides"
+    if subject.plan.family == "classifier":
+        return "one row of numbers per text"
+    return "not for this kind of call"

@@ -1,0 +1,166 @@
+"""Tier 1: number formats and initial weights.
+
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anyformer.checks.results import CheckResult
+from anyformer.checks.subject import Subject
+from anyformer.core.errors import AnyformerError
+from anyformer.core.findings import Verdict
+from anyformer.models.blame import blame
+from anyformer.models.calling import call_logits
+from anyformer.models.calls.probing import difference, seeded
+from anyformer.models.source import load_model
+
+
+def output(subject: Subject) -> CheckResult:
+    """Logits, not what a softmax made of them."""
+    kind, expected = subject.plan.kind, "raw logits"
+    if kind == "probabilities":
+        cause = "cross-entropy takes logits: without the softmax inside, training is exact (their logarithm is used)"
+        return CheckResult("output", 1, "warn", "probabilities", expected, cause)
+    words = {"log_probabilities": "log-probabilities", "logits": "raw logits"}
+    return CheckResult("output", 1, "ok" if kind == "logits" else "note", words.get(kind, str(kind)), expected)
+
+
+def start(subject: Subject) -> CheckResult:
+    """Fresh weights know nothing: their loss on random targets is ln V."""
+    name = "loss at the start"
+    V, classes = subject.plan.vocab_size, subject.plan.family == "classifier"
+    expected = f"within {subject.limits.start:g} of ln V = {math.log(V):.2f}"
+    if subject.trained:
+        return CheckResult(name, 1, "n/a", "the weights are not fresh ones", expected)
+    losses = []
+    for seed in subject.limits.seeds:
+        inputs = subject.batch(seed, 4)
+        logits = _as_it_is(subject, subject.module, inputs.input_ids, inputs.target_ids).float()
+        shape = logits.shape[:-1]
+        targets = torch.randint(0, V, shape, generator=torch.Generator().manual_seed(seed)).to(logits.device)
+        losses.append(float(F.cross_entropy(logits.reshape(-1, V), targets.reshape(-1))))
+    loss = statistics.fmean(losses)
+    if not math.isfinite(loss) or abs(loss - math.log(V)) > subject.limits.start:
+        cause = (
+            "the weights begin too large: N(0, 1) of nn.Embedding tied to the head, or no initialisation at all;"
+            " 0.02 is usual (GPT-2)"
+        )
+        if classes:
+            cause = "the head's weights begin too large"
+        return CheckResult(name, 1, "warn", f"{loss:.2f} nats on random targets", expected, cause)
+    return CheckResult(name, 1, "ok", f"{loss:.2f} nats on random targets", expected)
+
+
+def initial_weights(subject: Subject) -> CheckResult:
+    """No matrix is constant, not finite, or far too large."""
+    name, expected = (
+        "initial weights",
+        f"finite, not constant, below {subject.limits.widest:g} (standard deviation; embeddings apart)",
+    )
+    if subject.trained:
+        return CheckResult(name, 1, "n/a", "the weights are not fresh ones", expected)
+    tables = {id(m.weight) for m in subject.module.modules() if isinstance(m, nn.Embedding)}
+    broken, flat, wide = [], [], []
+    for key, p in subject.module.named_parameters():
+        values = p.detach()
+        if not bool(values.isfinite().all()):
+            broken.append(key)
+        elif p.dim() > 1 and min(p.shape) > 4:
+            spread = float(values.float().std())
+            if spread == 0 and bool(values.any()):
+                flat.append(key)
+            elif spread > subject.limits.widest and id(p) not in tables:
+                wide.append(f"{key} ({spread:.2g})")
+    kinds: tuple[tuple[list[str], Verdict, str, str], ...] = (
+        (broken, "fail", "not finite", "torch.empty without an initialisation, or a division"),
+        (flat, "warn", "one value everywhere", "rows that begin alike stay alike: draw them at random"),
+        (wide, "warn", "large", "nn.Parameter(torch.randn(…)) has a standard deviation of 1: scale it by 1/√fan-in"),
+    )
+    for places, verdict, what, cause in kinds:
+        if places:
+            more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+            measured = f"{what}: {', '.join(places[:3])}{more}"
+            return CheckResult(name, 1, verdict, measured, expected, cause, places[0].split(" ")[0])
+    return CheckResult(name, 1, "ok", "finite, none constant, none large", expected)
+
+
+def float64(subject: Subject) -> CheckResult:
+    """In double precision it gives the same, but for rounding."""
+    name, expected, inputs = "float64", "equal to a thousandth of the usual logit", subject.batch(0)
+    try:
+        double = copy.deepcopy(subject.awake).double()
+    except Exception as error:  # noqa: BLE001  (a stranger's attributes may refuse to be copied in any way)
+        return CheckResult(name, 1, "n/a", f"no copy can be made: {type(error).__name__}", expected)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        theirs = _as_it_is(subject, double, inputs.input_ids, inputs.target_ids)
+    except Exception as error:  # noqa: BLE001  (a stranger's forward may raise anything; it is the result)
+        line, _, words = blame(error).rpartition("\n")
+        cause = "a number format is fixed there: .to(x.dtype) in place of .float() or dtype=torch.float32"
+        return CheckResult(name, 1, "warn", words, expected, cause, line)
+    finally:
+        torch.set_default_dtype(before)
+    ours = _as_it_is(subject, subject.awake, inputs.input_ids, inputs.target_ids)
+    scale = float(ours[ours.isfinite()].abs().median()) or 1.0
+    apart = float(difference(ours.double(), theirs.double()).max()) / scale
+    if not _numbers(theirs) or apart > 1e-3:
+        cause = "it rounds much: a division by a small number, a sum that cancels, a half-precision part"
+        return CheckResult(name, 1, "warn", f"{apart:.2g} of the usual logit apart", expected, cause)
+    return CheckResult(name, 1, "ok", f"{apart:.1g} of the usual logit apart", expected)
+
+
+def bfloat16(subject: Subject) -> CheckResult:
+    """In bfloat16, as training in mixed precision computes, it runs and gives no NaN."""
+    name, expected, inputs = "bfloat16", "it runs under autocast, every logit finite", subject.batch(0)
+    try:
+        with torch.autocast(inputs.input_ids.device.type, dtype=torch.bfloat16):
+            logits = _as_it_is(subject, subject.awake, inputs.input_ids, inputs.target_ids)
+    except Exception as error:  # noqa: BLE001  (a stranger's forward may raise anything; it is the result)
+        line, _, words = blame(error).rpartition("\n")
+        cause = "a number format is fixed there: .to(x.dtype) in place of .float() or dtype=torch.float32"
+        return CheckResult(name, 1, "warn", words, expected, cause, line)
+    if not _numbers(logits):
+        cause = "a number there exceeds what 8 bits of mantissa tell apart: float32 for it alone"
+        return CheckResult(name, 1, "warn", "NaN or infinite logits", expected, cause)
+    return CheckResult(name, 1, "ok", "it runs, every logit finite", expected)
+
+
+def _numbers(logits: Tensor) -> bool:
+    """Whether no logit is NaN or infinite; −inf may be meant."""
+    return bool((logits.isfinite() | (logits == -torch.inf)).all())
+
+
+def _as_it_is(subject: Subject, module: nn.Module, ids: Tensor, target: Tensor | None) -> Tensor:
+    seeded()
+    with torch.no_grad():
+        return call_logits(module, subject.plan, ids, target_ids=target)
+
+
+def reload(subject: Subject) -> CheckResult:
+    """Built anew with another seed, the saved weights give the same logits: nothing that counts is left out."""
+    name, expected = "reload", "a new module with the saved weights gives the same logits"
+    loaded = subject.loaded
+    if loaded is None or loaded.provenance.kind == "module":
+        return CheckResult(name, 1, "n/a", "given as an object: how it is built is not known", expected)
+    try:
+        other = load_model(loaded.provenance.location, config=loaded.provenance.config, seed=10_007).module
+        other.load_state_dict(subject.module.state_dict())
+    except (AnyformerError, RuntimeError, KeyError) as error:
+        return CheckResult(name, 1, "warn", f"{type(error).__name__}: {str(error)[:200]}", expected)
+    other.eval()
+    inputs = subject.batch(0)
+    ours = _as_it_is(subject, subject.module, inputs.input_ids, inputs.target_ids)
+    theirs = _as_it_is(subject, other, inputs.input_ids, inputs.target_ids)
+    if ours.shape == theirs.shape and torch.equal(ours.nan_to_num(), theirs.nan_to_num()):
+        return CheckResult(name, 1, "ok", "equal bit for bit", expected)
+    cause = "something drawn at random is no parameter and no buffer: a layer in a list, a tensor attribute"
+    return CheckResult(name, 1, "fail", "another seed gives other logits from the same weights", expected, cause)

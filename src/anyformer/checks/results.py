@@ -1,0 +1,114 @@
+"""What a check found, and all of them in the order in which they are read: causes first, symptoms folded under them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from anyformer.core.findings import MARKS, Finding, Verdict
+
+TROUBLE = ("fail", "warn")
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One property of a module, measured from outside."""
+
+    name: str
+    """The property in the field's words: "future", "padding"."""
+    tier: int
+    """0: static. 1: forward passes alone."""
+    verdict: Verdict
+    """ok: as it should be. note: a fact. warn: works, look at it. fail: blocks training. n/a: does not apply."""
+    measured: str
+    """What was seen, with its figure and unit."""
+    expected: str = ""
+    """What a right model shows."""
+    cause: str = ""
+    """The likely cause, and what mends it."""
+    where: str = ""
+    """The submodule or the line to look at."""
+    under: str = ""
+    """Name of the check whose failure explains this one; empty for a cause of its own."""
+    seconds: float = 0.0
+
+    @property
+    def mark(self) -> str:
+        """The sign that stands before it in lists."""
+        return MARKS[self.verdict]
+
+    def finding(self) -> Finding:
+        """As manifests and reports keep it."""
+        reason = "; ".join(part for part in (self.cause, self.where and f"look at {self.where}") if part)
+        return Finding(self.name, self.verdict, self.measured, self.expected, reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON stores it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All results of one module, tier by tier."""
+
+    model: str
+    """The module's class."""
+    results: tuple[CheckResult, ...]
+    seconds: float
+    """Wall time of all of them, the call plan's included."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a cause blocks training; what one explains is judged again once that is mended."""
+        return any(result.verdict == "fail" and not result.under for result in self.results)
+
+    @property
+    def causes(self) -> list[CheckResult]:
+        """What is wrong, worst first, each a cause of its own."""
+        own = [result for result in self.results if result.verdict in TROUBLE and not result.under]
+        return sorted(own, key=lambda result: TROUBLE.index(result.verdict))
+
+    def symptoms(self, cause: CheckResult) -> list[CheckResult]:
+        """What is explained by a cause."""
+        return [result for result in self.results if result.under == cause.name]
+
+    def count(self, verdict: Verdict) -> int:
+        """How many results have this verdict."""
+        return sum(result.verdict == verdict for result in self.results)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON stores it."""
+        return {
+            "model": self.model,
+            "blocked": self.blocked,
+            "seconds": self.seconds,
+            "results": [result.to_dict() for result in self.results],
+        }
+
+
+EXPLAINS: dict[str, tuple[str, ...]] = {
+    "call": ("*",),
+    "registered": ("reload", "device", "float64", "bfloat16"),
+    "finite": ("repeat", "state", "rows", "row order", "prefix", "loss at the start", "float64", "bfloat16"),
+    "state": ("repeat", "rows", "row order", "prefix", "future", "future gradient", "float64", "reload"),
+    "repeat": ("rows", "row order", "prefix", "future", "future gradient", "float64", "reload"),
+    "future": ("prefix", "future gradient"),
+    "rows": ("row order", "prefix", "padding", "past", "teacher forcing"),
+    "initial weights": ("loss at the start",),
+}
+"""Cause → what fails with it, for the same reason; "*": everything. In this order: the first that failed counts."""
+
+
+def folded(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
+    """The results with each symptom's cause in ``under``; a cause is never the symptom of one further down."""
+    listed = list(results)
+    failed = {result.name: result for result in listed if result.verdict in TROUBLE}
+    under: dict[str, str] = {}
+    for cause, symptoms in EXPLAINS.items():
+        if cause not in failed or cause in under:
+            continue
+        for name in failed if symptoms == ("*",) else symptoms:
+            if name in failed and name != cause and name not in under:
+                under[name] = cause
+    return tuple(replace(result, under=under.get(result.name, "")) for result in listed)

@@ -1,0 +1,135 @@
+"""All checks of a module, tier by tier; none stops the others, and the module is left as it was."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from anyformer.checks import bounds, costs, forward, numbers, static
+from anyformer.checks.results import CheckReport, CheckResult, folded
+from anyformer.checks.subject import Limits, Subject
+from anyformer.core.errors import CallError
+from anyformer.core.protocols import View
+from anyformer.core.view import QuietView
+from anyformer.models.blame import blame
+from anyformer.models.callplan import infer_call_plan
+from anyformer.models.files.limits import OutOfTime, time_limit
+from anyformer.models.plan import CallPlan
+from anyformer.models.probes import untouched
+from anyformer.models.source import LoadedModel
+
+_SECONDS = 60.0
+"""Of one check: the slowest of a 124M model takes some 20 s on two cores."""
+
+Check = Callable[[Subject], CheckResult]
+
+TIERS: dict[int, tuple[tuple[str, Check], ...]] = {
+    0: (
+        ("registered", static.registered),
+        ("device", static.device),
+        ("tied weights", static.tying),
+        ("budget", costs.budget),
+    ),
+    1: (
+        ("finite", forward.finite),
+        ("repeat", forward.repeat),
+        ("state", forward.state),
+        ("rows", forward.alone),
+        ("row order", forward.row_order),
+        ("future", forward.future),
+        ("prefix", forward.prefix),
+        ("future gradient", forward.future_gradient),
+        ("past", forward.past),
+        ("padding", forward.padding),
+        ("output", numbers.output),
+        ("initial weights", numbers.initial_weights),
+        ("loss at the start", numbers.start),
+        ("lengths", bounds.lengths),
+        ("ids", bounds.ids),
+        ("reload", numbers.reload),
+        ("float64", numbers.float64),
+        ("bfloat16", numbers.bfloat16),
+        ("memory", costs.footprint),
+        ("speed", costs.speed),
+    ),
+}
+"""Tier → its checks by name, in the order in which they run."""
+
+
+def run_checks(
+    model: nn.Module | LoadedModel,
+    *,
+    plan: CallPlan | None = None,
+    tiers: Sequence[int] = (0, 1),
+    trained: bool = False,
+    limits: Limits | None = None,
+    view: View | None = None,
+) -> CheckReport:
+    """Check a module from outside, on tiny random batches; it is left as it was.
+
+    plan: how it is called; inferred where not given. trained: its weights are not fresh ones.
+    Raises nothing for what the module does: that is a result, with the line of its code.
+    """
+    begin, view = time.monotonic(), view or QuietView()
+    loaded = model if isinstance(model, LoadedModel) else None
+    module = loaded.module if loaded is not None else model
+    assert isinstance(module, nn.Module)
+    name = type(module).__name__
+    view.status("calling the model")
+    try:
+        plan = plan or infer_call_plan(module, overrides=loaded.overrides if loaded else None)
+    except CallError as error:
+        return CheckReport(name, (_uncalled(error),), time.monotonic() - begin)
+    results = _called(plan)
+    with untouched(module), torch.no_grad():
+        subject = Subject.of(module, plan, loaded=loaded, trained=trained, limits=limits or Limits())
+        with untouched(subject.awake):
+            for tier in tiers:
+                for label, check in TIERS[tier]:
+                    view.status(f"checking: {label}")
+                    results.append(_run(subject, label, tier, check))
+    return CheckReport(name, folded(results), time.monotonic() - begin)
+
+
+_LINE = re.compile(r"([\w.-]+\.py:\d+: [^\n]*)\n\s*([^\n]+)")
+
+
+def _uncalled(error: CallError) -> CheckResult:
+    """No call was found: the first line of the user's code at which one ended, with its error."""
+    found = _LINE.search(error.detail)
+    measured = error.what if found is None else f"{error.what}: {found[2]}"
+    cause = (error.fix.partition("\n")[0] or error.detail.partition("\n")[0]).removesuffix("; else")
+    return CheckResult("call", 0, "fail", measured, "logits (B, T, V)", cause, found[1] if found else "")
+
+
+def _called(plan: CallPlan) -> list[CheckResult]:
+    """That it can be called, and what the plan found to be wrong with it, each under its own name."""
+    shape = "(B, C)" if plan.family == "classifier" else "(B, T, V)"
+    said = f"{plan.family.replace('_', '-')}: {shape} from {plan.token_arg}"
+    wrong = [f for f in plan.findings if f.verdict == "fail" and f.name not in _ELSEWHERE]
+    return [
+        CheckResult("call", 0, "ok", said, shape),
+        *(CheckResult(f.name, 0, "fail", f.measured, f.expected, f.reason) for f in wrong),
+    ]
+
+
+_ELSEWHERE = ("causality", "batch", "repeat", "past", "positions", "ids", "weights")
+"""Findings of the plan that another check measures and explains."""
+
+
+def _run(subject: Subject, label: str, tier: int, check: Check) -> CheckResult:
+    begin = time.monotonic()
+    try:
+        with time_limit(_SECONDS), untouched(subject.awake, gradients=False):
+            result = check(subject)
+    except OutOfTime:
+        result = CheckResult(label, tier, "warn", f"not done after {_SECONDS:.0f} s, and cut off")
+    except Exception as error:  # noqa: BLE001  (a stranger's code may raise anything: that is the result)
+        line, _, words = blame(error).rpartition("\n")
+        result = CheckResult(label, tier, "fail", words, "it runs", "", line)
+    return replace(result, seconds=round(time.monotonic() - begin, 4))

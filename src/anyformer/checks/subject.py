@@ -1,0 +1,117 @@
+"""A module under check: how it is called, small batches for it, and the limits that it is held to.
+
+B batch, T time, S time of the target, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from anyformer.models.calls.probing import Prober, high, target_high, woken
+from anyformer.models.inputs import Inputs
+from anyformer.models.plan import CallPlan
+from anyformer.models.probes import set_mode
+from anyformer.models.source import LoadedModel
+
+_TOKENS = 12
+"""Of an ordinary batch, where the module takes as many: few, so that a check of a large model takes seconds."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where ok ends. Each value with its source."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each behaviour is measured on so many batches; the checks' design asks for three or more."""
+    share: float = 1e-4
+    """Of the usual logit: what two ways to one result may differ by in float32 (a thousand times its 1.2e-7)."""
+    start: float = 0.75
+    """Nats that the loss of fresh weights may be off ln V. N(0, 0.02) gives 0.0 to 0.4 at widths up to 1,024."""
+    widest: float = 0.7
+    """Standard deviation of a weight matrix from which on it counts as large: N(0, 1) is torch's for embeddings alone;
+    torch.nn.Linear draws with 1/√(3 · fan-in), which is below 0.3 from four inputs on."""
+    colab: float = 12e9
+    """Bytes of a free GPU in a notebook: what a beginner has."""
+    batch: int = 16
+    """Sequences of a batch whose memory is estimated: the default of a run."""
+    longest: int = 4096
+    """Tokens of the longest sequence that is tried."""
+
+
+@dataclass
+class Subject:
+    """What the checks run on. ``module`` is as the user has it; ``awake`` has noise where whole tensors are zero."""
+
+    module: nn.Module
+    plan: CallPlan
+    awake: nn.Module
+    prober: Prober
+    """Of ``awake``."""
+    loaded: LoadedModel | None
+    """Where the module came from; None of a bare module."""
+    trained: bool
+    """Whether its weights are no fresh ones: what assumes these does not apply."""
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def of(
+        cls, module: nn.Module, plan: CallPlan, *, loaded: LoadedModel | None, trained: bool, limits: Limits
+    ) -> Subject:
+        """Ready to be checked, in eval mode. Raises what the module raises at the plan's call."""
+        set_mode(module, False)
+        awake, _, _ = woken(module)
+        set_mode(awake, False)
+        prober = Prober(awake)
+        T = plan.only_length or min(plan.max_positions or _TOKENS, _TOKENS)
+        # of a module of one length both are that; else no two are equal, so that no axis is taken for another
+        other = T if plan.only_length else max(2, T - 1)
+        prober.sizes = ((2, T, max(2, T - 2)), (3, other, T))
+        return cls(module, plan, awake, prober, loaded, trained, limits)
+
+    @property
+    def length(self) -> int:
+        """Tokens of an ordinary batch."""
+        return self.plan.only_length or min(self.plan.max_positions or _TOKENS, _TOKENS)
+
+    @property
+    def ids(self) -> int:
+        """Ids of the text whose positions the logits belong to are below this."""
+        return target_high(self.plan) if self.two else high(self.plan)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it gives logits for every position of a text."""
+        return self.plan.family != "classifier"
+
+    @property
+    def decodes(self) -> bool:
+        """Whether no logit may depend on a later token."""
+        return self.plan.family in ("decoder", "encoder_decoder")
+
+    @property
+    def two(self) -> bool:
+        """Whether a second text, the decoder's input, goes in."""
+        return self.plan.family == "encoder_decoder"
+
+    def batch(self, seed: int, B: int = 3, T: int | None = None) -> Inputs:
+        """Random ids (B, T), and (B, T) of the target."""
+        T = T or self.length
+        return self.prober.inputs(self.plan, B, T, 100 + seed, T)
+
+    def logits(self, inputs: Inputs, *, seed: int = 0) -> Tensor:
+        """Logits of the awake module, without gradients; raises what the module raises."""
+        return self.prober.logits(self.plan, inputs, seed=seed)
+
+    def read(self, inputs: Inputs) -> Tensor:
+        """The text whose positions the logits belong to, (B, T)."""
+        return inputs.target_ids if inputs.target_ids is not None else inputs.input_ids
+
+    def with_read(self, inputs: Inputs, ids: Tensor) -> Inputs:
+        """The inputs with another such text."""
+        return replace(inputs, target_ids=ids) if inputs.target_ids is not None else replace(inputs, input_ids=ids)
+
+    def parameters(self) -> int:
+        """Numbers that are trained or frozen, each once."""
+        return sum(p.numel() for p in {id(p): p for p in self.module.parameters()}.values())

@@ -1,0 +1,176 @@
+"""Planted mistakes are found, each under its cause; a right model passes whole and is left as it was."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hosts import GPT, PLANTED, Counting, Listed, Noisy, NoMask, TooWide
+from torch import Tensor, nn
+
+from anyformer.checks import CheckReport, CheckResult, Limits, run_checks, runner
+from anyformer.checks.results import folded
+from anyformer.models.callplan import infer_call_plan
+from anyformer.models.source import load_model
+
+
+def verdicts(report: CheckReport) -> dict[str, str]:
+    return {result.name: result.verdict for result in report.results}
+
+
+def test_a_right_model_passes_whole() -> None:
+    report = run_checks(GPT())
+    assert not report.causes
+    assert not report.blocked
+    given = verdicts(report)
+    assert {name for name, verdict in given.items() if verdict == "n/a"} == {"padding", "reload"}
+    assert sum(verdict == "ok" for verdict in given.values()) >= 18
+    assert [name for name, _ in (*runner.TIERS[0], *runner.TIERS[1])] == [r.name for r in report.results][1:]
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda cls: cls.__name__)
+def test_each_mistake_comes_first_under_its_cause(planted: type[GPT]) -> None:
+    report = run_checks(planted())
+    assert report.causes, "not found"
+    assert report.causes[0].name == PLANTED[planted], [result.name for result in report.causes]
+    assert report.causes[0].cause
+
+
+def test_what_follows_from_a_cause_is_folded_under_it() -> None:
+    report = run_checks(Noisy())
+    cause = report.causes[0]
+    assert {"prefix", "row order"} & {result.name for result in report.symptoms(cause)}
+    assert not {result.name for result in report.causes} & {"prefix", "row order", "state"}
+
+
+def test_the_module_is_left_as_it_was() -> None:
+    for module in (Counting().train(), Listed()):
+        before = copy.deepcopy(module.state_dict())
+        modes = [m.training for m in module.modules()]
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+        run_checks(module)
+        assert torch.equal(states[0], torch.get_rng_state())
+        assert states[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+        assert modes == [m.training for m in module.modules()]
+        assert all(p.grad is None and p.requires_grad for p in module.parameters())
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+
+def test_a_check_that_fails_or_takes_too_long_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(subject: object) -> CheckResult:
+        raise ValueError("no such thing")
+
+    def endless(subject: object) -> CheckResult:
+        while True:
+            pass
+
+    def fine(subject: object) -> CheckResult:
+        return CheckResult("fine", 0, "ok", "as it should be")
+
+    monkeypatch.setattr(runner, "_SECONDS", 0.2)
+    monkeypatch.setattr(runner, "TIERS", {0: (("broken", broken), ("endless", endless), ("fine", fine))})
+    report = run_checks(GPT(), tiers=(0,))
+    assert [(r.name, r.verdict) for r in report.results] == [
+        ("call", "ok"),
+        ("broken", "fail"),
+        ("endless", "warn"),
+        ("fine", "ok"),
+    ]
+    assert report.results[1].measured == "ValueError: no such thing"
+    assert "cut off" in report.results[2].measured
+
+
+class Raises(GPT):
+    def forward(self, ids: Tensor) -> Tensor:
+        if ids.shape[1] == 1:
+            raise RuntimeError("one token is too few")
+        return super().forward(ids)
+
+
+def test_an_error_in_a_check_names_the_users_line() -> None:
+    (result,) = (r for r in run_checks(Raises()).results if r.name == "lengths")
+    assert (result.verdict, result.measured) == ("warn", "1 token: RuntimeError: one token is too few")
+    assert result.where.startswith("test_planted.py:")
+
+
+def test_a_model_that_cannot_be_called_is_a_result() -> None:
+    class Nothing(nn.Module):
+        def forward(self, ids: Tensor) -> None:
+            return None
+
+    report = run_checks(Nothing())
+    (result,) = report.results
+    assert (result.name, result.verdict, report.blocked) == ("call", "fail", True)
+    assert "no way to call Nothing" in result.measured
+
+
+class Misspelt(GPT):
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) + undefined  # type: ignore[name-defined]  # noqa: F821
+
+
+def test_a_call_that_fails_names_the_line_and_the_error() -> None:
+    (result,) = run_checks(Misspelt()).results
+    assert result.measured.endswith("NameError: name 'undefined' is not defined")
+    assert result.where.startswith("test_planted.py:")
+    assert result.cause.startswith("every call ended with an error at test_planted.py:")
+
+
+def test_a_model_that_reads_no_other_token_by_design_is_noted() -> None:
+    module = nn.Sequential(nn.Embedding(40, 16), nn.Linear(16, 40))
+    assert verdicts(run_checks(module))["past"] == "note"
+
+
+def test_weights_that_are_not_fresh_are_not_judged_as_such() -> None:
+    assert verdicts(run_checks(TooWide()))["loss at the start"] == "warn"
+    given = verdicts(run_checks(TooWide(), trained=True))
+    assert (given["loss at the start"], given["initial weights"]) == ("n/a", "n/a")
+
+
+def test_limits_are_those_that_are_given() -> None:
+    assert verdicts(run_checks(TooWide(), limits=Limits(start=1e6)))["loss at the start"] == "ok"
+
+
+def test_an_encoder_is_judged_by_its_own_rule() -> None:
+    class BertForMaskedLM(GPT):
+        attention = NoMask  # sees both sides, and is called so
+
+    module = BertForMaskedLM()
+    plan = infer_call_plan(module, objective="masked")
+    given = verdicts(run_checks(module, plan=plan))
+    assert (given["future"], given["prefix"], given["past"]) == ("n/a", "n/a", "ok")
+
+
+def test_a_file_is_built_anew_with_its_weights(tmp_path: Path) -> None:
+    source = (
+        "import torch\nfrom torch import nn\n\n\nclass LM(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.e = nn.Embedding(50, 16)\n        self.h = nn.Linear(16, 50)\n"
+        "        KEPT\n\n    def forward(self, ids):\n        return self.h(self.e(ids) * self.scale)\n"
+    )
+    for kept, verdict in (
+        ("self.register_buffer('scale', torch.rand(16))", "ok"),
+        ("self.scale = torch.rand(16)", "fail"),
+    ):
+        (tmp_path / "model.py").write_text(source.replace("KEPT", kept))
+        report = run_checks(load_model(tmp_path / "model.py"))
+        (result,) = (r for r in report.results if r.name == "reload")
+        assert result.verdict == verdict
+        assert result.under == ("" if verdict == "ok" else "registered")
+
+
+def test_a_cause_is_no_symptom_of_what_it_explains() -> None:
+    results = [CheckResult(name, 1, "fail", "") for name in ("prefix", "future", "repeat", "state")]
+    under = {result.name: result.under for result in folded(results)}
+    assert under == {"prefix": "state", "future": "state", "repeat": "state", "state": ""}
+    both = folded(
+        [CheckResult("call", 0, "fail", ""), CheckResult("ids", 1, "warn", ""), CheckResult("rows", 1, "ok", "")]
+    )
+    assert [result.under for result in both] == ["", "call", ""]
