@@ -284,3 +284,24 @@ def test_a_recommender_that_scores_samples_is_told_in_one_line() -> None:
     with pytest.raises(CallError, match=r"scores items that it is given \(neg_seqs: sampled ones\)") as raised:
         infer_call_plan(ScoresSamples())
     assert "anyformer.yaml" not in str(raised.value)
+
+
+def test_segments_of_a_model_of_one_length_are_not_its_tokens() -> None:
+    class BertMLM(nn.Module):
+        """Its positions are those of its own length: no other runs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seq_len = 24
+            self.tok, self.pos, self.seg = nn.Embedding(60, 16), nn.Embedding(24, 16), nn.Embedding(2, 16)
+            self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+            self.fc = nn.Linear(16, 60)
+
+        def forward(self, x: Tensor, segment_embedding: Tensor) -> Tensor:
+            places = torch.arange(self.seq_len).unsqueeze(0).expand(x.size())
+            return self.fc(self.layer(self.tok(x) + self.pos(places) + self.seg(segment_embedding)))
+
+    plan = infer_call_plan(BertMLM().eval())
+    assert (plan.token_arg, plan.family, plan.only_length, plan.embedding_rows) == ("x", "encoder", 24, 60)
+    assert [(a.name, a.role) for a in plan.extras] == [("segment_embedding", "segments")]
+    assert not [f for f in plan.findings if f.verdict == "fail"]

@@ -90,7 +90,10 @@ _RULES: tuple[tuple[Hint, str], ...] = (
     ("flag", r"(is_|use_)?(causal|autoregressive)|apply_causal.*"),
     ("start", r"start_?(pos|index|idx|position)|(pos_?)?offset|past_(len|length)|cache_len\w*|prefix_len"),
     ("segments", r"(doc(ument)?|packed)s?_?(ids?|idx|index|indices|numbers?)|seq(uence)?_(idx|index)"),
-    ("segments", r"token_type(_?ids|s)?|(segment|seg)(_?(ids?|idx|info|inputs?|labels?|tokens?|types?))?s?|type_ids"),
+    (
+        "segments",
+        r"token_type(_?ids|s)?|(segment|seg)(_?(ids?|idx|info|inputs?|labels?|tokens?|types?|embeddings?|embeds?|tensors?))?s?|type_ids",
+    ),
     (
         "positions",
         r"(src|source|enc|encoder|tgt|trg|target|dec|decoder)_pos(ition)?(_?(ids?|itions?|idx|indices))?s?",
