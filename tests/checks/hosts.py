@@ -181,6 +181,15 @@ class Undefined(GPT):
             self.blocks[0].mlp[0].weight[0, 0] = math.nan
 
 
+class DeadHalf(GPT):
+    """The second block is run, and what it gives is not used."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.positions(self.places(ids))
+        x = self.blocks[0](x)
+        return self.head(self.norm(x + self.blocks[1](x).detach()))
+
+
 class OnTheCPU(GPT):
     """A tensor that stays where it was made."""
 
@@ -211,5 +220,6 @@ PLANTED: dict[type[GPT], str] = {
     ClampedIds: "ids",
     Undefined: "call",  # refused before any check
     OnTheCPU: "registered",
+    DeadHalf: "gradients",
 }
 """Mistake → the check whose name comes first."""

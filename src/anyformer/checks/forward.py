@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from anyformer.checks.results import TROUBLE, CheckResult
 from anyformer.checks.subject import Subject
-from anyformer.models.calling import call_logits
 from anyformer.models.calls.causal import measure
 from anyformer.models.calls.culprit import leak_reason, leaking_part, no_past_reason
 from anyformer.models.calls.evidence import gather
@@ -18,7 +17,7 @@ from anyformer.models.calls.hiding import hides
 from anyformer.models.calls.probing import difference, tolerance
 from anyformer.models.calls.properties import batch_finding
 from anyformer.models.calls.repeats import repeat_finding
-from anyformer.models.inputs import Inputs, rows
+from anyformer.models.inputs import rows
 
 _SAME = "equal but for rounding"
 _KEPT = "a state kept between calls"  # as repeat_finding begins
@@ -97,7 +96,7 @@ def row_order(subject: Subject) -> CheckResult:
 def prefix(subject: Subject) -> CheckResult:
     """f(x[:t]) = f(x)[:t] of a model that may not look ahead."""
     if not subject.decodes or subject.plan.only_length or subject.plan.layout == "last":
-        return CheckResult("prefix", 1, "n/a", _why_not(subject))
+        return CheckResult("prefix", 1, "n/a", why_not(subject))
     T, worst, at = subject.length, 0.0, 0
     for seed in subject.limits.seeds:
         inputs = subject.batch(seed)
@@ -115,7 +114,7 @@ def prefix(subject: Subject) -> CheckResult:
 def future(subject: Subject) -> CheckResult:
     """Another token moves no logit before it."""
     if not subject.decodes:
-        return CheckResult("future", 1, "n/a", _why_not(subject))
+        return CheckResult("future", 1, "n/a", why_not(subject))
     sight = measure(subject.prober, subject.plan, target=subject.two)
     expected = "no change before the changed token"
     if sight.nan or not sight.checked:
@@ -132,64 +131,10 @@ def _place(part: tuple[str, nn.Module, bool] | None) -> str:
     return "" if part is None else f"{part[0]} ({type(part[1]).__name__})"
 
 
-def future_gradient(subject: Subject) -> CheckResult:
-    """∂logits[t]/∂embedding[> t] is exactly 0; and each position's own embedding gets a gradient."""
-    name, expected = "future gradient", "exactly 0 after t"
-    if not subject.decodes or subject.plan.layout == "last" or subject.plan.packed:
-        return CheckResult(name, 1, "n/a", _why_not(subject))
-    largest, where = 0.0, (0, 0)
-    for seed in subject.limits.seeds:
-        inputs = subject.batch(seed, 2)
-        T = subject.read(inputs).shape[1]
-        for t in sorted({0, T // 2, max(0, T - 2)}):
-            grad = _gradient(subject, inputs, t)
-            if grad is None:
-                return CheckResult(name, 1, "n/a", "no nn.Embedding receives the ids, or nothing runs backward")
-            after = grad[:, t + 1 :].abs().amax(dim=(0, 2)) if t + 1 < T else grad.new_zeros(1)
-            if float(after.max()) > largest:
-                largest, where = float(after.max()), (t, t + 1 + int(after.argmax()))
-    if not largest:
-        return CheckResult(name, 1, "ok", "0 at every later position", expected)
-    cause = "the mask is missing, comes after the softmax, or is soft (a large negative number that is not enough)"
-    measured = f"∂logits[{where[0]}]/∂embedding[{where[1]}] is up to {largest:.2g}"
-    return CheckResult(name, 1, "fail", measured, expected, cause)
-
-
-def _gradient(subject: Subject, inputs: Inputs, t: int) -> Tensor | None:
-    """∂Σ logits[:, t] / ∂embedding (B, T, D); None where it cannot be had."""
-    seen: list[Tensor] = []
-    ids = subject.read(inputs)
-
-    def hook(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> Tensor:
-        first = given[0]
-        if first.dim() != 2:
-            return made
-        form = first.t() if subject.plan.time_first else first
-        if form.shape[-1] < ids.shape[1] or not torch.equal(form[:, : ids.shape[1]].to(ids), ids):
-            return made
-        leaf = made.detach().requires_grad_()
-        seen.append(leaf)
-        return leaf
-
-    tables = [m for m in subject.awake.modules() if isinstance(m, nn.Embedding)]
-    handles = [m.register_forward_hook(hook) for m in tables]
-    try:
-        with torch.enable_grad():
-            logits = call_logits(subject.awake, subject.plan, inputs.input_ids, target_ids=inputs.target_ids)
-            if not seen or not logits.requires_grad:
-                return None
-            grads = torch.autograd.grad(logits[:, t].float().sum(), seen, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = [g.transpose(0, 1) if subject.plan.time_first else g for g in grads if g is not None]
-    return torch.stack([g[:, : ids.shape[1]].abs() for g in found]).amax(0) if found else None
-
-
 def past(subject: Subject) -> CheckResult:
     """Earlier tokens matter, and so does the token itself."""
     if not subject.writes or subject.plan.layout == "last":
-        return CheckResult("past", 1, "n/a", _why_not(subject))
+        return CheckResult("past", 1, "n/a", why_not(subject))
     sight = measure(subject.prober, subject.plan, target=subject.two)
     expected = "the logits react to the tokens before them, and to their own"
     if sight.nan or not sight.checked:
@@ -229,7 +174,7 @@ def _apart(first: Tensor, second: Tensor, subject: Subject) -> float:
     return float(difference(first, second).max()) / tolerance(first, subject.limits.share)
 
 
-def _why_not(subject: Subject) -> str:
+def why_not(subject: Subject) -> str:
     if subject.plan.family == "encoder":
         return "an encoder sees both sides"
     if subject.plan.family == "classifier":

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from anyformer.checks import bounds, costs, forward, numbers, static
+from anyformer.checks import bounds, costs, forward, gradients, numbers, static
 from anyformer.checks.results import CheckReport, CheckResult, folded
 from anyformer.checks.subject import Limits, Subject
 from anyformer.core.errors import CallError
@@ -43,8 +43,9 @@ TIERS: dict[int, tuple[tuple[str, Check], ...]] = {
         ("row order", forward.row_order),
         ("future", forward.future),
         ("prefix", forward.prefix),
-        ("future gradient", forward.future_gradient),
+        ("future gradient", gradients.future_gradient),
         ("past", forward.past),
+        ("gradients", gradients.flow),
         ("padding", forward.padding),
         ("output", numbers.output),
         ("initial weights", numbers.initial_weights),

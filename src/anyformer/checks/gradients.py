@@ -1,0 +1,108 @@
+"""Tier 1: where gradients come from, and where they must not.
+
+B batch, T time (of the text whose positions the logits belong to), D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anyformer.checks.forward import why_not
+from anyformer.checks.results import CheckResult
+from anyformer.checks.subject import Subject
+from anyformer.models.calling import call_logits
+from anyformer.models.inputs import Inputs
+
+
+def flow(subject: Subject) -> CheckResult:
+    """Every weight that is to be trained gets a finite gradient that is not 0, and so does every position."""
+    expected = "each trainable weight, and each position, gets a gradient"
+    named = [(name, p) for name, p in subject.awake.named_parameters() if p.requires_grad]
+    if not named:
+        return CheckResult("gradients", 1, "fail", "no parameter asks for a gradient", expected, "requires_grad is off")
+    inputs = subject.batch(0, 4)
+    with torch.enable_grad():
+        logits = call_logits(subject.awake, subject.plan, inputs.input_ids, target_ids=inputs.target_ids)
+        if not logits.requires_grad:
+            cause = "no_grad, detach() or argmax on the way: nothing would be trained"
+            return CheckResult("gradients", 1, "fail", "the logits depend on no weight", expected, cause)
+        generator = torch.Generator().manual_seed(0)
+        targets = torch.randint(0, logits.shape[-1], logits.shape[:-1], generator=generator).to(logits.device)
+        loss = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
+        grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    found = list(zip([name for name, _ in named], grads, strict=True))
+    broken = [name for name, g in found if g is not None and not bool(g.isfinite().all())]
+    if broken:
+        cause = "a square root, a logarithm or a division at 0; −inf − −inf in a row that is masked whole"
+        return CheckResult("gradients", 1, "fail", f"not finite: {_some(broken)}", expected, cause, broken[0])
+    none = [name for name, g in found if g is None or not bool(g.any())]
+    if none:
+        cause = "its output is not used, is detached, or is multiplied by 0: it stays as it is"
+        measured = f"{len(none)} of {len(found)} get none: {_some(none)}"
+        return CheckResult("gradients", 1, "warn", measured, expected, cause, none[0])
+    places = None if subject.plan.packed or not subject.writes else _at_embedding(subject, inputs, slice(None))
+    if places is not None and not bool((places.amax((0, 2)) > 0).all()):
+        at = int((places.amax((0, 2)) == 0).nonzero()[0])
+        cause = "a token is cut off, replaced or detached before it is read"
+        return CheckResult("gradients", 1, "warn", f"none reaches the token at {at}", expected, cause)
+    return CheckResult("gradients", 1, "ok", f"{len(found)} parameters, and every position", expected)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def future_gradient(subject: Subject) -> CheckResult:
+    """∂logits[t]/∂embedding[> t] is exactly 0; and each position's own embedding gets a gradient."""
+    name, expected = "future gradient", "exactly 0 after t"
+    if not subject.decodes or subject.plan.layout == "last" or subject.plan.packed:
+        return CheckResult(name, 1, "n/a", why_not(subject))
+    largest, where = 0.0, (0, 0)
+    for seed in subject.limits.seeds:
+        inputs = subject.batch(seed, 2)
+        T = subject.read(inputs).shape[1]
+        for t in sorted({0, T // 2, max(0, T - 2)}):
+            grad = _at_embedding(subject, inputs, t)
+            if grad is None:
+                return CheckResult(name, 1, "n/a", "no nn.Embedding receives the ids, or nothing runs backward")
+            after = grad[:, t + 1 :].abs().amax(dim=(0, 2)) if t + 1 < T else grad.new_zeros(1)
+            if float(after.max()) > largest:
+                largest, where = float(after.max()), (t, t + 1 + int(after.argmax()))
+    if not largest:
+        return CheckResult(name, 1, "ok", "0 at every later position", expected)
+    cause = "the mask is missing, comes after the softmax, or is soft (a large negative number that is not enough)"
+    measured = f"∂logits[{where[0]}]/∂embedding[{where[1]}] is up to {largest:.2g}"
+    return CheckResult(name, 1, "fail", measured, expected, cause)
+
+
+def _at_embedding(subject: Subject, inputs: Inputs, t: int | slice) -> Tensor | None:
+    """∂Σ logits[:, t] / ∂embedding (B, T, D); None where it cannot be had."""
+    seen: list[Tensor] = []
+    ids = subject.read(inputs)
+
+    def hook(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> Tensor:
+        first = given[0]
+        if first.dim() != 2:
+            return made
+        form = first.t() if subject.plan.time_first else first
+        if form.shape[-1] < ids.shape[1] or not torch.equal(form[:, : ids.shape[1]].to(ids), ids):
+            return made
+        leaf = made.detach().requires_grad_()
+        seen.append(leaf)
+        return leaf
+
+    tables = [m for m in subject.awake.modules() if isinstance(m, nn.Embedding)]
+    handles = [m.register_forward_hook(hook) for m in tables]
+    try:
+        with torch.enable_grad():
+            logits = call_logits(subject.awake, subject.plan, inputs.input_ids, target_ids=inputs.target_ids)
+            if not seen or not logits.requires_grad:
+                return None
+            grads = torch.autograd.grad(logits[:, t].float().sum(), seen, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = [g.transpose(0, 1) if subject.plan.time_first else g for g in grads if g is not None]
+    return torch.stack([g[:, : ids.shape[1]].abs() for g in found]).amax(0) if found else None
