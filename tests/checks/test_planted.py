@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hosts import GPT, PLANTED, Counting, Listed, Noisy, NoMask, TooWide
 from torch import Tensor, nn
 
 from anyformer.checks import CheckReport, CheckResult, Limits, run_checks, runner
 from anyformer.checks.results import folded
 from anyformer.models.callplan import infer_call_plan
 from anyformer.models.source import load_model
+from tests.checks.hosts import GPT, PLANTED, Counting, Listed, Noisy, NoMask, TooWide
 
 
 def verdicts(report: CheckReport) -> dict[str, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from known_models import CausalMean
 
 from anyformer.models.callplan import CallPlan
+from tests.evaluation.known_models import CausalMean
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from known_models import CausalMean
 from torch import Tensor, nn
 
 from anyformer.core.errors import CallError, SettingsError
 from anyformer.evaluation import generate, stream
 from anyformer.evaluation.generation import Sampler
 from anyformer.models.callplan import CallPlan
+from tests.evaluation.known_models import CausalMean
 
 PROMPT = torch.tensor([[3, 1, 4], [1, 5, 9]])
 

@@ -9,7 +9,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from known_models import CausalMean
 from torch import Tensor, nn
 
 from anyformer.core.errors import DataError
@@ -17,6 +16,7 @@ from anyformer.core.protocols import Progress
 from anyformer.core.view import QuietView
 from anyformer.evaluation import score_tokens, token_entropies
 from anyformer.models.callplan import CallPlan
+from tests.evaluation.known_models import CausalMean
 
 
 def by_hand(model: nn.Module, tokens: np.ndarray, block: int) -> float:

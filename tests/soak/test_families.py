@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,9 @@ from anyformer.core.settings import TrainSettings
 from anyformer.core.view import QuietView
 from anyformer.models.source import load_model
 from anyformer.training.coordinator import run_training
+from tests.training.family_models import MaskedEncoder, Translator
 
 pytestmark = pytest.mark.soak
-
-
-@pytest.fixture
-def models(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The small models of the training tests."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "training"))
-    import family_models
-
-    yield family_models
-    for name in ("family_models", "small_models"):
-        sys.modules.pop(name, None)
 
 
 def results_of(module: nn.Module, tmp_path: Path, **settings: Any) -> dict[str, Any]:
@@ -34,20 +23,20 @@ def results_of(module: nn.Module, tmp_path: Path, **settings: Any) -> dict[str, 
     return run_training(load_model(module), chosen, view=QuietView()).results
 
 
-def test_an_encoder_on_wikitext_beats_token_pairs(models: Any, real_data: Path, tmp_path: Path) -> None:
+def test_an_encoder_on_wikitext_beats_token_pairs(real_data: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     results = results_of(
-        models.MaskedEncoder(128, 64, 0.0), tmp_path, data=str(real_data / "wikitext2" / "valid.txt"),
+        MaskedEncoder(128, 64, 0.0), tmp_path, data=str(real_data / "wikitext2" / "valid.txt"),
         max_steps=1500, batch_size=32, max_length=32, learning_rate=5e-3, objective="masked",
     )  # fmt: skip
     assert results["val_loss"] < results["bigram_entropy"], results
 
 
-def test_an_encoder_decoder_on_multi30k_beats_token_pairs(models: Any, real_data: Path, tmp_path: Path) -> None:
+def test_an_encoder_decoder_on_multi30k_beats_token_pairs(real_data: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     folder = real_data / "multi30k"
     results = results_of(
-        models.Translator(128, 64, 0.0), tmp_path, data=str(folder / "train.en"), max_steps=600, batch_size=16,
+        Translator(128, 64, 0.0), tmp_path, data=str(folder / "train.en"), max_steps=600, batch_size=16,
         target_data=str(folder / "train.de"), val_data=str(folder / "val.en"), max_length=192, learning_rate=4e-3,
         eval_every=600,
     )  # fmt: skip

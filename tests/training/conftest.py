@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import Small, small_text
 from torch import nn
 
 from anyformer.core.settings import TrainSettings
 from anyformer.core.view import QuietView
 from anyformer.models.source import load_model
 from anyformer.training.coordinator import TrainResult, run_training
+from tests.training.small_models import Small, small_text
 
 torch.set_num_threads(1)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from small_models import small_text
 from torch import Tensor, nn
+
+from tests.training.small_models import small_text
 
 VOCABULARY = 48
 POSITIONS = 64

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,6 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from read_runs import untimed_rows, weights
-from small_models import Small
 
 from anyformer import api, cli
 from anyformer.core.errors import CheckpointError, CorruptCheckpoint, DependencyError, Interrupted, SettingsError
@@ -22,6 +21,8 @@ from anyformer.core.view import QuietView
 from anyformer.training import coordinator
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.stopping import StopOnSignal
+from tests.training.read_runs import untimed_rows, weights
+from tests.training.small_models import Small
 
 SETTINGS: dict[str, Any] = {
     "max_length": 16,
@@ -49,9 +50,7 @@ class Said(QuietView):
 @pytest.fixture
 def files(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model file, the text, and a place for backups; the folder of work is the current one."""
-    import small_models
-
-    (tmp_path / "tiny.py").write_text(Path(small_models.__file__).read_text())
+    (tmp_path / "tiny.py").write_text(Path(sys.modules["tests.training.small_models"].__file__ or "").read_text())
     monkeypatch.chdir(tmp_path)
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]

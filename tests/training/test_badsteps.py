@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import Small
 from torch import Tensor
 
 from anyformer.core.errors import Interrupted, TrainingError
@@ -25,6 +24,7 @@ from anyformer.training import badsteps
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.badsteps import BadSteps
 from anyformer.training.coordinator import TrainResult
+from tests.training.small_models import Small
 
 Fit = Callable[..., TrainResult]
 

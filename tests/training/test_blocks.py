@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from block_models import BATCH, IDS, Block, D, InPairs, InSequence, Stack, T, V, path, trained
-from read_runs import untimed_rows, weights
 from torch import Tensor, nn
 
 from anyformer.core.settings import TrainSettings
@@ -22,6 +20,8 @@ from anyformer.training import autobatch, fusedhead
 from anyformer.training.blocks import repeated_blocks
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.losspath import LossPath
+from tests.training.block_models import BATCH, IDS, Block, D, InPairs, InSequence, Stack, T, V, path, trained
+from tests.training.read_runs import untimed_rows, weights
 
 Fit = Callable[..., TrainResult]
 

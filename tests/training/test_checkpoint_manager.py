@@ -14,7 +14,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
-from small_models import Small
 from torch import Tensor, nn
 
 from anyformer import CheckpointManager, DriveBackupCallback, UniversalModelAdapter
@@ -22,6 +21,7 @@ from anyformer.core.errors import CheckpointError, ConstructError, CorruptCheckp
 from anyformer.core.view import QuietView
 from anyformer.runs.checkpoints import verify_checkpoint
 from anyformer.training.coordinator import TrainResult
+from tests.training.small_models import Small
 
 SCORES = [5.0, 2.0, 4.0, 1.0, 3.0, 6.0]
 NAMES = [f"step-{2 * epoch + 2:08d}" for epoch in range(len(SCORES))]

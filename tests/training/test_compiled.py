@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from block_models import IDS, Stack, V, path, trained
-from read_runs import untimed_rows, weights
 from torch import Tensor, nn
 
 from anyformer.models.callplan import CallPlan, infer_call_plan
@@ -17,6 +15,8 @@ from anyformer.models.example_gpt import GPT
 from anyformer.training import blocks, fusedhead
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.losspath import LossPath
+from tests.training.block_models import IDS, Stack, V, path, trained
+from tests.training.read_runs import untimed_rows, weights
 
 Fit = Callable[..., TrainResult]
 

@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from read_runs import rows
-from small_models import Small, small_text
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,6 +27,8 @@ from anyformer.runs.checkpoints import read_weights
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.reference import TrainingCoordinator
+from tests.training.read_runs import rows
+from tests.training.small_models import Small, small_text
 
 Fit = Callable[..., TrainResult]
 REFERENCE_KEYS = {"best_model_path", "final_metrics", "trainer", "model", "tokenizer"}
@@ -207,7 +207,7 @@ def test_every_setting_is_read(
         data=str(corpus), max_steps=2, max_length=16, batch_size=8, output_dir=str(tmp_path / "runs"), precision="32"
     )
     file = tmp_path / "tiny.py"
-    file.write_text(Path(sys.modules["small_models"].__file__ or "").read_text())
+    file.write_text(Path(sys.modules["tests.training.small_models"].__file__ or "").read_text())
     result = api.train(str(file), settings=values, view=quiet)
     api.evaluate(result.run_path, settings=EvaluateSettings(data=str(corpus)), view=quiet)
     api.generate_text(result.run_path, settings=GenerateSettings(max_tokens=2))

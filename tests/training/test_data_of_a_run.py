@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import transformers
-from family_models import MeanClassifier, labelled
 
 from anyformer import api
 from anyformer.core.view import PlainView, QuietView
@@ -16,6 +15,7 @@ from anyformer.models.example_gpt import GPT
 from anyformer.runs.rebuild import load_run
 from anyformer.tokenization import CharacterLevelTokenizer
 from anyformer.training.coordinator import TrainResult
+from tests.training.family_models import MeanClassifier, labelled
 
 
 def test_the_quality_of_examples_is_recorded_and_asked_about(fit: Callable[..., TrainResult]) -> None:

@@ -16,9 +16,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from family_models import MeanClassifier, Translator, labelled, reversed_pairs
-from processes import free_port, together, torchrun_environment
-from small_models import Small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +28,9 @@ from anyformer.training.helpers import program
 from anyformer.training.places import Place, place_of, require_devices
 from anyformer.training.sharing import agreed, from_first, of_all, process_count, shared_loss, stream_seed
 from anyformer.training.team import gathered
+from tests.training.family_models import MeanClassifier, Translator, labelled, reversed_pairs
+from tests.training.processes import free_port, together, torchrun_environment
+from tests.training.small_models import Small
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 STEADY: dict[str, Any] = {"schedule": "constant", "warmup_steps": 0}
@@ -352,7 +352,7 @@ def test_the_program_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def command(tmp_path: Path, corpus: Path) -> list[str]:
-    (tmp_path / "model.py").write_text(Path(sys.modules["small_models"].__file__ or "").read_text())
+    (tmp_path / "model.py").write_text(Path(sys.modules["tests.training.small_models"].__file__ or "").read_text())
     return [
         *("train", "model.py:Small", "--data", str(corpus), "--max_length", "16", "--batch_size", "8"),
         *("--precision", "32", "--log_every", "10", "--name", "run", "--tokenizer", "char"),
@@ -456,7 +456,9 @@ def test_a_killed_first_process_leaves_none_behind(tmp_path: Path, command: list
 
 @pytest.mark.soak
 def test_a_script_is_started_again_and_its_end_runs_once(tmp_path: Path, corpus: Path) -> None:
-    (tmp_path / "small_models.py").write_text(Path(sys.modules["small_models"].__file__ or "").read_text())
+    (tmp_path / "small_models.py").write_text(
+        Path(sys.modules["tests.training.small_models"].__file__ or "").read_text()
+    )
     (tmp_path / "script.py").write_text(
         "import anyformer, torch\nfrom small_models import Small\nprint('begins')\n"
         f"result = anyformer.train(Small(), {str(corpus)!r}, max_length=16, batch_size=8, max_steps=4, devices=2,\n"

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from small_models import Small
 from torch import Tensor, nn
 
 from anyformer import api
@@ -21,6 +20,7 @@ from anyformer.models.callplan import CallPlan
 from anyformer.tokenization import CharacterLevelTokenizer
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.coordinator import TrainResult
+from tests.training.small_models import Small
 
 V, D, T = 64, 16, 16
 Fit = Callable[..., TrainResult]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import Small
 
 from anyformer.core.settings import TrainSettings
 from anyformer.models.callplan import infer_call_plan
 from anyformer.training.effective import EVAL_TOKENS, LEAST_EVAL_BLOCKS, derive
+from tests.training.small_models import Small
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from family_models import MaskedEncoder, MeanClassifier, PaddingReader, Translator, labelled, reversed_pairs
-from small_models import Small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +27,15 @@ from anyformer.tokenization import CharacterLevelTokenizer
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.coordinator import TrainResult
 from anyformer.ui.results import evaluation_lines, next_command, training_lines
+from tests.training.family_models import (
+    MaskedEncoder,
+    MeanClassifier,
+    PaddingReader,
+    Translator,
+    labelled,
+    reversed_pairs,
+)
+from tests.training.small_models import Small
 
 Fit = Callable[..., TrainResult]
 FAMILIES = ["masked", "classification", "seq2seq"]

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from read_runs import untimed_rows, weights
-from small_models import Small
 from torch import Tensor
 
 from anyformer import cli
@@ -19,6 +17,8 @@ from anyformer.training import callbacks, intime, saving
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.samples import SampleWriter
 from anyformer.training.saving import RunCheckpoint
+from tests.training.read_runs import untimed_rows, weights
+from tests.training.small_models import Small
 
 Fit = Callable[..., TrainResult]
 

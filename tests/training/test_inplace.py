@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from read_runs import weights
-from small_models import Small
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,6 +25,8 @@ from anyformer.training.coordinator import TrainResult
 from anyformer.training.inplace import _InPlaceLoss, alone, choose_in_place, loss_of_logits
 from anyformer.training.losspath import LossPath
 from anyformer.training.stopping import StopOnSignal
+from tests.training.read_runs import weights
+from tests.training.small_models import Small
 
 V, D, B, T = 61, 16, 3, 50
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import Small
 from torch import Tensor
 
 from anyformer.core.errors import Interrupted, TrainingError
@@ -21,6 +20,7 @@ from anyformer.training import coordinator, ending, intime
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.saving import RunCheckpoint
 from anyformer.training.stopping import StopOnSignal
+from tests.training.small_models import Small
 
 Fit = Callable[..., TrainResult]
 

@@ -14,8 +14,6 @@ from typing import Any, ClassVar
 import pytest
 import pytorch_lightning as pl
 import torch
-from read_runs import rows, untimed_rows, weights
-from small_models import Small
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -27,6 +25,8 @@ from anyformer.training.autobatch import fitting_rows
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.microbatch import MicroBatched
 from anyformer.training.stopping import StopOnSignal
+from tests.training.read_runs import rows, untimed_rows, weights
+from tests.training.small_models import Small
 
 Fit = Callable[..., TrainResult]
 ALLOCATOR = "can't allocate memory: you tried to allocate 9 bytes."

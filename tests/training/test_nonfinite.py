@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import Small
 from torch import Tensor
 
 from anyformer.core.errors import TrainingError
@@ -16,6 +15,7 @@ from anyformer.runs.checkpoints import read_weights
 from anyformer.training import adapter as adapter_module
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.coordinator import TrainResult
+from tests.training.small_models import Small
 
 Fit = Callable[..., TrainResult]
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from family_models import labelled, reversed_pairs
 from torch import Tensor, nn
 
 from anyformer import api
@@ -16,6 +15,7 @@ from anyformer.core.errors import CallError
 from anyformer.core.settings import EvaluateSettings, GenerateSettings
 from anyformer.models.callplan import call_logits, infer_call_plan
 from anyformer.training.coordinator import TrainResult
+from tests.training.family_models import labelled, reversed_pairs
 
 V, T, D = 48, 24, 16
 Fit = Callable[..., TrainResult]

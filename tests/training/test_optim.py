@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import Small
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
@@ -24,6 +23,7 @@ from anyformer.training.optim import (
     rate_factor,
     suggested_learning_rate,
 )
+from tests.training.small_models import Small
 
 Fit = Callable[..., TrainResult]
 

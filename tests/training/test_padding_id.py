@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import Small, small_text
 
 from anyformer.core.settings import TrainSettings
 from anyformer.core.view import QuietView
@@ -17,6 +16,7 @@ from anyformer.models.source import load_model
 from anyformer.tokenization import CharacterLevelTokenizer
 from anyformer.training.coordinator import TrainResult, run_training
 from anyformer.training.objective import kept_for_padding, padding_notes
+from tests.training.small_models import Small, small_text
 
 Fit = Callable[..., TrainResult]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import Small
 from torch import Tensor, nn
 
 from anyformer.models.callplan import infer_call_plan
@@ -19,6 +18,7 @@ from anyformer.training import performance
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.performance import LogRows, peak_flops, resident_bytes, training_flops
+from tests.training.small_models import Small
 
 Fit = Callable[..., TrainResult]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import VOCABULARY, Small
 from torch import nn
 
 from anyformer.models.callplan import CallPlan, infer_call_plan
 from anyformer.training import precision
 from anyformer.training.precision import choose_precision
+from tests.training.small_models import VOCABULARY, Small
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from family_models import MaskedEncoder, MeanClassifier, Translator
 from torch import nn
 
 from anyformer.core.settings import TrainSettings
@@ -14,6 +13,7 @@ from anyformer.core.view import QuietView
 from anyformer.models.example_gpt import GPT
 from anyformer.models.source import load_model
 from anyformer.training.coordinator import run_training
+from tests.training.family_models import MaskedEncoder, MeanClassifier, Translator
 
 
 def results_of(module: nn.Module, tmp_path: Path, **settings: Any) -> dict[str, Any]:

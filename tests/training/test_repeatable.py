@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from read_runs import untimed_rows, weights
-from small_models import TINY_FILE, Small, small_text
 from torch import Tensor
 
 from anyformer import cli
 from anyformer.core.errors import TrainingError
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.coordinator import TrainResult
+from tests.training.read_runs import untimed_rows, weights
+from tests.training.small_models import TINY_FILE, Small, small_text
 
 Fit = Callable[..., TrainResult]
 

@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from read_runs import untimed_rows
 from safetensors.torch import load_file, save_file
-from small_models import TINY_FILE, Small, small_text
 
 import anyformer
 from anyformer import cli
@@ -25,6 +23,8 @@ from anyformer.core.view import QuietView
 from anyformer.training import coordinator
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.stopping import StopOnSignal
+from tests.training.read_runs import untimed_rows
+from tests.training.small_models import TINY_FILE, Small, small_text
 
 Fit = Callable[..., TrainResult]
 Capture = pytest.CaptureFixture[str]

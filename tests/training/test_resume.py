@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from read_runs import rows, untimed_rows, weights
-from small_models import TINY_FILE, Small, small_text
 from torch import Tensor
 
 import anyformer
@@ -31,6 +29,8 @@ from anyformer.training.coordinator import TrainResult
 from anyformer.training.resume import CHANGEABLE, UNCHANGEABLE
 from anyformer.training.saving import RunCheckpoint
 from anyformer.training.stopping import StopOnSignal
+from tests.training.read_runs import rows, untimed_rows, weights
+from tests.training.small_models import TINY_FILE, Small, small_text
 
 Fit = Callable[..., TrainResult]
 STEPS = 46  # batches of 8 of about 40 in an epoch: the second epoch is under way

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import Small
 from torch import Tensor
 
 from anyformer.core.errors import CheckpointError, Interrupted
@@ -23,6 +22,7 @@ from anyformer.runs.checkpoints import DirectoryCheckpointIO, list_checkpoints
 from anyformer.runs.metrics import CsvMetrics
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.saving import RunCheckpoint
+from tests.training.small_models import Small
 
 Fit = Callable[..., TrainResult]
 NAME = "anyformer-checkpoints"

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small_models import Small, small_text
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +26,7 @@ from anyformer.tokenization import CharacterLevelTokenizer
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.reference import TrainingCoordinator
+from tests.training.small_models import Small, small_text
 
 Fit = Callable[..., TrainResult]
 FAKES = Path(__file__).parents[1] / "runs" / "fake_trackers.py"
@@ -368,7 +368,7 @@ def test_the_tokenizer_and_its_size(fit: Fit, tokenizer: str, size: int | None) 
 
 def model_file(folder: Path) -> str:
     file = folder / "tiny.py"
-    file.write_text(Path(sys.modules["small_models"].__file__ or "").read_text())
+    file.write_text(Path(sys.modules["tests.training.small_models"].__file__ or "").read_text())
     return str(file)
 
 

@@ -10,13 +10,6 @@ from typing import Any
 import datasets
 import pytest
 import yaml
-from read_runs import untimed_rows, weights
-from small_models import Small, small_text
-from test_resume import (  # the same ways to interrupt a run and to compare two
-    Interrupting,
-    _armed_while_training,  # noqa: F401  (a fixture for every test here)
-    module,
-)
 from torch.utils.data import IterableDataset
 
 from anyformer import api, cli
@@ -25,6 +18,13 @@ from anyformer.core.view import QuietView
 from anyformer.data import AdaptiveTokenizerDataModule
 from anyformer.tokenization import CharacterLevelTokenizer
 from anyformer.training.coordinator import TrainResult
+from tests.training.read_runs import untimed_rows, weights
+from tests.training.small_models import Small, small_text
+from tests.training.test_resume import (  # the same ways to interrupt a run and to compare two
+    Interrupting,
+    _armed_while_training,  # noqa: F401  (a fixture for every test here)
+    module,
+)
 
 Fit = Callable[..., TrainResult]
 WORDS = small_text(800).split()
@@ -171,7 +171,7 @@ def test_a_stream_needs_a_number_of_steps(
 
 
 def test_examples_are_not_streamed(fit: Fit, tmp_path: Path) -> None:
-    from family_models import MeanClassifier
+    from tests.training.family_models import MeanClassifier
 
     with pytest.raises(SettingsError, match="classification reads no stream"):
         fit(MeanClassifier(), data=write(tmp_path), stream=True)

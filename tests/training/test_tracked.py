@@ -18,8 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from read_runs import weights
-from small_models import TINY_FILE, Small, small_text
 from torch import Tensor
 
 from anyformer.core.errors import DependencyError, Interrupted
@@ -27,6 +25,8 @@ from anyformer.runs import tracking
 from anyformer.runs.trackers import wandb_records
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.stopping import StopOnSignal
+from tests.training.read_runs import weights
+from tests.training.small_models import TINY_FILE, Small, small_text
 
 Fit = Callable[..., TrainResult]
 FAKES = str(Path(__file__).parents[1] / "runs" / "fake_trackers.py")

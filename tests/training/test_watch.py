@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from small_models import VOCABULARY, Small
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,6 +18,7 @@ from anyformer.models.callplan import infer_call_plan
 from anyformer.training.adapter import UniversalModelAdapter
 from anyformer.training.coordinator import TrainResult
 from anyformer.training.watch import CausalityWatch
+from tests.training.small_models import VOCABULARY, Small
 
 T, B = 12, 16
 
