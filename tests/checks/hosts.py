@@ -1,4 +1,4 @@
-"""A small right GPT, and one planted mistake each: what a check must find, and under which name."""
+"""A small right GPT, and the same with a mistake."""
 
 from __future__ import annotations
 
@@ -77,65 +77,9 @@ class NoMask(Attention):
         return scores
 
 
-class OffByOne(Attention):
-    def masked(self, scores: Tensor) -> Tensor:
-        T = scores.shape[-1]
-        return scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(2), -math.inf)
-
-
-class SoftMask(Attention):
-    """A number that is not enough."""
-
-    def masked(self, scores: Tensor) -> Tensor:
-        T = scores.shape[-1]
-        return scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), -4.0)
-
-
-class Forgetful(Attention):
-    """Attention adds nothing."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 0 * super().forward(x)
-
-
-class Unmasked(GPT):
-    attention = NoMask
-
-
-class MaskedOneLate(GPT):
-    attention = OffByOne
-
-
-class MaskedSoftly(GPT):
-    attention = SoftMask
-
-
-class Pastless(GPT):
-    attention = Forgetful
-
-
 class Listed(GPT):
     def stack(self) -> Any:
         return [Block() for _ in range(2)]
-
-
-class Clamped(GPT):
-    def places(self, ids: Tensor) -> Tensor:
-        return super().places(ids).clamp(max=POSITIONS - 1)
-
-
-class MeanOverTime(GPT):
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids) + self.positions(self.places(ids))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x - x.mean(1, keepdim=True)))
-
-
-class MeanOverBatch(GPT):
-    def forward(self, ids: Tensor) -> Tensor:
-        logits = super().forward(ids)
-        return logits - logits.mean(0, keepdim=True)
 
 
 class Counting(GPT):
@@ -160,66 +104,3 @@ class TooWide(GPT):
     def __init__(self) -> None:
         super().__init__()
         nn.init.normal_(self.tokens.weight)
-
-
-class Softmaxed(GPT):
-    def forward(self, ids: Tensor) -> Tensor:
-        return super().forward(ids).softmax(-1)
-
-
-class ClampedIds(GPT):
-    def forward(self, ids: Tensor) -> Tensor:
-        return super().forward(ids.clamp(max=V - 1))
-
-
-class Undefined(GPT):
-    """One weight was never written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.no_grad():
-            self.blocks[0].mlp[0].weight[0, 0] = math.nan
-
-
-class DeadHalf(GPT):
-    """The second block is run, and what it gives is not used."""
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids) + self.positions(self.places(ids))
-        x = self.blocks[0](x)
-        return self.head(self.norm(x + self.blocks[1](x).detach()))
-
-
-class OnTheCPU(GPT):
-    """A tensor that stays where it was made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = torch.ones(D)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids) * self.scale + self.positions(self.places(ids))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
-
-
-PLANTED: dict[type[GPT], str] = {
-    Unmasked: "future",
-    MaskedOneLate: "future",
-    MaskedSoftly: "future",
-    Pastless: "past",
-    Listed: "registered",
-    Clamped: "lengths",
-    MeanOverTime: "future",
-    MeanOverBatch: "rows",
-    Counting: "state",
-    Noisy: "repeat",
-    TooWide: "loss at the start",
-    Softmaxed: "output",
-    ClampedIds: "ids",
-    Undefined: "call",  # refused before any check
-    OnTheCPU: "registered",
-    DeadHalf: "gradients",
-}
-"""Mistake → the check whose name comes first."""

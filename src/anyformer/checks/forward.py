@@ -5,8 +5,13 @@ B batch, T time (of the text whose positions the logits belong to), V vocabulary
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyformer.checks.results import TROUBLE, CheckResult
 from anyformer.checks.subject import Subject
@@ -159,12 +164,84 @@ def padding(subject: Subject) -> CheckResult:
     expected = "hidden tokens move no logit of the others"
     masks = [a for a in subject.plan.extras if a.role == "mask"]
     if subject.plan.mask_arg is None and not masks:
-        return CheckResult("padding", 1, "n/a", "it takes no padding mask", expected)
+        return _own_padding(subject, expected)
     found = hides(subject.prober, subject.plan)
     if found.works:
         return CheckResult("padding", 1, "ok", "hidden tokens move no other logit", expected)
     cause = "the mask is not handed to every layer, has no effect, or is the wrong way round (1 = keep)"
     return CheckResult("padding", 1, "warn", found.why, expected, cause)
+
+
+class _Compared(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Ids that a module compares its tokens with."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tokens = tokens
+        self.ids: set[int] = set()
+
+    def _is_tokens(self, tensor: Any) -> bool:
+        if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.numel() != self.tokens.numel():
+            return False
+        if tensor.dim() == 2 and tensor.shape != self.tokens.shape:
+            tensor = tensor.t()
+        return torch.equal(tensor.reshape(self.tokens.shape).to(self.tokens), self.tokens)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).split(".")[1]
+        if name in ("eq", "ne") and self._is_tokens(args[0]):
+            other = args[1].item() if isinstance(args[1], Tensor) and args[1].numel() == 1 else args[1]
+            if isinstance(other, int):
+                self.ids.add(other)
+        return func(*args, **(kwargs or {}))
+
+
+def _own_padding(subject: Subject, expected: str) -> CheckResult:
+    """Of a module that makes its mask from an id: a text behind whose end lie more of these gives the same."""
+    short = subject.length - 3
+    inputs = subject.batch(0)
+    compared = _Compared(inputs.input_ids)
+    with compared:
+        subject.logits(inputs)
+    ids = [i for i in sorted(compared.ids) if 0 <= i < subject.plan.vocab_size]
+    if not ids or subject.plan.only_length or short < 2 or subject.plan.layout == "last":
+        return CheckResult("padding", 1, "n/a", "it takes no padding mask", expected)
+    pad = ids[0]
+    cut = replace(inputs, input_ids=inputs.input_ids[:, :short])
+    padded = torch.full_like(inputs.input_ids, pad)
+    padded[:, :short] = inputs.input_ids[:, :short]
+    whole = subject.logits(replace(inputs, input_ids=padded))
+    part = subject.logits(cut)
+    whole = whole[:, : part.shape[1]] if subject.writes else whole
+    apart = _apart(part, whole, subject)
+    if apart <= 1:
+        return CheckResult("padding", 1, "ok", f"tokens of id {pad}, which it hides by itself, move no other", expected)
+    cause = "the mask that it makes is not handed to every layer, or is the wrong way round"
+    measured = f"it looks for id {pad}, yet such tokens behind the end move the logits by {apart:.2g} tolerances"
+    return CheckResult("padding", 1, "warn", measured, expected, cause)
+
+
+def rows_in_training(subject: Subject) -> CheckResult:
+    """In training mode, dropout apart, a row alone gives what it gives in a batch, too."""
+    name, expected = "rows in training", "a row alone = the row in a batch"
+    inputs = subject.batch(0)
+    try:
+        with subject.training():
+            whole, again = subject.logits(inputs), subject.logits(inputs)
+            if _apart(whole, again, subject) > 1:
+                return CheckResult(name, 1, "n/a", "in training mode the same text gives other logits", expected)
+            single = torch.cat([subject.logits(rows(inputs, slice(i, i + 1))) for i in range(len(whole))])
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        single = torch.empty(0)
+    if single.shape == whole.shape and _apart(whole, single, subject) <= 1:
+        return CheckResult(name, 1, "ok", "a row alone = the row in a batch", expected)
+    norms = [n for n, m in subject.awake.named_modules() if isinstance(m, _BatchNorm)]
+    cause = "BatchNorm takes its mean over rows and places, later ones among them: LayerNorm or RMSNorm does not"
+    if not norms:
+        cause = "in training mode rows see one another: a mean over the batch, experts of limited capacity"
+    return CheckResult(name, 1, "warn", "they differ", expected, cause, norms[0] if norms else "")
 
 
 def _apart(first: Tensor, second: Tensor, subject: Subject) -> float:

@@ -23,7 +23,7 @@ def flow(subject: Subject) -> CheckResult:
     if not named:
         return CheckResult("gradients", 1, "fail", "no parameter asks for a gradient", expected, "requires_grad is off")
     inputs = subject.batch(0, 4)
-    with torch.enable_grad():
+    with torch.enable_grad(), subject.training():
         logits = call_logits(subject.awake, subject.plan, inputs.input_ids, target_ids=inputs.target_ids)
         if not logits.requires_grad:
             cause = "no_grad, detach() or argmax on the way: nothing would be trained"
@@ -42,12 +42,58 @@ def flow(subject: Subject) -> CheckResult:
         cause = "its output is not used, is detached, or is multiplied by 0: it stays as it is"
         measured = f"{len(none)} of {len(found)} get none: {_some(none)}"
         return CheckResult("gradients", 1, "warn", measured, expected, cause, none[0])
-    places = None if subject.plan.packed or not subject.writes else _at_embedding(subject, inputs, slice(None))
+    dead = _dead_rows(subject.awake, {name: g for name, g in found if g is not None})
+    if dead:
+        cause = "a head or a part of a layer is cut off, overwritten or multiplied by 0"
+        return CheckResult("gradients", 1, "warn", dead[1], expected, cause, dead[0])
+    try:
+        with subject.training():
+            places = None if subject.plan.packed or not subject.writes else _at_embedding(subject, inputs, slice(None))
+    except _Detached:
+        cause = "detach(), no_grad or rounding between the embedding and the first layer"
+        return CheckResult("gradients", 1, "warn", "none reaches the embedding by way of the layers", expected, cause)
     if places is not None and not bool((places.amax((0, 2)) > 0).all()):
         at = int((places.amax((0, 2)) == 0).nonzero()[0])
         cause = "a token is cut off, replaced or detached before it is read"
         return CheckResult("gradients", 1, "warn", f"none reaches the token at {at}", expected, cause)
+    frozen = [] if subject.trained else _frozen(subject.module)
+    if frozen:
+        cause = "fresh weights that are never trained stay noise: requires_grad is off"
+        return CheckResult("gradients", 1, "warn", f"frozen: {_some(frozen)}", expected, cause, frozen[0])
     return CheckResult("gradients", 1, "ok", f"{len(found)} parameters, and every position", expected)
+
+
+def _dead_rows(module: nn.Module, grads: dict[str, Tensor]) -> tuple[str, str] | None:
+    """Of the matrix of a linear layer in which whole rows or columns get no gradient: its name, and how many.
+
+    At least a twentieth of one side, and side by side: units behind a ReLU rest by chance, here and there.
+    """
+    for name, layer in module.named_modules():
+        if not isinstance(layer, nn.Linear | nn.MultiheadAttention):
+            continue
+        key = f"{name}.weight" if isinstance(layer, nn.Linear) else f"{name}.in_proj_weight"
+        grad = grads.get(key)
+        if grad is None:
+            continue
+        for axis, what in ((1, "outputs"), (0, "inputs")):
+            still = "".join("x" if zero else " " for zero in (grad.abs().amax(axis) == 0).tolist())
+            dead = max(map(len, still.split()), default=0)
+            if dead * 20 >= len(still) and dead > 3:
+                return key, f"{still.count('x')} of {len(still)} {what} of {key} get none"
+    return None
+
+
+def _frozen(module: nn.Module) -> list[str]:
+    """Matrices of layers that compute, of those that ask for no gradient; tables of embeddings may be fixed."""
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    named = [(n, p) for n, m in module.named_modules() if isinstance(m, nn.Linear) for p in (m.weight,)]
+    return [
+        f"{n}.weight" for n, p in named if isinstance(p, nn.Parameter) and not p.requires_grad and id(p) not in tables
+    ]
+
+
+class _Detached(Exception):
+    """The embedding was read, and no gradient comes back to it."""
 
 
 def _some(names: list[str]) -> str:
@@ -64,7 +110,12 @@ def future_gradient(subject: Subject) -> CheckResult:
         inputs = subject.batch(seed, 2)
         T = subject.read(inputs).shape[1]
         for t in sorted({0, T // 2, max(0, T - 2)}):
-            grad = _at_embedding(subject, inputs, t)
+            try:
+                grad = _at_embedding(subject, inputs, t)
+            except _Detached:
+                return CheckResult(name, 1, "n/a", "no gradient reaches the embedding")
+            except RuntimeError as error:
+                return CheckResult(name, 1, "n/a", f"nothing runs backward in eval mode: {str(error)[:80]}")
             if grad is None:
                 return CheckResult(name, 1, "n/a", "no nn.Embedding receives the ids, or nothing runs backward")
             after = grad[:, t + 1 :].abs().amax(dim=(0, 2)) if t + 1 < T else grad.new_zeros(1)
@@ -78,13 +129,13 @@ def future_gradient(subject: Subject) -> CheckResult:
 
 
 def _at_embedding(subject: Subject, inputs: Inputs, t: int | slice) -> Tensor | None:
-    """∂Σ logits[:, t] / ∂embedding (B, T, D); None where it cannot be had."""
+    """∂Σ logits[:, t] / ∂embedding (B, T, D); None where it cannot be had. Raises _Detached."""
     seen: list[Tensor] = []
     ids = subject.read(inputs)
 
     def hook(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> Tensor:
-        first = given[0]
-        if first.dim() != 2:
+        first = given[0] if given else None
+        if not isinstance(first, Tensor) or first.dim() != 2 or made.shape[:2] != first.shape:
             return made
         form = first.t() if subject.plan.time_first else first
         if form.shape[-1] < ids.shape[1] or not torch.equal(form[:, : ids.shape[1]].to(ids), ids):
@@ -105,4 +156,6 @@ def _at_embedding(subject: Subject, inputs: Inputs, t: int | slice) -> Tensor | 
         for handle in handles:
             handle.remove()
     found = [g.transpose(0, 1) if subject.plan.time_first else g for g in grads if g is not None]
-    return torch.stack([g[:, : ids.shape[1]].abs() for g in found]).amax(0) if found else None
+    if not found:
+        raise _Detached
+    return torch.stack([g[:, : ids.shape[1]].abs() for g in found]).amax(0)

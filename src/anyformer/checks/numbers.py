@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyformer.checks.results import CheckResult
-from anyformer.checks.subject import Subject
+from anyformer.checks.subject import Limits, Subject
 from anyformer.core.errors import AnyformerError
 from anyformer.core.findings import Verdict
 from anyformer.models.blame import blame
 from anyformer.models.calling import call_logits
 from anyformer.models.calls.probing import difference, seeded
+from anyformer.models.calls.properties import squashed
 from anyformer.models.source import load_model
 
 
@@ -29,6 +30,14 @@ def output(subject: Subject) -> CheckResult:
     if kind == "probabilities":
         cause = "cross-entropy takes logits: without the softmax inside, training is exact (their logarithm is used)"
         return CheckResult("output", 1, "warn", "probabilities", expected, cause)
+    limited = squashed(subject.prober, subject.plan, subject.batch(0))
+    if limited:
+        cause = f"the {limited} keeps logits within one unit of each other: no token can ever be likely; leave it out"
+        return CheckResult("output", 1, "warn", f"numbers of a {limited}", expected, cause)
+    logits = torch.stack([subject.logits(subject.batch(seed)) for seed in subject.limits.seeds])
+    if subject.writes and bool((logits >= 0).all()):
+        cause = "a ReLU at the end: a token's logit cannot fall below 0, and gets no gradient there; leave it out"
+        return CheckResult("output", 1, "warn", "no logit is negative", expected, cause)
     words = {"log_probabilities": "log-probabilities", "logits": "raw logits"}
     return CheckResult("output", 1, "ok" if kind == "logits" else "note", words.get(kind, str(kind)), expected)
 
@@ -61,15 +70,20 @@ def start(subject: Subject) -> CheckResult:
 
 def initial_weights(subject: Subject) -> CheckResult:
     """No matrix is constant, not finite, or far too large."""
+    return weights_at_start(subject.module, subject.limits, subject.trained)
+
+
+def weights_at_start(module: nn.Module, limits: Limits, trained: bool) -> CheckResult:
+    """The same of a module that cannot be called."""
     name, expected = (
         "initial weights",
-        f"finite, not constant, below {subject.limits.widest:g} (standard deviation; embeddings apart)",
+        f"finite, not constant, below {limits.widest:g} (standard deviation; embeddings apart)",
     )
-    if subject.trained:
+    if trained:
         return CheckResult(name, 1, "n/a", "the weights are not fresh ones", expected)
-    tables = {id(m.weight) for m in subject.module.modules() if isinstance(m, nn.Embedding)}
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     broken, flat, wide = [], [], []
-    for key, p in subject.module.named_parameters():
+    for key, p in module.named_parameters():
         values = p.detach()
         if not bool(values.isfinite().all()):
             broken.append(key)
@@ -77,7 +91,7 @@ def initial_weights(subject: Subject) -> CheckResult:
             spread = float(values.float().std())
             if spread == 0 and bool(values.any()):
                 flat.append(key)
-            elif spread > subject.limits.widest and id(p) not in tables:
+            elif spread > limits.widest and id(p) not in tables and float(values.float().mean().abs()) < spread / 2:
                 wide.append(f"{key} ({spread:.2g})")
     kinds: tuple[tuple[list[str], Verdict, str, str], ...] = (
         (broken, "fail", "not finite", "torch.empty without an initialisation, or a division"),

@@ -88,14 +88,19 @@ class CheckReport:
 
 
 EXPLAINS: dict[str, tuple[str, ...]] = {
+    "initial weights": ("call", "loss at the start", "finite"),
     "call": ("*",),
     "registered": ("reload", "device", "float64", "bfloat16"),
     "finite": ("repeat", "state", "rows", "row order", "prefix", "loss at the start", "float64", "bfloat16"),
     "state": ("repeat", "rows", "row order", "prefix", "future", "future gradient", "float64", "reload"),
     "repeat": ("rows", "row order", "prefix", "future", "future gradient", "float64", "reload"),
+    "output": ("own loss",),
+    "source": ("padding",),
+    "backward pass": ("gradients", "future gradient"),
+    "parts": ("gradients", "past"),
+    "places": ("future", "future gradient", "prefix", "gradients", "past"),
     "future": ("prefix", "future gradient"),
-    "rows": ("row order", "prefix", "padding", "past", "teacher forcing"),
-    "initial weights": ("loss at the start",),
+    "rows": ("row order", "prefix", "padding", "past", "teacher forcing", "rows in training"),
 }
 """Cause → what fails with it, for the same reason; "*": everything. In this order: the first that failed counts."""
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from anyformer.checks import bounds, costs, forward, gradients, numbers, static
-from anyformer.checks.results import CheckReport, CheckResult, folded
+from anyformer.checks import bounds, costs, forward, gradients, inside, numbers, static
+from anyformer.checks.results import TROUBLE, CheckReport, CheckResult, folded
 from anyformer.checks.subject import Limits, Subject
 from anyformer.core.errors import CallError
 from anyformer.core.protocols import View
@@ -33,6 +33,7 @@ TIERS: dict[int, tuple[tuple[str, Check], ...]] = {
         ("registered", static.registered),
         ("device", static.device),
         ("tied weights", static.tying),
+        ("vocabulary", static.vocabulary),
         ("budget", costs.budget),
     ),
     1: (
@@ -41,10 +42,13 @@ TIERS: dict[int, tuple[tuple[str, Check], ...]] = {
         ("state", forward.state),
         ("rows", forward.alone),
         ("row order", forward.row_order),
+        ("rows in training", forward.rows_in_training),
         ("future", forward.future),
         ("prefix", forward.prefix),
         ("future gradient", gradients.future_gradient),
         ("past", forward.past),
+        ("positions", inside.positions),
+        ("source", inside.source),
         ("gradients", gradients.flow),
         ("padding", forward.padding),
         ("output", numbers.output),
@@ -57,6 +61,12 @@ TIERS: dict[int, tuple[tuple[str, Check], ...]] = {
         ("bfloat16", numbers.bfloat16),
         ("memory", costs.footprint),
         ("speed", costs.speed),
+    ),
+    2: (
+        ("attention", inside.attention),
+        ("attention scale", inside.scale),
+        ("residual", inside.residual),
+        ("linear layers", inside.linear_layers),
     ),
 }
 """Tier → its checks by name, in the order in which they run."""
@@ -85,7 +95,8 @@ def run_checks(
     try:
         plan = plan or infer_call_plan(module, overrides=loaded.overrides if loaded else None)
     except CallError as error:
-        return CheckReport(name, (_uncalled(error),), time.monotonic() - begin)
+        results = [_uncalled(error), *_without_a_call(module, trained, limits or Limits())]
+        return CheckReport(name, folded(results), time.monotonic() - begin)
     results = _called(plan)
     with untouched(module), torch.no_grad():
         subject = Subject.of(module, plan, loaded=loaded, trained=trained, limits=limits or Limits())
@@ -108,14 +119,21 @@ def _uncalled(error: CallError) -> CheckResult:
     return CheckResult("call", 0, "fail", measured, "logits (B, T, V)", cause, found[1] if found else "")
 
 
+def _without_a_call(module: nn.Module, trained: bool, limits: Limits) -> list[CheckResult]:
+    """What is wrong with a module that cannot be called, and may be why."""
+    found = (static.held(module), numbers.weights_at_start(module, limits, trained))
+    return [result for result in found if result.verdict in TROUBLE]
+
+
 def _called(plan: CallPlan) -> list[CheckResult]:
     """That it can be called, and what the plan found to be wrong with it, each under its own name."""
     shape = "(B, C)" if plan.family == "classifier" else "(B, T, V)"
     said = f"{plan.family.replace('_', '-')}: {shape} from {plan.token_arg}"
     wrong = [f for f in plan.findings if f.verdict == "fail" and f.name not in _ELSEWHERE]
+    wrong += [f for f in plan.findings if f.verdict == "warn" and f.name in ("own loss", "criterion")]
     return [
         CheckResult("call", 0, "ok", said, shape),
-        *(CheckResult(f.name, 0, "fail", f.measured, f.expected, f.reason) for f in wrong),
+        *(CheckResult(f.name, 0, f.verdict, f.measured, f.expected, f.reason) for f in wrong),
     ]
 
 
@@ -132,5 +150,6 @@ def _run(subject: Subject, label: str, tier: int, check: Check) -> CheckResult:
         result = CheckResult(label, tier, "warn", f"not done after {_SECONDS:.0f} s, and cut off")
     except Exception as error:  # noqa: BLE001  (a stranger's code may raise anything: that is the result)
         line, _, words = blame(error).rpartition("\n")
-        result = CheckResult(label, tier, "fail", words, "it runs", "", line)
+        # no line of the user's: it may be the check that is at fault, which blocks nobody's training
+        result = CheckResult(label, tier, "fail" if line else "warn", words, "it runs", "", line)
     return replace(result, seconds=round(time.monotonic() - begin, 4))

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from anyformer.checks.results import CheckResult
 from anyformer.checks.subject import Subject
-from anyformer.models.blame import blame
+from anyformer.models.blame import blame, here
 from anyformer.models.calling import call_logits
 
 _DEEP = 4  # containers in containers that are looked into
@@ -23,12 +25,17 @@ _DEEP = 4  # containers in containers that are looked into
 
 def registered(subject: Subject) -> CheckResult:
     """Every layer and weight that the module holds is one that torch knows of."""
-    known = {id(m) for m in subject.module.modules()}
-    known |= {id(t) for t in (*subject.module.parameters(), *subject.module.buffers())}
+    return held(subject.module)
+
+
+def held(module: nn.Module) -> CheckResult:
+    """The same of a module that cannot be called."""
+    known = {id(m) for m in module.modules()}
+    known |= {id(t) for t in (*module.parameters(), *module.buffers())}
     layers: dict[str, int] = {}
     weights: list[str] = []
     plain: list[str] = []
-    for name, owner in subject.module.named_modules():
+    for name, owner in module.named_modules():
         for place, value in _held(vars(owner), name):
             if id(value) in known:
                 continue
@@ -64,7 +71,7 @@ def registered(subject: Subject) -> CheckResult:
             "they are not saved, and stay behind when the module moves to a GPU: self.register_buffer(name, tensor)",
             plain[0],
         )
-    count = sum(1 for _ in subject.module.parameters())
+    count = sum(1 for _ in module.parameters())
     return CheckResult("registered", 0, "ok", f"{count:,} parameters, none hidden", expected)
 
 
@@ -105,20 +112,49 @@ def device(subject: Subject) -> CheckResult:
     if subject.plan.graph is not None or subject.plan.packed:
         return CheckResult("device", 0, "n/a", "not measured for this kind of call", expected)
     inputs = subject.batch(0)
+    cause = "a tensor there is made on the CPU, or is no buffer: device=ids.device, or self.register_buffer"
+    mixed = _Mixed()
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)  # it looks at values
         elsewhere = copy.deepcopy(subject.module).to("meta")
         ids = inputs.input_ids.to("meta")
         target = None if inputs.target_ids is None else inputs.target_ids.to("meta")
-        with torch.no_grad():
+        with torch.no_grad(), mixed:
             call_logits(elsewhere, subject.plan, ids, target_ids=target)
     except Exception as error:  # noqa: BLE001  (a stranger's code may raise anything; what it says decides)
         words = str(error)
         line, _, _ = blame(error).partition("\n")
-        if "device" not in words or "meta" not in words or "item" in words:
+        if mixed.line is None and ("device" not in words or "meta" not in words or "item" in words):
             return CheckResult("device", 0, "n/a", f"cannot be told without values: {type(error).__name__}", expected)
-        cause = "a tensor there is made on the CPU, or is no buffer: device=ids.device, or self.register_buffer"
-        return CheckResult("device", 0, "warn", f"{type(error).__name__}: {_first(words)}", expected, cause, line)
+        if mixed.line is None:
+            return CheckResult("device", 0, "warn", f"{type(error).__name__}: {_first(words)}", expected, cause, line)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    if mixed.line is not None:
+        return CheckResult(
+            "device", 0, "warn", "a tensor on the CPU meets those elsewhere", expected, cause, mixed.line
+        )
     return CheckResult("device", 0, "ok", "every tensor moves with the module", expected)
+
+
+class _Mixed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The first line at which a tensor of the CPU meets one of another device, where a GPU would refuse it.
+
+    Indices into a tensor and single numbers may come from the CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.line: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [t for t in tree_flatten((args, kwargs or {}))[0] if isinstance(t, Tensor)]
+        kinds = {t.device.type for t in given if t.dim() or t.device.type != "cpu"}
+        name = str(func)
+        if self.line is None and len(kinds) > 1 and not any(free in name for free in ("index", "copy")):
+            self.line = here()
+        return func(*args, **(kwargs or {}))
 
 
 def _first(words: str) -> str:
@@ -126,14 +162,65 @@ def _first(words: str) -> str:
 
 
 def tying(subject: Subject) -> CheckResult:
-    """Which weights are one and the same."""
+    """Which weights are one and the same; none by mistake, and none that was meant to be."""
+    name, expected = "tied weights", "one block for each place; what is tied is one parameter"
+    repeated = _one_in_many_places(subject.module)
+    if repeated:
+        cause = "[Block()] * n is one block n times: build each in a loop, [Block() for _ in range(n)]"
+        return CheckResult(
+            name, 0, "warn", f"one and the same: {' = '.join(repeated[:4])}", expected, cause, repeated[0]
+        )
+    copied = None if subject.trained else _copied(subject.module)
+    if copied:
+        cause = "only the values were copied: the two part ways at the first step; head.weight = embedding.weight ties"
+        return CheckResult(name, 0, "warn", f"equal, yet two: {' and '.join(copied)}", expected, cause, copied[0])
     names: dict[int, list[str]] = {}
-    for name, p in subject.module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(p), []).append(name)
+    for key, p in subject.module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(key)
     shared = [" = ".join(group) for group in names.values() if len(group) > 1]
-    if not shared:
-        return CheckResult("tied weights", 0, "note", "none")
-    return CheckResult("tied weights", 0, "note", _some(shared))
+    return CheckResult(name, 0, "note", _some(shared) if shared else "none")
+
+
+def _one_in_many_places(module: nn.Module) -> list[str]:
+    """Names of a module with weights that stands in several places of one list."""
+    for name, holder in module.named_modules():
+        if not isinstance(holder, nn.ModuleList | nn.Sequential):
+            continue
+        places: dict[int, list[str]] = {}
+        for key, child in holder._modules.items():
+            if child is not None and next(child.parameters(), None) is not None:
+                places.setdefault(id(child), []).append(f"{name}.{key}" if name else key)
+        for found in places.values():
+            if len(found) > 1:
+                return found
+    return []
+
+
+def _copied(module: nn.Module) -> tuple[str, str] | None:
+    """An embedding and a head of random values that are equal, and two."""
+    tables = [(n, m.weight) for n, m in module.named_modules() if isinstance(m, nn.Embedding)]
+    heads = [(n, m.weight) for n, m in module.named_modules() if isinstance(m, nn.Linear)]
+    for name, table in tables:
+        for other, weight in heads:
+            same = weight is not table and weight.shape == table.shape and weight.device == table.device
+            if same and float(table.detach().float().std()) > 0 and torch.equal(weight, table):
+                return f"{name}.weight", f"{other}.weight"
+    return None
+
+
+def vocabulary(subject: Subject) -> CheckResult:
+    """Every id that can be read can be written."""
+    name, plan = "vocabulary", subject.plan
+    rows = plan.target_vocab if subject.two else plan.embedding_rows
+    expected = "as many logits as ids that are read"
+    if not subject.writes or rows is None:
+        return CheckResult(name, 0, "n/a", "it gives no logits of tokens" if not subject.writes else "not known")
+    if plan.vocab_size == rows - 1:
+        cause = "one more row than logits: the last id is read, and can be no target; a row for padding may be meant"
+        return CheckResult(name, 0, "warn", f"{rows:,} ids, {plan.vocab_size:,} logits", expected, cause)
+    return CheckResult(
+        name, 0, "ok" if plan.vocab_size == rows else "note", f"{rows:,} ids, {plan.vocab_size:,} logits", expected
+    )
 
 
 def _some(places: list[str]) -> str:

@@ -5,10 +5,13 @@ B batch, T time, S time of the target, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from anyformer.models.calls.calm import calm
 from anyformer.models.calls.probing import Prober, high, target_high, woken
 from anyformer.models.inputs import Inputs
 from anyformer.models.plan import CallPlan
@@ -32,6 +35,11 @@ class Limits:
     widest: float = 0.7
     """Standard deviation of a weight matrix from which on it counts as large: N(0, 1) is torch's for embeddings alone;
     torch.nn.Linear draws with 1/√(3 · fan-in), which is below 0.3 from four inputs on."""
+    scale: float = 2.0
+    """Times 1/√K that scores of attention may be larger; 1 is usual, √K is what a forgotten scale gives."""
+    likeness: float = 0.3
+    """Correlation of a block's output with its input from which on the input counts as passed on; two random vectors
+    of a small model's size have 0.1 or less, blocks of the zoo 0.6 or more."""
     colab: float = 12e9
     """Bytes of a free GPU in a notebook: what a beginner has."""
     batch: int = 16
@@ -94,6 +102,19 @@ class Subject:
     def two(self) -> bool:
         """Whether a second text, the decoder's input, goes in."""
         return self.plan.family == "encoder_decoder"
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Training mode of the awake module, dropout apart."""
+        modes = [(m, m.training) for m in self.awake.modules()]
+        try:
+            for part, _ in modes:
+                part.training = not isinstance(part, nn.modules.dropout._DropoutNd)
+            with calm():
+                yield
+        finally:
+            for part, mode in modes:
+                part.training = mode
 
     def batch(self, seed: int, B: int = 3, T: int | None = None) -> Inputs:
         """Random ids (B, T), and (B, T) of the target."""

@@ -354,12 +354,13 @@ class CheckSettings:
     weights: str | None = None
     """Check the model with these weights: a .safetensors file or a state dict."""
     tier: int = 1
-    """The last tier to run. 0: what the module holds. 1: what a forward pass must and must not depend on."""
+    """The last tier to run. 0: what the module holds. 1: what a forward pass must and must not depend on. 2: what goes
+    on inside."""
 
     def __post_init__(self) -> None:
         _typed(self)
-        if self.tier not in (0, 1):
-            raise SettingsError(f"tier is {self.tier}; there are tiers 0 and 1", fix="--tier 1")
+        if self.tier not in (0, 1, 2):
+            raise SettingsError(f"tier is {self.tier}; there are tiers 0, 1 and 2", fix="--tier 2")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from anyformer.ui.layout import wrapped
 if TYPE_CHECKING:  # these import torch
     from anyformer.checks import CheckReport, CheckResult
 
-_TIERS = {0: "tier 0 · what it holds", 1: "tier 1 · what a forward pass does"}
+_TIERS = {0: "tier 0 · what it holds", 1: "tier 1 · what a forward pass does", 2: "tier 2 · what goes on inside"}
 _COUNTED: tuple[tuple[Verdict, str], ...] = (
     *(("ok", "ok"), ("note", "noted"), ("warn", "to look at")),
     *(("fail", "wrong"), ("n/a", "not applicable")),

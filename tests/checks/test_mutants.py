@@ -1,0 +1,41 @@
+"""Planted mistakes are found, each first under its cause: one for each check, and a tenth of all, drawn by a seed."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from anyformer.checks import run_checks
+from anyformer.models.source import load_model
+from benchmarks.mutants.good import good_models
+from benchmarks.mutants.planted import HOSTS, Mutant, mutants
+
+ALL = mutants()
+ONE_EACH = {mutant.causes[0]: mutant for mutant in reversed(ALL)}
+DRAWN = random.Random(6).sample(ALL, len(ALL) // 10)
+
+
+@pytest.mark.parametrize("mutant", {m.name: m for m in (*ONE_EACH.values(), *DRAWN)}.values(), ids=lambda m: m.name)
+def test_a_mistake_comes_first_under_its_cause(mutant: Mutant, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(mutant.source)
+    report = run_checks(load_model(tmp_path / "model.py"), tiers=(0, 1, 2))
+    assert report.causes, "not found"
+    assert report.causes[0].name in mutant.causes, [result.name for result in report.causes]
+    assert report.causes[0].cause
+
+
+@pytest.mark.parametrize("name", [*(f"host {host}" for host in HOSTS), "bert", "t5", "bloom, ALiBi", "rwkv"])
+def test_a_right_model_is_not_blocked(name: str) -> None:
+    report = run_checks(good_models()[name](), tiers=(0, 1, 2))
+    assert not report.blocked
+    known = {"rwkv": ["lengths"]}  # one token alone gives it no axis of time
+    assert [cause.name for cause in report.causes] == known.get(name, [])
+
+
+def test_there_are_enough() -> None:
+    assert len({mutant.bug for mutant in ALL}) >= 60
+    assert len({mutant.host for mutant in ALL}) >= 4
+    assert len(good_models()) >= 25
+    assert len({mutant.source for mutant in ALL}) == len(ALL)
