@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anyformer.checks import run_checks
+from anyformer.checks import Limits, run_checks
 from anyformer.models.source import load_model
 from benchmarks.mutants.good import good_models
 from benchmarks.mutants.planted import HOSTS, Mutant, mutants
@@ -20,7 +20,9 @@ DRAWN = random.Random(6).sample(ALL, len(ALL) // 10)
 @pytest.mark.parametrize("mutant", {m.name: m for m in (*ONE_EACH.values(), *DRAWN)}.values(), ids=lambda m: m.name)
 def test_a_mistake_comes_first_under_its_cause(mutant: Mutant, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(mutant.source)
-    report = run_checks(load_model(tmp_path / "model.py"), tiers=(0, 1, 2))
+    report = run_checks(load_model(tmp_path / "model.py"))
+    if not report.causes:  # what is seen inside comes before what a copy learns: that is tried in test_learning
+        report = run_checks(load_model(tmp_path / "model.py"), tiers=(2,), limits=Limits(steps=1))
     assert report.causes, "not found"
     assert report.causes[0].name in mutant.causes, [result.name for result in report.causes]
     assert report.causes[0].cause
@@ -28,7 +30,7 @@ def test_a_mistake_comes_first_under_its_cause(mutant: Mutant, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", [*(f"host {host}" for host in HOSTS), "bert", "t5", "bloom, ALiBi", "rwkv"])
 def test_a_right_model_is_not_blocked(name: str) -> None:
-    report = run_checks(good_models()[name](), tiers=(0, 1, 2))
+    report = run_checks(good_models()[name]())
     assert not report.blocked
     known = {"rwkv": ["lengths"]}  # one token alone gives it no axis of time
     assert [cause.name for cause in report.causes] == known.get(name, [])

@@ -87,20 +87,30 @@ class CheckReport:
         }
 
 
+_REPEATED = ("rows", "row order", "prefix", "future", "future gradient", "float64", "reload", "checkpointing")
+_LEARNED = ("overfit", "previous token", "copy")
+
 EXPLAINS: dict[str, tuple[str, ...]] = {
-    "initial weights": ("call", "loss at the start", "finite"),
+    "initial weights": ("call", "loss at the start", "finite", *_LEARNED),
     "call": ("*",),
-    "registered": ("reload", "device", "float64", "bfloat16"),
-    "finite": ("repeat", "state", "rows", "row order", "prefix", "loss at the start", "float64", "bfloat16"),
-    "state": ("repeat", "rows", "row order", "prefix", "future", "future gradient", "float64", "reload"),
-    "repeat": ("rows", "row order", "prefix", "future", "future gradient", "float64", "reload"),
-    "output": ("own loss",),
+    "registered": ("reload", "device", "float64", "bfloat16", "save and go on"),
+    "finite": ("repeat", "state", "rows", "row order", "prefix", "loss at the start", "float64", "bfloat16", *_LEARNED),
+    "state": ("repeat", *_REPEATED),
+    "repeat": _REPEATED,
+    "output": ("own loss", *_LEARNED),
     "source": ("padding",),
-    "backward pass": ("gradients", "future gradient"),
-    "parts": ("gradients", "past"),
-    "places": ("future", "future gradient", "prefix", "gradients", "past"),
-    "future": ("prefix", "future gradient"),
+    "backward pass": ("gradients", "future gradient", "checkpointing", *_LEARNED),
+    "parts": ("gradients", "past", *_LEARNED),
+    "places": ("future", "future gradient", "prefix", "gradients", "past", *_LEARNED),
+    "future": ("prefix", "future gradient", "noise", "attention"),
     "rows": ("row order", "prefix", "padding", "past", "teacher forcing", "rows in training"),
+    "past": _LEARNED,
+    "gradients": _LEARNED,
+    "loss at the start": _LEARNED,
+    "positions": _LEARNED,
+    "attention": _LEARNED,
+    "attention scale": _LEARNED,
+    "residual": _LEARNED,
 }
 """Cause → what fails with it, for the same reason; "*": everything. In this order: the first that failed counts."""
 
