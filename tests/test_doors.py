@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 import anyformer
-from anyformer.core.errors import DependencyError
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,21 +122,6 @@ def test_utils_alone_without_the_package_says_what_to_do(tmp_path: Path) -> None
     assert "aliases of the package anyformer" in message
     assert str(tmp_path / "src" / "anyformer") in message
     assert "move the whole repository, not utils/ alone" in message
-
-
-needs_no_checks = pytest.mark.skipif(
-    importlib.util.find_spec("anyformer.checks") is not None, reason="the checks exist: their own tests take over"
-)
-
-
-@needs_no_checks
-@pytest.mark.parametrize("prefix", ["anyformer", "utils"])
-@pytest.mark.parametrize("name", ["run_all_tier1_tests", "run_all_tests", "test_shape_robustness"])
-def test_the_door_of_the_checks_says_what_is_there_instead(prefix: str, name: str) -> None:
-    with pytest.raises(ImportError, match=r"(?s)not part of this version.*anyformer check MODEL") as caught:
-        exec(f"from {prefix}.test_functions import {name}")
-    assert isinstance(caught.value, DependencyError)
-    assert name in str(caught.value)
 
 
 def test_the_door_of_the_checks_leads_to_them(tmp_path: Path) -> None:

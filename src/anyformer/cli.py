@@ -192,7 +192,7 @@ def inspect(request: Request) -> dict[str, Any]:
 def check(request: Request) -> dict[str, Any]:
     model = _needs(request, "a model", "anyformer check MODEL   (MODEL: model.py or example:gpt)")
     api = _api(request)
-    from anyformer.ui.checks import check_lines
+    from anyformer.checks.text import check_lines
 
     settings: CheckSettings = request.settings
     report = api.check(model, settings=settings, trust=request.trust, view=request.view)

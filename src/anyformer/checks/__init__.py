@@ -3,5 +3,32 @@
 from anyformer.checks.results import CheckReport, CheckResult
 from anyformer.checks.runner import run_checks
 from anyformer.checks.subject import Limits
+from anyformer.checks.suite import (
+    run_all_tests,
+    run_all_tier1_tests,
+    run_all_tier2_tests,
+    test_attention_patterns,
+    test_gradient_flow,
+    test_inference_speed,
+    test_memory_footprint,
+    test_output_stability,
+    test_parameter_initialization,
+    test_shape_robustness,
+)
 
-__all__ = ["CheckReport", "CheckResult", "Limits", "run_checks"]
+__all__ = [
+    "CheckReport",
+    "CheckResult",
+    "Limits",
+    "run_all_tests",
+    "run_all_tier1_tests",
+    "run_all_tier2_tests",
+    "run_checks",
+    "test_attention_patterns",
+    "test_gradient_flow",
+    "test_inference_speed",
+    "test_memory_footprint",
+    "test_output_stability",
+    "test_parameter_initialization",
+    "test_shape_robustness",
+]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from anyformer.core.findings import MARKS, Finding, Verdict
+from anyformer.models.plan import CallPlan
 
 TROUBLE = ("fail", "warn")
 
@@ -57,6 +58,8 @@ class CheckReport:
     results: tuple[CheckResult, ...]
     seconds: float
     """Wall time of all of them, the call plan's included."""
+    plan: CallPlan | None = None
+    """How the module was called; None where no call was found."""
 
     @property
     def blocked(self) -> bool:
@@ -76,6 +79,11 @@ class CheckReport:
     def count(self, verdict: Verdict) -> int:
         """How many results have this verdict."""
         return sum(result.verdict == verdict for result in self.results)
+
+    def with_result(self, result: CheckResult) -> CheckReport:
+        """With one more, of tier 0, at its place."""
+        before = [r for r in self.results if r.tier <= result.tier]
+        return replace(self, results=folded([*before, result, *(r for r in self.results if r.tier > result.tier)]))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it."""

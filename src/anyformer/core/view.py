@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import textwrap
 import time
 from typing import TextIO
 
@@ -20,6 +21,19 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(
         lambda found: f"\\x{ord(found[0]):02x}" if found[0] < "\u0100" else f"\\u{ord(found[0]):04x}", text
     )
+
+
+def wrapped(text: str, *, first: str, rest: str, width: int) -> list[str]:
+    """``text`` after ``first``; lines that follow begin with ``rest``. Paths are never broken."""
+    lines = textwrap.wrap(
+        printable(text),
+        max(20, width),
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines or [first.rstrip()]
 
 
 def percent(share: float) -> str:

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Sequence
 
 from anyformer.core.findings import Finding
-from anyformer.core.view import printable
+from anyformer.core.view import printable, wrapped
 
 NAME, VALUE = 10, 20  # columns of a stage line, as wide as its longest names ("tokenizer") and usual values need
 SAMPLE_LINES = 6
-
-
-def wrapped(text: str, *, first: str, rest: str, width: int) -> list[str]:
-    """``text`` after ``first``; lines that follow begin with ``rest``. Paths are never broken."""
-    lines = textwrap.wrap(
-        printable(text),
-        max(20, width),
-        initial_indent=first,
-        subsequent_indent=rest,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return lines or [first.rstrip()]
 
 
 def stage_lines(name: str, value: str, detail: str, width: int) -> list[str]:

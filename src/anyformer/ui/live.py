@@ -15,8 +15,8 @@ from rich.text import Text
 
 from anyformer.core.findings import Finding
 from anyformer.core.protocols import Progress
-from anyformer.core.view import duration, printable
-from anyformer.ui.layout import NAME, finding_lines, stage_lines, wrapped
+from anyformer.core.view import duration, printable, wrapped
+from anyformer.ui.layout import NAME, finding_lines, stage_lines
 
 _STYLES = (("✓", "green"), ("!(?= )", "yellow"), ("✗", "bold red"))
 _REFRESH = 4  # per second

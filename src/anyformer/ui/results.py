@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyformer.core.view import percent, printable
-from anyformer.ui.layout import NAME, sample_lines, table, wrapped
+from anyformer.core.view import percent, printable, wrapped
+from anyformer.ui.layout import NAME, sample_lines, table
 
 if TYPE_CHECKING:  # these import torch
     from anyformer.api import Evaluation

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
 
+from anyformer.checks.results import CheckReport, CheckResult
 from anyformer.core.findings import MARKS, Verdict
-from anyformer.ui.layout import wrapped
-
-if TYPE_CHECKING:  # these import torch
-    from anyformer.checks import CheckReport, CheckResult
+from anyformer.core.view import wrapped
 
 _TIERS = {0: "tier 0 · what it holds", 1: "tier 1 · what a forward pass does", 2: "tier 2 · what goes on inside"}
 _COUNTED: tuple[tuple[Verdict, str], ...] = (
