@@ -128,6 +128,17 @@ def construct(
         return module, used, [*sections, *told, smaller.said(refusal.parameters, module, sizes)]
 
 
+def _defaults_alike(target: Any, name: str) -> dict[str, Any]:
+    """Arguments that a name may stand for, with their own defaults."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    role = aliases.role(name)
+    alike = {p.name: p.default for p in parameters if role is not None and aliases.role(p.name) == role}
+    return {k: v for k, v in alike.items() if v is not inspect.Parameter.empty and k != name and is_json(v)}
+
+
 class _Builder:
     def __init__(
         self,
@@ -326,6 +337,8 @@ class _Builder:
         record |= {k: v for k, v in {**ledger.flags, **ledger.asked, **ledger.chosen}.items() if is_json(v)}
         if record:  # beside values that are given, the file's own call may no longer be looked at
             record = {k: v for k, v in ledger.called.items() if is_json(v)} | record
+        for name in consumed - ledger.used:  # a global: built again, it must not be taken for an argument's other name
+            record |= {k: v for k, v in _defaults_alike(attempt.target, name).items() if k not in record}
         if attempt.target is not self._cls and inspect.isclass(self._cls):
             record["factory"] = attempt.target.__name__
         return record or None

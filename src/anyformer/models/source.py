@@ -270,7 +270,7 @@ def _from_file(
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 module, used, more = construct(
-                    cls, merged, namespace, fallback=fallback, text=user.text, consumed=frozenset(user.filled)
+                    cls, merged, namespace, fallback=fallback, text=user.text, consumed=frozenset(user.sizes_of(cls))
                 )
         except ConstructError as error:
             raise user.explain(error) from error
@@ -280,8 +280,7 @@ def _from_file(
         if extra is not None:
             sources[(user.folder.relative_to(user.root()) / extra.name).as_posix()] = extra
     location = str(user.folder if kind == "folder" else user.path)
-    sizes = {k: v for k, v in user.filled.items() if k != "device"}
-    recorded = {**sizes, **(used or {})} or None
+    recorded = {**user.sizes_of(cls), **(used or {})} or None
     provenance = Provenance(kind, location, _loadable_name(namespace, cls, module), _hashes(sources), recorded)
     return LoadedModel(module, provenance, sources, (*user.findings, *findings, *more), overrides)
 

@@ -625,3 +625,40 @@ def test_a_data_file_above_is_kept_where_the_copy_finds_it(tmp_path: Path, monke
     loaded = load_model(tmp_path / "r" / "src" / "model.py")
     assert loaded.module.e.num_embeddings == 3
     assert list(loaded.sources) == ["src/model.py", "data/v.txt"]
+
+
+BESIDE_THE_CLASS = """
+import torch
+from torch import nn
+
+class LM(nn.Module):
+    def __init__(self, vocab_size, max_len=24):
+        super().__init__()
+        self.e = nn.Embedding(vocab_size, 8)
+        self.pos = nn.Embedding(max_len, 8)
+        self.h = nn.Linear(8, vocab_size)
+        self.max_len = max_len
+
+    def forward(self, ids):
+        return self.h(self.e(ids) + self.pos(torch.arange(ids.shape[1])) READS)
+
+saved = torch.load("weights.pt")
+model = LM(saved["vocab_size"])
+block_size = model.max_len
+
+def generate(ids):
+    return model(ids[:, -block_size:])
+"""
+
+
+@pytest.mark.parametrize("reads", ["", "[:, -block_size:]"])
+def test_a_global_is_no_argument_of_another_name_when_built_again(tmp_path, monkeypatch, reads):
+    """``block_size``, which only ``generate`` reads, became ``max_len`` of the run's own copy."""
+    monkeypatch.chdir(tmp_path)
+    loaded = load(tmp_path, BESIDE_THE_CLASS.replace("READS", reads))
+    assert loaded.module.pos.weight.shape == (24, 8)
+    assert ("block_size" in said(loaded, "sizes")) == bool(reads)
+    assert ("block_size" in loaded.provenance.config) == bool(reads)
+    again = load(tmp_path, BESIDE_THE_CLASS.replace("READS", reads), config=loaded.provenance.config)
+    assert again.module.pos.weight.shape == (24, 8)
+    assert again.module.e.weight.shape == loaded.module.e.weight.shape

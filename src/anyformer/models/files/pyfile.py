@@ -237,16 +237,15 @@ class UserFile:
         if self.left.packages:
             said = f"left out: {', '.join(dict.fromkeys(self.left.packages))}"
             self.findings.append(Finding("import", "note", said, reason="not installed, and the model does not use it"))
-        sizes = {n: v for n, v in self.filled.items() if n != "device"}
-        if sizes:
-            self.findings.append(
-                Finding(
-                    "sizes",
-                    "warn",
-                    ", ".join(f"{k}={v!r}" for k, v in sizes.items()),
-                    reason="the statements that set these globals were not run; put your own into config.json",
-                )
-            )
+
+    def sizes_of(self, cls: Any) -> dict[str, Any]:
+        """The globals that got a value of ours and that the class, or a call of it, reads, or what these use."""
+        tree, name = ast.parse(self.text), getattr(cls, "__name__", "")
+        names = mentions(tree)
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).split(".")[-1] == name]
+        given = {n.id for call in calls for n in ast.walk(call) if isinstance(n, ast.Name)}
+        read = given.union(reached(names, name), *(reached(names, n) for n in given))
+        return {n: v for n, v in self.filled.items() if n != "device" and n in read}
 
     def require_complete(self, cls: Any) -> None:
         """Raise the error of a left-out statement that a class needs: a missing package, a definition that failed."""
@@ -272,6 +271,10 @@ class UserFile:
 
         In this order: the configuration's, the program's own under ``__main__``, the caller's, a small one of ours.
         """
+        if chosen := self.sizes_of(cls):
+            sizes = ", ".join(f"{k}={v!r}" for k, v in chosen.items())
+            why = "the statements that set these globals were not run; put your own into config.json"
+            self.findings.append(Finding("sizes", "warn", sizes, reason=why))
         ours = {*self._names, self._package}
         beside = [m for n, m in list(sys.modules.items()) if n.partition(".")[0] in ours]
         found, said = filled(
