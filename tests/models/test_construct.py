@@ -1200,3 +1200,34 @@ def test_a_padding_id_that_the_file_writes_down_has_a_row(tmp_path, asked):
     found = next(f for f in loaded.findings if f.name == "vocabulary")
     assert found.measured == "2,001 ids"
     assert "padding_idx=2,000" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("made", "error"),
+    [
+        ("Missing(dim)", "NameError: name 'Missing' is not defined"),
+        ("Rotary()", "missing 1 required positional argument: 'size'"),
+        ("Rotary(dim, 3, 4)", "takes 2 positional arguments but 4 were given"),
+        ("Rotary(dim, width=3)", "unexpected keyword argument 'width'"),
+    ],
+)
+def test_an_error_that_no_value_mends_is_to_be_mended_in_the_file(tmp_path, made, error):
+    body = f"""
+    class Rotary(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+
+    class Net(nn.Module):
+        def __init__(self, vocab_size=50, dim=16):
+            super().__init__()
+            self.rotary = {made}
+
+        def forward(self, ids):
+            return ids
+    """
+    with pytest.raises(ConstructError) as caught:
+        load(tmp_path, body + "\n    model = Net()\n")
+    assert error in caught.value.detail
+    line = next(n for n, text in enumerate((tmp_path / "model.py").read_text().splitlines(), 1) if made in text)
+    assert f"mend model.py:{line}" in caught.value.fix
+    assert "config.json" not in caught.value.fix

@@ -389,7 +389,7 @@ class _Builder:
             f"{_name(self._cls)} could not be built",
             "\n".join(told)
             + (f"\n… and {len(self._failures) - _MAX_TOLD} more" if len(self._failures) > _MAX_TOLD else ""),
-            fix or "give the constructor's values in config.json beside the file",
+            fix or _of_the_file(self._failures) or "give the constructor's values in config.json beside the file",
         )
 
     def _needs(self, missing: Missing) -> ConstructError:
@@ -401,6 +401,20 @@ class _Builder:
             f"tried: config.json, the file's own values and calls, the sizes that anyformer knows by name or by use",
             configs.how_to_give(missing.target, missing.names),
         )
+
+
+_NO_VALUE_HELPS = re.compile(
+    r"([\w.-]+\.py:\d+): .*\n\s*(NameError: .*|TypeError: .*(missing \d+ required|unexpected keyword argument|"
+    r"takes \d+ positional arguments? but).*)$"
+)
+
+
+def _of_the_file(failures: list[str]) -> str:
+    """What mends an error that lies in the file itself, at one line, whatever values it is built with; "" for none."""
+    found = [_NO_VALUE_HELPS.search(failure) for failure in failures]
+    places = {match[1] if match else "" for match in found}
+    place = places.pop() if len(places) == 1 else ""
+    return f"mend {place}: the error lies in the file, whatever values it is built with" if place else ""
 
 
 def _described(target: Any, values: dict[str, Any], ledger: Ledger) -> str:
