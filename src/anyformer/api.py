@@ -40,7 +40,7 @@ from anyformer.models.planned import naming, planned
 from anyformer.models.repair import Repair, repair_model, save_repair
 from anyformer.models.source import LoadedModel, load_model
 from anyformer.models.trust import TrustRequest
-from anyformer.report import write_report
+from anyformer.report import write_checks, write_report
 from anyformer.runs.directory import RunDirectory
 from anyformer.runs.rebuild import load_run
 from anyformer.training.coordinator import TrainResult, run_training
@@ -367,7 +367,10 @@ def check(
     loaded = load_model(model, config=config, weights=given, trust=trust, approve=approve, view=view)
     loaded = loaded.stating(overrides)
     trained = given is not None or any(f.name == "initialisation" and f.verdict == "n/a" for f in loaded.findings)
-    return run_checks(loaded, tiers=range(chosen.tier + 1), trained=trained, view=view)
+    report = run_checks(loaded, tiers=range(chosen.tier + 1), trained=trained, view=view)
+    if chosen.html:
+        write_checks(report, "MODEL" if isinstance(model, nn.Module) else str(model), chosen.html)
+    return report
 
 
 def show_source(model: str | Path, *, view: View | None = None) -> list[str]:

@@ -8,8 +8,8 @@ from anyformer.checks.results import CheckReport, CheckResult
 from anyformer.core.findings import MARKS, Verdict
 from anyformer.core.view import wrapped
 
-_TIERS = {0: "tier 0 · what it holds", 1: "tier 1 · what a forward pass does", 2: "tier 2 · what goes on inside"}
-_COUNTED: tuple[tuple[Verdict, str], ...] = (
+TIERS = {0: "tier 0 · what it holds", 1: "tier 1 · what a forward pass does", 2: "tier 2 · what goes on inside"}
+COUNTED: tuple[tuple[Verdict, str], ...] = (
     *(("ok", "ok"), ("note", "noted"), ("warn", "to look at")),
     *(("fail", "wrong"), ("n/a", "not applicable")),
 )
@@ -20,10 +20,10 @@ def check_lines(report: CheckReport, model: str, width: int) -> list[str]:
     lines = [line for cause in report.causes for line in ("", *_cause_lines(report, cause, width))]
     for tier in sorted({result.tier for result in report.results}):
         rows = [result for result in report.results if result.tier == tier]
-        lines += ["", _TIERS[tier], *_rows(rows, width)]
-    counts = [f"{report.count(verdict)} {words}" for verdict, words in _COUNTED if report.count(verdict)]
-    lines += ["", f"{report.model}: {_verdict(report)}   {' · '.join(counts)} · {report.seconds:.1f} s"]
-    return [*lines, *_next(report, shlex.quote(model), width)]
+        lines += ["", TIERS[tier], *_rows(rows, width)]
+    counts = [f"{report.count(verdict)} {words}" for verdict, words in COUNTED if report.count(verdict)]
+    lines += ["", f"{report.model}: {' '.join(verdict(report))}   {' · '.join(counts)} · {report.seconds:.1f} s"]
+    return [*lines, *wrapped(way_on(report, shlex.quote(model)), first="→ ", rest="  ", width=width)]
 
 
 def _cause_lines(report: CheckReport, cause: CheckResult, width: int) -> list[str]:
@@ -47,20 +47,20 @@ def _rows(rows: list[CheckResult], width: int) -> list[str]:
     return lines
 
 
-def _verdict(report: CheckReport) -> str:
+def verdict(report: CheckReport) -> tuple[str, str]:
+    """The sign and the sentence that tell whether the model is right."""
     if report.blocked:
-        return f"{MARKS['fail']} not right as it is"
+        return MARKS["fail"], "not right as it is"
     if report.causes:
-        return f"{MARKS['warn']} can be trained; look at the lines above"
-    return f"{MARKS['ok']} nothing wrong found"
+        return MARKS["warn"], "can be trained; look at the lines above"
+    return MARKS["ok"], "nothing wrong found"
 
 
-def _next(report: CheckReport, model: str, width: int) -> list[str]:
+def way_on(report: CheckReport, model: str) -> str:
+    """What to do next. model: as a command line takes it."""
     names = {cause.name for cause in report.causes if cause.verdict == "fail"}
     if not report.blocked:
-        words = f"anyformer train {model} --data FILE"
-    elif "future" in names:
-        words = f"anyformer repair {model} shows a corrected file; --objective masked, if it is meant as an encoder"
-    else:
-        words = f"mend what is marked {MARKS['fail']}, then: anyformer check {model}"
-    return wrapped(words, first="→ ", rest="  ", width=width)
+        return f"anyformer train {model} --data FILE"
+    if "future" in names:
+        return f"anyformer repair {model} shows a corrected file; --objective masked, if it is meant as an encoder"
+    return f"mend what is marked {MARKS['fail']}, then: anyformer check {model}"

@@ -355,7 +355,9 @@ class CheckSettings:
     """Check the model with these weights: a .safetensors file or a state dict."""
     tier: int = 1
     """The last tier to run. 0: what the module holds. 1: what a forward pass must and must not depend on. 2: what goes
-    on inside."""
+    on inside, and what a copy learns."""
+    html: str | None = None
+    """Write what was found to this file, too, as a page."""
 
     def __post_init__(self) -> None:
         _typed(self)

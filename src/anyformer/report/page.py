@@ -86,8 +86,8 @@ def render(folder: Path) -> str:
     no_charts = Charts(Markup(""), Markup(""), Markup(""), Markup(""), False)
     unknown = sections.Verdict("plain", "–", "What came of this run is not recorded", "")
     name = run.get("name") if isinstance(run.get("name"), str) else folder.resolve().name
-    page: str = _template().render(
-        css=Markup(_resource("page.css")),
+    page: str = template("page.html.j2").render(
+        css=Markup(resource("page.css")),
         name=name,
         example=guarded("model", lambda: sections.is_example(run), False),
         subtitle=guarded("created", lambda: sections.subtitle(run), ""),
@@ -109,11 +109,12 @@ def render(folder: Path) -> str:
     return page
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """A page of this folder; what it shows is escaped, and stripped of control characters."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
-    return environment.from_string(_resource("page.html.j2"))
+    return environment.from_string(resource(name))
 
 
 def _shown(value: Any) -> Any:
@@ -121,7 +122,8 @@ def _shown(value: Any) -> Any:
     return Markup(printable(value)) if isinstance(value, Markup) else printable(str(value))
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """A file of this folder."""
     return resources.files("anyformer.report").joinpath(name).read_text(encoding="utf-8")
 
 
