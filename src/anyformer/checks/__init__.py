@@ -8,11 +8,13 @@ from anyformer.checks.suite import (
     run_all_tier1_tests,
     run_all_tier2_tests,
     test_attention_patterns,
+    test_attribution_analysis,
     test_gradient_flow,
     test_inference_speed,
     test_memory_footprint,
     test_output_stability,
     test_parameter_initialization,
+    test_robustness,
     test_shape_robustness,
 )
 
@@ -25,10 +27,12 @@ __all__ = [
     "run_all_tier2_tests",
     "run_checks",
     "test_attention_patterns",
+    "test_attribution_analysis",
     "test_gradient_flow",
     "test_inference_speed",
     "test_memory_footprint",
     "test_output_stability",
     "test_parameter_initialization",
+    "test_robustness",
     "test_shape_robustness",
 ]

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from anyformer.checks import bounds, costs, forward, gradients, inside, learning, numbers, static
+from anyformer.checks import attribution, bounds, costs, forward, gradients, inside, learning, numbers, static
 from anyformer.checks.results import TROUBLE, CheckReport, CheckResult, folded
 from anyformer.checks.subject import Limits, Subject
 from anyformer.core.errors import CallError
@@ -67,6 +67,8 @@ TIERS: dict[int, tuple[tuple[str, Check], ...]] = {
         ("attention scale", inside.scale),
         ("residual", inside.residual),
         ("linear layers", inside.linear_layers),
+        ("sensitivity", attribution.sensitivity),
+        ("attribution", attribution.attribution),
         ("checkpointing", learning.recomputed),
         ("save and go on", learning.goes_on),
         ("overfit", learning.overfit),

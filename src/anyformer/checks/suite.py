@@ -96,3 +96,13 @@ def test_inference_speed(model: Any, config: Any = None) -> CheckReport:  # noqa
 def test_attention_patterns(model: Any, config: Any = None) -> CheckReport:  # noqa: PT028
     """Attention as it is computed: its softmax, its scale, what it may see, and that order counts."""
     return _shown(model, config, only=("future", "positions", "source", "padding", "attention", "attention scale"))
+
+
+def test_attribution_analysis(model: Any, config: Any = None) -> CheckReport:  # noqa: PT028
+    """How much each token counts for a logit: integrated gradients, whose sum is checked."""
+    return _shown(model, config, only=("attribution",))
+
+
+def test_robustness(model: Any, config: Any = None) -> CheckReport:  # noqa: PT028
+    """What a little noise at the embedding does to the logits."""
+    return _shown(model, config, only=("sensitivity",))
