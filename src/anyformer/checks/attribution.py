@@ -65,7 +65,8 @@ def attribution(subject: Subject) -> CheckResult:
     found = LayerIntegratedGradients(chosen, table)
     try:
         with torch.enable_grad():
-            parts, delta = found.attribute(ids, baselines=_another(ids), n_steps=_STEPS, return_convergence_delta=True)
+            other = _another(ids, subject.ids)
+            parts, delta = found.attribute(ids, other, n_steps=_STEPS, return_convergence_delta=True)
     except RuntimeError as error:
         return CheckResult(name, 2, "n/a", f"nothing runs backward in eval mode: {str(error)[:80]}", expected)
     if not isinstance(parts, Tensor):
@@ -86,10 +87,10 @@ def _last(subject: Subject, logits: Tensor) -> Tensor:
     return logits if logits.dim() == 2 else logits[:, -1]
 
 
-def _another(ids: Tensor) -> Tensor:
-    """The text that stands for none: all along an id that it has not; 0 may be padding."""
+def _another(ids: Tensor, high: int) -> Tensor:
+    """The text that stands for none: all along one id below ``high`` that it has not; the first ones may be padding."""
     used = set(ids.flatten().tolist())
-    return torch.full_like(ids, next((i for i in range(1, len(used) + 2) if i not in used), 0))
+    return torch.full_like(ids, next((i for i in range(high - 1, 0, -1) if i not in used), 0))
 
 
 def sensitivity(subject: Subject) -> CheckResult:
