@@ -37,6 +37,7 @@ bench: $(DEV_INSTALLED)
 	$(BIN)/python benchmarks/token_cache.py memory
 	$(BIN)/python benchmarks/padding.py
 	$(BIN)/python benchmarks/save_stall.py
+	$(BIN)/python benchmarks/mutants/run.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "anyformer needs Python 3.11 or newer; set PYTHON=")'
