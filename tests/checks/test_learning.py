@@ -62,6 +62,7 @@ def test_what_cannot_be_learned_is_told() -> None:
 
 
 def test_a_model_that_beats_chance_on_noise_sees_its_targets() -> None:
+    assert [cause.name for cause in run_checks(LeakyInTraining()).causes] == ["future"]
     result = found(LeakyInTraining(), Limits(steps=150))["noise"]
     assert result.verdict == "fail"
     assert float(result.measured.split(" ")[0]) < math.log(8) - 0.15

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyformer.checks.results import TROUBLE, CheckResult
 from anyformer.checks.subject import Subject
-from anyformer.models.calls.causal import measure
+from anyformer.models.calls.causal import in_training, measure
 from anyformer.models.calls.culprit import leak_reason, leaking_part, no_past_reason
 from anyformer.models.calls.evidence import gather
 from anyformer.models.calls.hiding import hides
@@ -125,6 +125,11 @@ def future(subject: Subject) -> CheckResult:
     if sight.nan or not sight.checked:
         return CheckResult("future", 1, "n/a", "cannot be measured: no second batch gives finite logits", expected)
     if sight.leak is None:
+        trained = in_training(subject.prober, subject.plan, target=subject.two)
+        normed = any(isinstance(m, _BatchNorm) for m in subject.awake.modules())  # told by "rows in training"
+        if trained.leak is not None and not normed:
+            cause = "in training mode each position sees later ones: the mask is there in eval mode only"
+            return CheckResult("future", 1, "fail", f"in training mode {trained.leak.text()}", expected, cause)
         measured = f"{sight.checked} tokens changed, in texts of up to {sight.longest}: no logit before them moves"
         return CheckResult("future", 1, "ok", measured, expected)
     part = leaking_part(subject.prober, subject.plan, sight.leak)

@@ -344,8 +344,9 @@ def linear_layers(subject: Subject) -> CheckResult:
         made[out.data_ptr()] = (place, m, out)
 
     handles = []
+    given = [n for n, m in subject.awake.named_modules() if isinstance(m, nn.AdaptiveLogSoftmaxWithLoss)]  # torch's own
     for place, layer in subject.awake.named_modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear) and not any(place.startswith(f"{n}.") for n in given):
             handles.append(layer.register_forward_pre_hook(partial(enter, place=place)))
             handles.append(layer.register_forward_hook(partial(leave, place=place)))
     uses = _Uses()
