@@ -62,3 +62,30 @@ def test_the_constructors_own_call_is_the_only_one(tmp_path: Path, name: str) ->
 
 def test_a_base_of_torchs_calls_its_own(tmp_path: Path) -> None:
     assert drawn(tmp_path, name="reset_parameters", base="nn.Linear", sizes="3, 2") == (False, "")
+
+
+FAILS = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Embedding(30, 4)
+        self.norm = nn.LayerNorm(4)
+
+    def init_weights(self):
+        nn.init.constant_(self.e.weight, 0.5)
+        nn.init.xavier_uniform_(self.norm.weight)
+"""
+
+
+def test_one_that_fails_is_undone_and_said(tmp_path: Path) -> None:
+    """The author's own program may never call it."""
+    (tmp_path / "model.py").write_text(FAILS)
+    loaded = load_model(tmp_path / "model.py")
+    assert not (loaded.module.e.weight == 0.5).any()
+    assert bool((loaded.module.norm.weight == 1).all())
+    (said,) = [f for f in loaded.findings if f.name == "initialisation"]
+    assert (said.verdict, said.measured) == ("warn", "init_weights() fails, and is left out")
+    assert "model.py:12" in said.reason
+    assert "Fan in and fan out" in said.reason

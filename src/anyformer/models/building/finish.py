@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from anyformer.core.errors import ConstructError
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
 from anyformer.models.building.reads import function_node, methods
@@ -20,7 +19,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def initialised(module: nn.Module) -> list[Finding]:
-    """Call a public init_weights() that the constructor leaves to the caller. Raises ConstructError where it fails."""
+    """Call a public init_weights() that the constructor leaves to the caller; undone, and said, where it fails."""
     cls = type(module)
     own = {name: function for _, name, function in reversed(list(methods(cls)))}
     called = _mentioned(own)
@@ -33,10 +32,15 @@ def initialised(module: nn.Module) -> list[Finding]:
             continue
         if name != "init_weights" and any(n == "apply" or "init" in n for n in called):
             continue  # the constructor draws the weights in another way
+        kept = {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
         try:
             getattr(module, name)()
-        except Exception as error:  # a stranger's code may raise anything
-            raise ConstructError(f"{name}() of {cls.__name__} failed", blame(error)) from error
+        except Exception as error:  # noqa: BLE001  (a stranger's code may raise anything)
+            with torch.no_grad():
+                for key, tensor in module.state_dict().items():
+                    tensor.copy_(kept[key])
+            why = f"{blame(error)}; the weights are as the constructor made them".replace("\n", " ")
+            return [Finding("initialisation", "warn", f"{name}() fails, and is left out", "it runs", why)]
         return [Finding("initialisation", "note", f"{name}() called", reason="the constructor does not call it")]
     return []
 

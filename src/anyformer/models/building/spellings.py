@@ -188,14 +188,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "ignore_index",
         "pad",
         "i_pad",
-        *("padding_token_id",),
+        *("padding_token_id", "pad_ix", "padding_ix"),
     ),
     "src_pad_id": (
         "src_pad_idx",
         "src_pad",
         "src_pad_id",
         "src_pad_index",
-        *("src_padding_idx", "src_padding_index", "source_pad_id", "source_pad_idx"),
+        *("src_padding_idx", "src_padding_index", "source_pad_id", "source_pad_idx", "src_pad_ix"),
     ),
     "tgt_pad_id": (
         "trg_pad_idx",
@@ -205,6 +205,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "trg_pad",
         "tgt_pad_index",
         *("tgt_padding_idx", "tgt_padding_index", "trg_padding_idx", "target_pad_id", "target_pad_idx"),
+        *("tgt_pad_ix", "trg_pad_ix"),
     ),
     "bos_id": (
         "bos_id",

@@ -77,7 +77,7 @@ _RULES: tuple[tuple[Hint, str], ...] = (
         r"(.*_)?head_mask|layer_mask|expert_mask|mask_token.*|(image|img|vision|visual|audio|video|pixel)s?_?mask",
     ),
     ("tokens", r"masked_?(inputs?|((input|token)_?)?ids|tokens?|seqs?|sequences?|items?|texts?|sentences?|x|src)"),
-    ("padding_id", r"(\w+_)?pad(ding)?_?(token)?_?(id|idx|index|token|tok)"),
+    ("padding_id", r"(\w+_)?pad(ding)?_?(token)?_?(id|idx|ix|index|token|tok)"),
     ("positions", r"mask(ed)?_?(lm_)?(pos|positions?|idx|index|indices)|(pred|predict|mlm)(ion)?_?(pos|positions?)"),
     ("memory_mask", r"(memory|mem|cross)_(.*mask|pad|padding)"),
     ("memory_mask", r"((src|enc)_(tgt|trg|dec)|(tgt|trg|dec)_(src|enc))_(.*mask|pad|padding)"),
