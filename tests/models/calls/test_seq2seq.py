@@ -674,3 +674,42 @@ def test_an_optional_mask_that_forward_cannot_do_without(overrides: dict[str, An
     src, tgt = torch.randint(0, 60, (3, 8)), torch.randint(0, 60, (3, 6))
     right = module(src, tgt, nn.Transformer.generate_square_subsequent_mask(6))
     torch.testing.assert_close(call_logits(module, plan, src, target_ids=tgt), right)
+
+
+class CausalWhereMasked(nn.Module):
+    """T5's way in some files: the decoder adds its causal mask to one of padding, and has none without it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.source, self.target = nn.Embedding(40, 16), nn.Embedding(30, 16)
+        self.own = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.cross = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 30)
+
+    def forward(
+        self, input_ids: Tensor, decoder_input_ids: Tensor, decoder_attention_mask: Tensor | None = None
+    ) -> Tensor:
+        x, mask = self.target(decoder_input_ids), None
+        if decoder_attention_mask is not None:
+            S = x.shape[1]
+            keep = torch.ones(S, S).tril() * decoder_attention_mask[:, None, :]
+            mask = ((1.0 - keep) * -1e9).repeat_interleave(2, 0)
+        x = x + self.own(x, x, x, attn_mask=mask)[0]
+        memory = self.source(input_ids)
+        return self.head(x + self.cross(x, memory, memory)[0])
+
+
+def test_a_decoder_that_is_causal_only_where_a_mask_of_padding_is_given() -> None:
+    module = CausalWhereMasked()
+    plan = infer_call_plan(module)
+    (given,) = [a for a in plan.extras if a.name == "decoder_attention_mask"]
+    assert (given.role, given.shape, given.form) == ("target_mask", "BS", "keep")
+    assert plan.causal
+    source, read = torch.randint(0, 40, (2, 7)), torch.randint(0, 30, (2, 5))
+    logits = call_logits(module, plan, source, target_ids=read)
+    assert torch.allclose(logits, module(source, read, torch.ones(2, 5)), atol=1e-5)
+    assert not torch.allclose(logits, module(source, read), atol=1e-3)
+    kept = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    padded = call_logits(module, plan, source, target_ids=read, target_mask=kept)
+    assert torch.allclose(padded[0, :3], module(source[:1], read[:1, :3], torch.ones(1, 3))[0], atol=1e-5)

@@ -309,10 +309,13 @@ def settle_seq2seq(prober: Prober, plan: CallPlan, stated: Stated) -> Settled:
     masks = [p for p in parameters if kinds.get(p.name) in ("mask", "target_mask", "memory_mask")]
     plan, findings = settle_lengths(prober, plan)
     sight = measure(prober, plan, target=True)
+    settled: set[str] = set()
     if not sight.decodes and not (sight.causal and not any("causal" in a.role for a in plan.extras)):
+        before = plan.extras
         plan, about = _target_causality(prober, plan, masks, parameters)
+        settled = {a.name for a in plan.extras if a not in before}
         findings += about
-    used = {a.name for a in plan.extras if "causal" in a.role}
+    used = {a.name for a in plan.extras if "causal" in a.role} | settled
     sources = [p for p in masks if kinds[p.name] == "mask" and "cross" not in p.name]
     # the decoder's padding mask may be one of the source, for what it reads of the encoder
     read = [p for p in masks if kinds[p.name] == "memory_mask"]
@@ -348,6 +351,12 @@ def _target_causality(
         if glance(prober, candidate, target=True).decodes and (rows_apart(prober, candidate) or 0) <= 1:
             why = "with it no later target token is seen, and earlier ones are; with another form that is not so"
             return candidate, [Finding("causal mask", "ok", argument.text(), reason=why)]
+    targets = [p.name for p in ordered if kinds[p.name] == "target_mask"]
+    for argument in [a for name in targets for a in padding_forms(name, "target_mask") if a.shape == "BS"]:
+        candidate = with_argument(plan, argument)  # T5's way: a causal mask is added where one of padding is given
+        if glance(prober, candidate, target=True).decodes and (rows_apart(prober, candidate) or 0) <= 1:
+            why = "given one of padding, the decoder hides later tokens, too; without it they are seen"
+            return candidate, [Finding("target mask", "ok", argument.text(), reason=why)]
     return plan, []
 
 
