@@ -64,7 +64,7 @@ def attention(subject: Subject) -> CheckResult:
     if not seen:
         return CheckResult(name, 2, "note", f"{len(found)} products of queries and keys, no softmax seen", expected)
     entropy = min(_spread(one) for one in seen)
-    measured = f"{len(seen)} × a softmax over the keys; each looks at {entropy:.0%} of what it may, or more"
+    measured = f"{len(seen)} × a softmax over the keys; the narrowest spreads over {entropy:.0%} of what it may see"
     return CheckResult(name, 2, "ok", measured, expected)
 
 
