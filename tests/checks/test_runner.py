@@ -166,3 +166,23 @@ def test_a_cause_is_no_symptom_of_what_it_explains() -> None:
         [CheckResult("call", 0, "fail", ""), CheckResult("ids", 1, "warn", ""), CheckResult("rows", 1, "ok", "")]
     )
     assert [result.under for result in both] == ["", "call", ""]
+
+
+class HidesItself(nn.Module):
+    """A classifier of two classes whose padding has an id beyond them."""
+
+    def __init__(self, hide: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.e, self.head, self.hide = nn.Embedding(40, 16), nn.Linear(16, 2), hide
+
+    def forward(self, ids: Tensor) -> Tensor:
+        keep = (ids != 7)[..., None].float()
+        keep = keep if self.hide else torch.ones_like(keep)
+        return self.head((self.e(ids) * keep).sum(1) / keep.sum(1))
+
+
+def test_padding_that_a_module_finds_by_its_id_is_hidden_or_not() -> None:
+    for hide, verdict in ((True, "ok"), (False, "warn")):
+        (result,) = (r for r in run_checks(HidesItself(hide), only=("padding",)).results if r.name == "padding")
+        assert (result.verdict, "id 7" in result.measured) == (verdict, True)

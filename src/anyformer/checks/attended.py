@@ -45,8 +45,6 @@ class Attention:
     """How often in a row."""
     used_raw: bool = False
     """Whether scores were multiplied with values without a softmax."""
-    fused: bool = False
-    """Whether one operation of torch did it all."""
 
     def scale(self) -> float | None:
         """What the product of unscaled queries and keys is multiplied by; None where it cannot be told.
@@ -163,7 +161,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             scores = scores.masked_fill(~torch.ones(T, S, dtype=torch.bool, device=q.device).tril(), -math.inf)
         before = self.factors.get(id(given[0]), 1.0) * self.factors.get(id(given[1]), 1.0)
         found = Attention(q.flatten(0, 1), k.flatten(0, 1), product.flatten(0, 1), before, scores.flatten(0, 1))
-        found.weights, found.softmaxes, found.fused = found.scores.softmax(-1), 1, True  # type: ignore[union-attr]
+        found.weights, found.softmaxes = found.scores.softmax(-1), 1  # type: ignore[union-attr]
         self.watch.found.append(found)
 
 

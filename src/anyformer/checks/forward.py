@@ -208,7 +208,8 @@ def _own_padding(subject: Subject, expected: str) -> CheckResult:
     compared = _Compared(inputs.input_ids)
     with compared:
         subject.logits(inputs)
-    ids = [i for i in sorted(compared.ids) if 0 <= i < subject.plan.vocab_size]
+    rows_ = subject.plan.embedding_rows
+    ids = [i for i in sorted(compared.ids) if i >= 0 and (rows_ is None or i < rows_)]
     if not ids or subject.plan.only_length or short < 2 or subject.plan.layout == "last":
         return CheckResult("padding", 1, "n/a", "it takes no padding mask", expected)
     pad = ids[0]

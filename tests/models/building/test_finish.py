@@ -89,3 +89,28 @@ def test_one_that_fails_is_undone_and_said(tmp_path: Path) -> None:
     assert (said.verdict, said.measured) == ("warn", "init_weights() fails, and is left out")
     assert "model.py:12" in said.reason
     assert "Fan in and fan out" in said.reason
+
+
+LAZY = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Embedding(30, 4)
+        self.head = nn.LazyLinear(30)
+
+    def forward(self, ids):
+        return self.head(self.e(ids))
+
+    def init_weights(self):
+        self.e = nn.Embedding(40, 4)
+        raise ValueError("no")
+"""
+
+
+def test_one_that_fails_over_weights_without_a_shape_or_layers_put_anew(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(LAZY)
+    (said,) = [f for f in load_model(tmp_path / "model.py").findings if f.name == "initialisation"]
+    assert (said.verdict, "ValueError: no" in said.reason) == ("warn", True)

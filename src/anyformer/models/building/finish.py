@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from anyformer.core.findings import Finding
 from anyformer.models.blame import blame
@@ -32,13 +33,14 @@ def initialised(module: nn.Module) -> list[Finding]:
             continue
         if name != "init_weights" and any(n == "apply" or "init" in n for n in called):
             continue  # the constructor draws the weights in another way
-        kept = {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
+        kept = {key: t.detach().clone() for key, t in module.state_dict().items() if not is_lazy(t)}
         try:
             getattr(module, name)()
         except Exception as error:  # noqa: BLE001  (a stranger's code may raise anything)
             with torch.no_grad():
                 for key, tensor in module.state_dict().items():
-                    tensor.copy_(kept[key])
+                    if key in kept and kept[key].shape == tensor.shape:  # a layer put in another's place stays
+                        tensor.copy_(kept[key])
             why = f"{blame(error)}; the weights are as the constructor made them".replace("\n", " ")
             return [Finding("initialisation", "warn", f"{name}() fails, and is left out", "it runs", why)]
         return [Finding("initialisation", "note", f"{name}() called", reason="the constructor does not call it")]
