@@ -302,3 +302,35 @@ def test_checkpoints_of_a_plain_trainer_have_the_steps_that_they_hold(tmp_path: 
     trainer.fit(UniversalModelAdapter(gpt(), vocab_size=V), loader)
     held = {p.stem: torch.load(p, weights_only=False)["global_step"] for p in tmp_path.glob("*.ckpt")}
     assert held == {f"step={n}": n for n in (7, 14, 21, 28)}
+
+
+@pytest.mark.parametrize("given", ["the model", "the adapter"])
+def test_what_comes_in_eval_mode_is_trained_in_training_mode(given: str, tmp_path: Path) -> None:
+    """As from_pretrained leaves a model, and an evaluation an adapter: Lightning alone would train without dropout."""
+    modes = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.drop, self.head = nn.Embedding(V, 8), nn.Dropout(0.5), nn.Linear(8, V)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            if torch.is_grad_enabled() and self.watched:
+                modes.append((self.training, self.drop.training))
+            return self.head(self.drop(self.table(ids)))
+
+        watched = False
+
+    model = Watched()
+    adapter = UniversalModelAdapter(model.eval() if given == "the model" else model)
+    if given == "the adapter":
+        adapter.eval()
+    ids = torch.randint(1, V, (4, 6))
+    loader = DataLoader([{"input_ids": row, "labels": row} for row in ids], batch_size=2)
+    model.watched = True
+    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_steps": 2}
+    pl.Trainer(accelerator="cpu", default_root_dir=tmp_path, enable_model_summary=False, **settings).fit(
+        adapter, loader
+    )
+    assert modes
+    assert set(modes) == {(True, True)}

@@ -196,7 +196,9 @@ class UniversalModelAdapter(MicroBatched):
         )
 
     def setup(self, stage: str) -> None:
-        """Keep documents that share a block apart, where a data module of ours packs them and the model can be told."""
+        """Train in training mode; keep documents that share a block apart, where our data module packs them."""
+        if stage == "fit" and not self.model.training:
+            self.train()  # from_pretrained and an evaluation leave eval mode, in which Lightning would train it
         data = getattr(self.trainer, "datamodule", None)
         if self.proven or self._told_documents or not isinstance(data, AdaptiveTokenizerDataModule):
             return
