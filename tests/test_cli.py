@@ -237,7 +237,7 @@ def test_a_check_shows_the_cause_first_and_exits_with_1(api: FakeApi, capsys: Ca
     assert (record["blocked"], [f["name"] for f in record["findings"]]) == (True, ["call", "future"])
     assert record["results"][2]["under"] == "future"
     assert cli.main(["check", "model.py", "--tier", "7"]) == 2
-    assert "there are tiers 0, 1 and 2" in capsys.readouterr().err
+    assert "there are tiers 0, 1, 2 and 3" in capsys.readouterr().err
 
 
 def test_the_first_line_comes_before_the_heavy_import(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,6 +13,8 @@ import pytorch_lightning as pl
 from torch import nn
 
 from anyformer.checks import CheckReport, run_checks
+from anyformer.checks.preflight import preflight
+from anyformer.checks.subject import Trials
 from anyformer.core.errors import SettingsError
 from anyformer.core.findings import Finding
 from anyformer.core.names import default_run_name
@@ -121,6 +125,7 @@ def train(
     output_dir: str | None = None,
     resume: str | None = None,
     backup: str | None = None,
+    skip_checks: str | None = None,
     overrides: dict[str, Any] | None = None,
     trust: bool = False,
     approve: Callable[[TrustRequest], bool] | None = None,
@@ -164,6 +169,7 @@ def train(
             command=command,
             finished_ok=by_auto,  # the same command again is no mistake
             team=team,
+            checked=partial(preflight, model=_named(model), skip=chosen.skip_checks),
         )
         page, findings = _page(result.run_path, shown)
     return replace(result, report_path=page, findings=[*result.findings, *findings])
@@ -366,11 +372,16 @@ def check(
     view.status("loading the model")
     loaded = load_model(model, config=config, weights=given, trust=trust, approve=approve, view=view)
     loaded = loaded.stating(overrides)
-    trained = given is not None or any(f.name == "initialisation" and f.verdict == "n/a" for f in loaded.findings)
-    report = run_checks(loaded, tiers=range(chosen.tier + 1), trained=trained, view=view)
+    longer = Trials(chosen.data, chosen.target_data, chosen.max_steps, chosen.places)
+    report = run_checks(loaded, tiers=range(chosen.tier + 1), trained=given is not None, longer=longer, view=view)
     if chosen.html:
-        write_checks(report, "MODEL" if isinstance(model, nn.Module) else str(model), chosen.html)
+        write_checks(report, _named(model), chosen.html)
     return report
+
+
+def _named(model: str | Path | nn.Module | None) -> str:
+    """As a command line takes it."""
+    return shlex.quote(str(model)) if isinstance(model, (str, Path)) else "MODEL"
 
 
 def show_source(model: str | Path, *, view: View | None = None) -> list[str]:

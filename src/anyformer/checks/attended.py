@@ -45,6 +45,8 @@ class Attention:
     """How often in a row."""
     used_raw: bool = False
     """Whether scores were multiplied with values without a softmax."""
+    where: str = ""
+    """The submodule that computed it; empty for the module itself."""
 
     def scale(self) -> float | None:
         """What the product of unscaled queries and keys is multiplied by; None where it cannot be told.
@@ -77,6 +79,13 @@ class Watch:
     """All of one forward pass, in order."""
 
     found: list[Attention] = field(default_factory=list)
+    inside: list[str] = field(default_factory=list)
+    """The submodules that run, outermost first, where somebody keeps account of them."""
+
+    @property
+    def where(self) -> str:
+        """The innermost of them."""
+        return self.inside[-1] if self.inside else ""
 
 
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -130,6 +139,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         before = self.factors.get(id(left), 1.0) * self.factors.get(id(right), 1.0)
         attention = Attention(left.detach(), right.detach().transpose(1, 2), product.detach(), before)
+        attention.where = self.watch.where
         self.watch.found.append(attention)
         self.records[id(out)] = _Record(attention, "product")
 
@@ -161,6 +171,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             scores = scores.masked_fill(~torch.ones(T, S, dtype=torch.bool, device=q.device).tril(), -math.inf)
         before = self.factors.get(id(given[0]), 1.0) * self.factors.get(id(given[1]), 1.0)
         found = Attention(q.flatten(0, 1), k.flatten(0, 1), product.flatten(0, 1), before, scores.flatten(0, 1))
+        found.where = self.watch.where
         found.weights, found.softmaxes = found.scores.softmax(-1), 1  # type: ignore[union-attr]
         self.watch.found.append(found)
 

@@ -6,19 +6,21 @@ B batch, T time (of the text whose positions the logits belong to), D width, V v
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from anyformer.checks.results import CheckResult
+from anyformer.checks.results import CheckResult, Series
 from anyformer.checks.subject import Subject
 from anyformer.models.calling import call_logits
 from anyformer.models.inputs import Inputs
 
 _STEPS = 64
 """Of the path from no embedding to the token's own: Sundararajan et al. 2017, §5, find 20 to 300 to be enough."""
-_NOISE = 0.01
+_NOISE = (0.01, 0.001, 0.1)
+"""Of the embedding's size: the first is judged, all are drawn."""
 
 
 def token_table(subject: Subject, inputs: Inputs) -> nn.Embedding | None:
@@ -75,11 +77,14 @@ def attribution(subject: Subject) -> CheckResult:
     total, missing = float(by_token.abs().sum()), float(delta.abs().sum())
     order = by_token.abs().argsort(descending=True)[:3].tolist()
     shares = ", ".join(f"token {t}: {float(by_token[t].abs()) / max(total, 1e-30):.0%}" for t in order)
+    bars = Series(
+        "bars", {"": tuple(by_token.tolist())}, tuple(map(str, range(len(by_token)))), y_label="part of the logit"
+    )
     measured = f"{shares}; what they do not add up to is {missing / max(total, 1e-30):.1%}"
     if missing > 0.05 * total:
         cause = "the logit jumps on the way: rounding, a hard threshold, a choice among experts"
-        return CheckResult(name, 2, "note", measured, expected, cause)
-    return CheckResult(name, 2, "ok", measured, expected)
+        return CheckResult(name, 2, "note", measured, expected, cause, series=(bars,))
+    return CheckResult(name, 2, "ok", measured, expected, series=(bars,))
 
 
 def _last(subject: Subject, logits: Tensor) -> Tensor:
@@ -96,8 +101,8 @@ def _another(ids: Tensor, high: int) -> Tensor:
 def sensitivity(subject: Subject) -> CheckResult:
     """What noise of a hundredth at the embedding does to the logits."""
     name, expected = "sensitivity", f"1 % of noise changes logits by less than {subject.limits.carried:.0%}"
-    worst = 0.0
-    for seed in subject.limits.seeds:
+    worst = dict.fromkeys(_NOISE, 0.0)
+    for seed, noise in itertools.product(subject.limits.seeds, _NOISE):
         inputs = subject.batch(seed, 2)
         table = token_table(subject, inputs)
         if table is None:
@@ -105,9 +110,11 @@ def sensitivity(subject: Subject) -> CheckResult:
         plain = subject.logits(inputs)
         generator = torch.Generator().manual_seed(seed)
 
-        def noisy(m: nn.Module, given: object, made: Tensor, generator: torch.Generator = generator) -> Tensor:
-            noise = torch.randn(made.shape, generator=generator).to(made)
-            return made + _NOISE * made.square().mean().sqrt() * noise
+        def noisy(
+            m: nn.Module, given: object, made: Tensor, generator: torch.Generator = generator, size: float = noise
+        ) -> Tensor:
+            drawn = torch.randn(made.shape, generator=generator).to(made)
+            return made + size * made.square().mean().sqrt() * drawn
 
         handle = table.register_forward_hook(noisy)
         try:
@@ -116,9 +123,11 @@ def sensitivity(subject: Subject) -> CheckResult:
             handle.remove()
         seen = plain.isfinite() & moved.isfinite()
         spread = float((plain - plain.mean(-1, keepdim=True))[seen].norm())
-        worst = max(worst, float((moved - plain)[seen].norm()) / max(spread, 1e-30))
-    measured = f"1 % of noise at the embedding changes the logits by {worst:.2g} of their spread"
-    if worst > subject.limits.carried:
+        worst[noise] = max(worst[noise], float((moved - plain)[seen].norm()) / max(spread, 1e-30))
+    sizes = sorted(worst)
+    line = Series("line", {"change": tuple(worst[size] for size in sizes)}, tuple(sizes), "", "noise", "of the spread")
+    measured = f"1 % of noise at the embedding changes the logits by {worst[_NOISE[0]]:.2g} of their spread"
+    if worst[_NOISE[0]] > subject.limits.carried:
         cause = "something magnifies small differences: a division by a small number, a very sharp softmax"
-        return CheckResult(name, 2, "warn", measured, expected, cause)
-    return CheckResult(name, 2, "ok", measured, expected)
+        return CheckResult(name, 2, "warn", measured, expected, cause, series=(line,))
+    return CheckResult(name, 2, "ok", measured, expected, series=(line,))

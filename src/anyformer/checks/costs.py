@@ -11,7 +11,7 @@ import time
 import torch
 from torch import Tensor
 
-from anyformer.checks.results import CheckResult
+from anyformer.checks.results import CheckResult, Series
 from anyformer.checks.subject import Subject
 from anyformer.models.calling import call_logits
 
@@ -65,13 +65,17 @@ def footprint(subject: Subject) -> CheckResult:
     kept = {size: _saved_bytes(subject, *size) for size in sizes}
     if any(value is None for value in kept.values()):
         return CheckResult(name, 1, "n/a", "it does not run with gradients")
-    table = ", ".join(f"{B} × {n}: {(value or 0) / 1e6:.2g} MB" for (B, n), value in kept.items())
-    return CheckResult(name, 1, "note", f"kept for the backward pass, {table}")
+    megabytes = {f"{B} × {n}": (value or 0) / 1e6 for (B, n), value in kept.items()}
+    table = ", ".join(f"{size}: {value:.2g} MB" for size, value in megabytes.items())
+    bars = Series(
+        "bars", {"MB": tuple(megabytes.values())}, tuple(megabytes), "kept for the backward pass", y_label="MB"
+    )
+    return CheckResult(name, 1, "note", f"kept for the backward pass, {table}", series=(bars,))
 
 
 def speed(subject: Subject) -> CheckResult:
     """Wall time of a forward pass: medians."""
-    table = []
+    took: dict[str, float] = {}
     for B, T in ((1, subject.length), (8, subject.length)):
         inputs = subject.batch(0, B, T)
         times = []
@@ -79,5 +83,7 @@ def speed(subject: Subject) -> CheckResult:
             begin = time.perf_counter()
             subject.logits(inputs)
             times.append(time.perf_counter() - begin)
-        table.append(f"{B} × {T}: {1000 * statistics.median(times):.1f} ms")
-    return CheckResult("speed", 1, "note", f"a forward pass, {', '.join(table)} (median of {_ROUNDS})")
+        took[f"{B} × {T}"] = 1000 * statistics.median(times)
+    table = ", ".join(f"{size}: {ms:.1f} ms" for size, ms in took.items())
+    bars = Series("bars", {"ms": tuple(took.values())}, tuple(took), "a forward pass", y_label="ms")
+    return CheckResult("speed", 1, "note", f"a forward pass, {table} (median of {_ROUNDS})", series=(bars,))

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyformer.checks.results import TROUBLE, CheckResult
 from anyformer.checks.subject import Subject
+from anyformer.models.blame import blame
 from anyformer.models.calls.causal import in_training, measure
 from anyformer.models.calls.culprit import leak_reason, leaking_part, no_past_reason
 from anyformer.models.calls.evidence import gather
@@ -237,9 +238,13 @@ def rows_in_training(subject: Subject) -> CheckResult:
             if _apart(whole, again, subject) > 1:
                 return CheckResult(name, 1, "n/a", "in training mode the same text gives other logits", expected)
             single = torch.cat([subject.logits(rows(inputs, slice(i, i + 1))) for i in range(len(whole))])
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
+    except Exception as error:  # (a stranger's forward may raise anything; it is the result)
+        line, _, words = blame(error).rpartition("\n")
+        if not line:
             raise
+        if "more than 1 value per channel" not in str(error):
+            cause = "what runs in training mode alone was never tried: dropout, self.training"
+            return CheckResult(name, 1, "fail", f"in training mode it ends with {words}", expected, cause, line)
         single = torch.empty(0)
     if single.shape == whole.shape and _apart(whole, single, subject) <= 1:
         return CheckResult(name, 1, "ok", "a row alone = the row in a batch", expected)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyformer.checks.forward import why_not
-from anyformer.checks.results import CheckResult
+from anyformer.checks.results import CheckResult, Series
 from anyformer.checks.subject import Subject
 from anyformer.models.calling import call_logits
 from anyformer.models.inputs import Inputs
@@ -60,7 +60,10 @@ def flow(subject: Subject) -> CheckResult:
     if frozen:
         cause = "fresh weights that are never trained stay noise: requires_grad is off"
         return CheckResult("gradients", 1, "warn", f"frozen: {_some(frozen)}", expected, cause, frozen[0])
-    return CheckResult("gradients", 1, "ok", f"{len(found)} parameters, and every position", expected)
+    norms = tuple(0.0 if g is None else float(g.float().norm()) for _, g in found)
+    bars = Series("bars", {"": norms}, tuple(name for name, _ in found), y_label="norm of the gradient")
+    measured = f"{len(found)} parameters, and every position"
+    return CheckResult("gradients", 1, "ok", measured, expected, series=(bars,))
 
 
 def _dead_rows(module: nn.Module, grads: dict[str, Tensor]) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyformer.checks.results import CheckResult
+from anyformer.checks.results import CheckResult, Series
 from anyformer.checks.subject import Limits, Subject
 from anyformer.core.errors import AnyformerError
 from anyformer.core.findings import Verdict
@@ -103,7 +103,14 @@ def weights_at_start(module: nn.Module, limits: Limits, trained: bool) -> CheckR
             more = f" and {len(places) - 3} more" if len(places) > 3 else ""
             measured = f"{what}: {', '.join(places[:3])}{more}"
             return CheckResult(name, 1, verdict, measured, expected, cause, places[0].split(" ")[0])
-    return CheckResult(name, 1, "ok", "finite, none constant, none large", expected)
+    return CheckResult(name, 1, "ok", "finite, none constant, none large", expected, series=(_spreads(module),))
+
+
+def _spreads(module: nn.Module) -> Series:
+    """The standard deviation of each matrix."""
+    named = [(key, p.detach().float()) for key, p in module.named_parameters() if p.dim() > 1]
+    heights = tuple(float(values.std()) if values.numel() > 1 else 0.0 for _, values in named)
+    return Series("bars", {"": heights}, tuple(key for key, _ in named), y_label="standard deviation")
 
 
 def float64(subject: Subject) -> CheckResult:

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from anyformer.core.findings import MARKS, Finding, Verdict
 from anyformer.models.plan import CallPlan
 
 TROUBLE = ("fail", "warn")
+
+
+@dataclass(frozen=True)
+class Series:
+    """Figures of a check, as they can be drawn."""
+
+    kind: Literal["line", "bars", "map"]
+    """line: each row a curve over ``x``, of one value a level. bars: one row, a bar for each of ``x``. map: rows of a
+    picture."""
+    rows: dict[str, tuple[float, ...]]
+    x: tuple[float | str, ...] = ()
+    name: str = ""
+    x_label: str = ""
+    y_label: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,8 @@ class CheckResult:
     under: str = ""
     """Name of the check whose failure explains this one; empty for a cause of its own."""
     seconds: float = 0.0
+    series: tuple[Series, ...] = ()
+    """What can be drawn of it."""
 
     @property
     def mark(self) -> str:
@@ -85,6 +101,18 @@ class CheckReport:
         before = [r for r in self.results if r.tier <= result.tier]
         return replace(self, results=folded([*before, result, *(r for r in self.results if r.tier > result.tier)]))
 
+    def draw(self, path: str | None = None) -> Any:
+        """A matplotlib figure of what was measured; saved at ``path``, too. Raises DependencyError without it."""
+        from anyformer.checks.drawing import draw  # it needs the report itself
+
+        return draw(self, path)
+
+    def table(self) -> Any:
+        """One row for each check: a pandas DataFrame, or a list of dicts where pandas is not installed."""
+        from anyformer.checks.drawing import table
+
+        return table(self)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON stores it."""
         return {
@@ -101,7 +129,7 @@ _LEARNED = ("overfit", "previous token", "copy")
 EXPLAINS: dict[str, tuple[str, ...]] = {
     "initial weights": ("call", "loss at the start", "finite", *_LEARNED),
     "call": ("*",),
-    "registered": ("reload", "device", "float64", "bfloat16", "save and go on"),
+    "registered": ("reload", "new process", "device", "float64", "bfloat16", "save and go on"),
     "finite": ("repeat", "state", "rows", "row order", "prefix", "loss at the start", "float64", "bfloat16", *_LEARNED),
     "state": ("repeat", *_REPEATED),
     "repeat": _REPEATED,

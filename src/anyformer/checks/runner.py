@@ -5,14 +5,28 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from anyformer.checks import attribution, bounds, costs, forward, gradients, inside, learning, numbers, static
+from anyformer.checks import (
+    attention,
+    attribution,
+    bounds,
+    costs,
+    forward,
+    gradients,
+    inside,
+    learning,
+    newprocess,
+    numbers,
+    static,
+    trials,
+)
 from anyformer.checks.results import TROUBLE, CheckReport, CheckResult, folded
-from anyformer.checks.subject import Limits, Subject
+from anyformer.checks.subject import Limits, Subject, Trials
 from anyformer.core.errors import CallError
 from anyformer.core.protocols import View
 from anyformer.core.view import QuietView
@@ -47,8 +61,8 @@ TIERS: dict[int, tuple[tuple[str, Check], ...]] = {
         ("prefix", forward.prefix),
         ("future gradient", gradients.future_gradient),
         ("past", forward.past),
-        ("positions", inside.positions),
-        ("source", inside.source),
+        ("positions", attention.positions),
+        ("source", attention.source),
         ("gradients", gradients.flow),
         ("padding", forward.padding),
         ("output", numbers.output),
@@ -57,14 +71,15 @@ TIERS: dict[int, tuple[tuple[str, Check], ...]] = {
         ("lengths", bounds.lengths),
         ("ids", bounds.ids),
         ("reload", numbers.reload),
+        ("new process", newprocess.new_process),
         ("float64", numbers.float64),
         ("bfloat16", numbers.bfloat16),
         ("memory", costs.footprint),
         ("speed", costs.speed),
     ),
     2: (
-        ("attention", inside.attention),
-        ("attention scale", inside.scale),
+        ("attention", attention.attention),
+        ("attention scale", attention.scale),
         ("residual", inside.residual),
         ("linear layers", inside.linear_layers),
         ("sensitivity", attribution.sensitivity),
@@ -75,6 +90,11 @@ TIERS: dict[int, tuple[tuple[str, Check], ...]] = {
         ("noise", learning.noise),
         ("previous token", learning.previous),
         ("copy", learning.repeated),
+    ),
+    3: (
+        ("compile", trials.compiled),
+        ("fine-tuning", trials.fine_tuning),
+        ("benchmark", trials.benchmark),
     ),
 }
 """Tier → its checks by name, in the order in which they run."""
@@ -87,13 +107,15 @@ def run_checks(
     tiers: Sequence[int] = (0, 1),
     trained: bool = False,
     only: Collection[str] | None = None,
+    without: Collection[str] = (),
     limits: Limits | None = None,
+    longer: Trials | None = None,
     view: View | None = None,
 ) -> CheckReport:
     """Check a module from outside, on tiny random batches; it is left as it was.
 
     plan: how it is called; inferred where not given. trained: its weights are not fresh ones. only: names of checks, of
-    any tier, in place of whole tiers.
+    any tier, in place of whole tiers. without: names of checks that are left out. longer: what tier 3 trains on.
     Raises nothing for what the module does: that is a result, with the line of its code.
     """
     begin, view = time.monotonic(), view or QuietView()
@@ -104,6 +126,7 @@ def run_checks(
     if isinstance(known, CallPlan) and isinstance(inner, nn.Module):  # a UniversalModelAdapter: the user's own
         module, plan = inner, plan or known
     name = type(module).__name__
+    trained = trained or (loaded is not None and _loaded_weights(loaded))
     view.status("calling the model")
     try:
         plan = plan or infer_call_plan(module, overrides=loaded.overrides if loaded else None)
@@ -112,22 +135,36 @@ def run_checks(
         return CheckReport(name, folded(results), time.monotonic() - begin)
     results = _called(plan)
     with untouched(module), torch.no_grad():
-        subject = Subject.of(module, plan, loaded=loaded, trained=trained, limits=limits or Limits())
+        subject = Subject.of(
+            module,
+            plan,
+            loaded=loaded,
+            trained=trained,
+            limits=limits or Limits(),
+            trials=longer or Trials(),
+            view=view,
+        )
         with untouched(subject.awake):
             for tier, checks in TIERS.items():
                 for label, check in checks:
-                    if (tier in tiers) if only is None else (label in only):
+                    if label not in without and ((tier in tiers) if only is None else (label in only)):
                         view.status(f"checking: {label}")
                         results.append(_waits(label, tier, results) or _run(subject, label, tier, check))
     return CheckReport(name, folded(results), time.monotonic() - begin, plan)
 
 
-_TASKS = ("overfit", "noise", "previous token", "copy")
+def _loaded_weights(loaded: LoadedModel) -> bool:
+    return any(finding.name == "initialisation" and finding.verdict == "n/a" for finding in loaded.findings)
+
+
+_TASKS = ("overfit", "noise", "previous token", "copy", "fine-tuning", "benchmark")
 
 
 def _waits(label: str, tier: int, results: list[CheckResult]) -> CheckResult | None:
     """A task takes many steps: of a module in which something is wrong already it would tell nothing new."""
     wrong = next((result.name for result in results if result.verdict == "fail"), None)
+    if label == "new process" and wrong == "reload":
+        return CheckResult(label, tier, "n/a", "not tried: mend reload first")
     if wrong is None or label not in _TASKS:
         return None
     return CheckResult(label, tier, "n/a", f"not tried: mend {wrong} first")
@@ -155,21 +192,34 @@ def _called(plan: CallPlan) -> list[CheckResult]:
     shape = "(B, C)" if plan.family == "classifier" else "(B, T, V)"
     said = f"{plan.family.replace('_', '-')}: {shape} from {plan.token_arg}"
     wrong = [f for f in plan.findings if f.verdict == "fail" and f.name not in _ELSEWHERE]
-    wrong += [f for f in plan.findings if f.verdict == "warn" and f.name in ("own loss", "criterion")]
+    wrong += [f for f in plan.findings if f.name in ("own loss", "criterion") and f.verdict != "fail"]
     return [
         CheckResult("call", 0, "ok", said, shape),
         *(CheckResult(f.name, 0, f.verdict, f.measured, f.expected, f.reason) for f in wrong),
     ]
 
 
-_ELSEWHERE = ("causality", "batch", "repeat", "past", "positions", "ids", "weights")
-"""Findings of the plan that another check measures and explains."""
+_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "causality": ("future", "prefix", "future gradient"),
+    "batch": ("rows", "row order", "rows in training"),
+    "repeat": ("repeat", "state"),
+    "past": ("past",),
+    "positions": ("lengths", "positions"),
+    "ids": ("ids", "vocabulary"),
+    "weights": ("initial weights", "loss at the start"),
+}
+"""Findings of the plan that other checks measure and explain."""
+
+
+def told_by(name: str) -> tuple[str, ...]:
+    """The checks that say again what a finding of the plan says."""
+    return _ELSEWHERE.get(name, (name,))
 
 
 def _run(subject: Subject, label: str, tier: int, check: Check) -> CheckResult:
     begin = time.monotonic()
     try:
-        with time_limit(_SECONDS), untouched(subject.awake, gradients=False):
+        with time_limit(_SECONDS) if tier < 3 else nullcontext(), untouched(subject.awake, gradients=False):
             result = check(subject)
     except OutOfTime:
         result = CheckResult(label, tier, "warn", f"not done after {_SECONDS:.0f} s, and cut off")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from anyformer.core.protocols import View
+from anyformer.core.view import QuietView
 from anyformer.models.calls.calm import calm
 from anyformer.models.calls.probing import Prober, high, target_high, woken
 from anyformer.models.inputs import Inputs
@@ -59,6 +61,20 @@ class Limits:
     """Tokens of the longest sequence that is tried."""
 
 
+@dataclass(frozen=True)
+class Trials:
+    """What tier 3 trains on, and for how long."""
+
+    data: str | None = None
+    """Text to fine-tune on; the Python standard library's sources where not given, for a model that writes text."""
+    target_data: str | None = None
+    """The texts to write, line by line, of an encoder-decoder."""
+    steps: int = 200
+    """Optimizer steps of each run."""
+    tasks: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(("wikitext2", "sst2")))
+    """Benchmark → a file or folder with its data; None: from the hub."""
+
+
 @dataclass
 class Subject:
     """What the checks run on. ``module`` is as the user has it; ``awake`` has noise where whole tensors are zero."""
@@ -73,10 +89,21 @@ class Subject:
     trained: bool
     """Whether its weights are no fresh ones: what assumes these does not apply."""
     limits: Limits = field(default_factory=Limits)
+    trials: Trials = field(default_factory=Trials)
+    view: View = field(default_factory=QuietView)
+    """Where long checks show how far they are."""
 
     @classmethod
     def of(
-        cls, module: nn.Module, plan: CallPlan, *, loaded: LoadedModel | None, trained: bool, limits: Limits
+        cls,
+        module: nn.Module,
+        plan: CallPlan,
+        *,
+        loaded: LoadedModel | None,
+        trained: bool,
+        limits: Limits,
+        trials: Trials,
+        view: View,
     ) -> Subject:
         """Ready to be checked, in eval mode. Raises what the module raises at the plan's call."""
         set_mode(module, False)
@@ -87,7 +114,7 @@ class Subject:
         # of a module of one length both are that; else no two are equal, so that no axis is taken for another
         other = T if plan.only_length else max(2, T - 1)
         prober.sizes = ((2, T, max(2, T - 2)), (3, other, T))
-        return cls(module, plan, awake, prober, loaded, trained, limits)
+        return cls(module, plan, awake, prober, loaded, trained, limits, trials, view)
 
     @property
     def length(self) -> int:

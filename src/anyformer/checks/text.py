@@ -8,7 +8,12 @@ from anyformer.checks.results import CheckReport, CheckResult
 from anyformer.core.findings import MARKS, Verdict
 from anyformer.core.view import wrapped
 
-TIERS = {0: "tier 0 · what it holds", 1: "tier 1 · what a forward pass does", 2: "tier 2 · what goes on inside"}
+TIERS = {
+    0: "tier 0 · what it holds",
+    1: "tier 1 · what a forward pass does",
+    2: "tier 2 · what goes on inside",
+    3: "tier 3 · what it makes of real text",
+}
 COUNTED: tuple[tuple[Verdict, str], ...] = (
     *(("ok", "ok"), ("note", "noted"), ("warn", "to look at")),
     *(("fail", "wrong"), ("n/a", "not applicable")),
@@ -21,9 +26,13 @@ def check_lines(report: CheckReport, model: str, width: int) -> list[str]:
     for tier in sorted({result.tier for result in report.results}):
         rows = [result for result in report.results if result.tier == tier]
         lines += ["", TIERS[tier], *_rows(rows, width)]
-    counts = [f"{report.count(verdict)} {words}" for verdict, words in COUNTED if report.count(verdict)]
-    lines += ["", f"{report.model}: {' '.join(verdict(report))}   {' · '.join(counts)} · {report.seconds:.1f} s"]
+    lines += ["", f"{report.model}: {' '.join(verdict(report))}   {counted(report)} · {report.seconds:.1f} s"]
     return [*lines, *wrapped(way_on(report, shlex.quote(model)), first="→ ", rest="  ", width=width)]
+
+
+def counted(report: CheckReport) -> str:
+    """How many checks came out how."""
+    return " · ".join(f"{report.count(kind)} {words}" for kind, words in COUNTED if report.count(kind))
 
 
 def _cause_lines(report: CheckReport, cause: CheckResult, width: int) -> list[str]:

@@ -20,6 +20,8 @@ ObjectiveSetting = Literal["auto", "causal", "masked", "seq2seq", "classificatio
 CompileSetting = Literal["never", "auto", "always"]
 BatchSize = int | Literal["auto"]
 DEFAULT_BATCH = 16
+BENCHMARKS = ("wikitext2", "sst2", "cola", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
+"""WikiText-2 (Merity et al. 2016) and the tasks of GLUE (Wang et al. 2018)."""
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -194,6 +196,9 @@ class TrainSettings:
     backup, or a new one where there is none."""
     backup: str | None = None
     """Copy each checkpoint there in the background: a folder (a mounted drive) or a URL (s3://, gs://, hf://)."""
+    skip_checks: str | None = None
+    """Begin without tiers 0 and 1 of the checks, which take a second or so for a small model; the words say why, and
+    are kept with the run."""
 
     def __post_init__(self) -> None:
         if isinstance(self.precision, int):
@@ -355,14 +360,31 @@ class CheckSettings:
     """Check the model with these weights: a .safetensors file or a state dict."""
     tier: int = 1
     """The last tier to run. 0: what the module holds. 1: what a forward pass must and must not depend on. 2: what goes
-    on inside, and what a copy learns."""
+    on inside, and what a copy learns. 3: what it makes of real text, in runs of a copy: minutes."""
     html: str | None = None
     """Write what was found to this file, too, as a page."""
+    data: str | None = None
+    """Tier 3: text to fine-tune on, as anyformer train takes it; python-stdlib where not given."""
+    target_data: str | None = None
+    """Tier 3: of an encoder-decoder, the texts to write; data holds those to read."""
+    max_steps: int = 200
+    """Tier 3: optimizer steps of each run."""
+    tasks: str = "wikitext2,sst2"
+    """Tier 3: benchmarks, wikitext2, sst2 and cola, from the Hugging Face hub, or NAME=FILE each."""
 
     def __post_init__(self) -> None:
         _typed(self)
-        if self.tier not in (0, 1, 2):
-            raise SettingsError(f"tier is {self.tier}; there are tiers 0, 1 and 2", fix="--tier 2")
+        _positive(self, "max_steps")
+        if self.tier not in (0, 1, 2, 3):
+            raise SettingsError(f"tier is {self.tier}; there are tiers 0, 1, 2 and 3", fix="--tier 2")
+        if unknown := [name for name in self.places if name not in BENCHMARKS]:
+            raise SettingsError(f"there is no benchmark {unknown[0]!r}", fix=f"tasks are {', '.join(BENCHMARKS)}")
+
+    @property
+    def places(self) -> dict[str, str | None]:
+        """Benchmark → its file, or None for the hub."""
+        named = [task.strip().partition("=") for task in self.tasks.split(",") if task.strip()]
+        return {name.strip(): place.strip() or None for name, _, place in named}
 
 
 @dataclass(frozen=True)

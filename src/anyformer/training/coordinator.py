@@ -71,6 +71,10 @@ class Replay:
     """How many of its steps; its schedule stays as long as it was."""
 
 
+Checked = Callable[[LoadedModel, CallPlan, View], list[Finding]]
+"""Looks at a model and the way it is called, and says what it found; raises where that blocks training."""
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """What came of a run."""
@@ -100,10 +104,12 @@ def run_training(
     finished_ok: bool = False,
     replay: Replay | None = None,
     team: Team | None = None,
+    checked: Checked | None = None,
 ) -> TrainResult:
     """Train a loaded model as the settings say and leave a run directory behind.
 
     dataset: a Dataset or list of texts instead of ``settings.data``. tokenizer, datamodule: used as they are.
+    checked: what looks at a new run's model before its text is read, and may raise.
     finished_ok: resuming a finished run measures it anew instead of being refused.
     replay: the run that is trained anew, on the same text, and how many of its steps. team: the processes that train
     together, of which this is the first; alone where not given.
@@ -115,6 +121,8 @@ def run_training(
         settings = settings_of_module(settings, datamodule)
     with preserved_rng(), quiet_lightning(), repeatable(settings.deterministic), ExitStack() as held:
         plan, objective, chosen = _plan(loaded, settings, view)
+        if checked is not None and settings.resume is None:
+            chosen += checked(loaded, plan, view)
         device = choose_device(settings.use_gpu)
         max_length, notes = choose_max_length(settings.max_length, plan)
         settings, resumed = _allowed(settings, max_length, held, view)
@@ -283,6 +291,9 @@ def _plan(loaded: LoadedModel, settings: TrainSettings, view: View) -> tuple[Cal
     size = sum(parameter.numel() for parameter in loaded.module.parameters())
     value = f"{loaded.provenance.class_name}   {count(size)} parameters · {plan.family}"
     view.stage("model", value, f"✓ called right ({proven} proofs, {time.monotonic() - begin:.1f} s)")
+    if not loaded.module.training:
+        why = "dropout works in training mode alone"
+        findings.append(Finding("mode", "note", "given in eval mode, trained in training mode", reason=why))
     for finding in (*loaded.findings, *plan.findings):
         if finding.verdict == "warn":
             view.finding(finding)  # what was made up to build it, what is odd about its call

@@ -43,6 +43,7 @@ CHANGEABLE = (
     *("bad_steps", "spike_sigma", "save_top_k", "save_every", "max_time", "eval_every", "log_every"),
     *("tensorboard", "wandb", "mlflow", "activation_checkpointing", "compile"),
     *("precision", "use_gpu", "devices", "num_nodes", "strategy", "num_workers", "deterministic", "prompt", "backup"),
+    "skip_checks",
 )
 """Settings that may change on resume: each holds from there on, and the run says so."""
 

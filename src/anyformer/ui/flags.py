@@ -27,6 +27,7 @@ _KINDS = {
     str: "text",
     BatchSize: "a whole number or auto",
 }
+_ALONE = {"--skip_checks": "no reason given"}
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "{true,false}"}
 
 
@@ -83,9 +84,11 @@ def parse(command: str, summary: str, positional: str | None, settings: type | N
 def _with_values(argv: Sequence[str], settings: type | None) -> list[str]:
     """``--in_place`` alone stands for ``--in_place true``."""
     hints = get_type_hints(settings) if settings else {}
-    bare = {f"--{name}" for name, hint in hints.items() if hint is bool}
+    bare = {f"--{name}": "true" for name, hint in hints.items() if hint is bool} | _ALONE
     return [
-        f"{argument}=true" if argument in bare and "".join(argv[i + 1 : i + 2])[:2] in ("", "--") else argument
+        f"{argument}={bare[argument]}"
+        if argument in bare and "".join(argv[i + 1 : i + 2])[:2] in ("", "--")
+        else argument
         for i, argument in enumerate(argv)
     ]
 

@@ -1,0 +1,264 @@
+"""Attention as it is computed: its softmax, its scale, what it may see, and whether order plays a part.
+
+B batch, T time, S time of the source, K size of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.checks.attended import Attention, Watch, attended
+from anyformer.checks.results import CheckResult, Series
+from anyformer.checks.subject import Subject
+from anyformer.models.inputs import Inputs
+
+_HIDDEN = "not visible: no product of queries and keys was seen"
+
+
+def attentions(subject: Subject, seed: int = 0) -> list[Attention]:
+    """Every attention of one forward pass, in order; of an encoder-decoder, source and target differ in length."""
+    inputs = watched_inputs(subject, seed)
+    T = subject.read(inputs).shape[1]
+    with attended(T, inputs.input_ids.shape[1]) as watch, _named(subject.awake, watch):
+        subject.logits(inputs)
+    return watch.found
+
+
+@contextmanager
+def _named(module: nn.Module, watch: Watch) -> Iterator[None]:
+    """While open, the watch knows which submodule runs."""
+
+    def entering(name: str) -> Any:
+        return lambda m, given: watch.inside.append(name)
+
+    def leaving(m: nn.Module, given: Any, made: Any) -> None:
+        watch.inside.pop()
+
+    handles = []
+    for name, part in module.named_modules():
+        if name:
+            handles += [part.register_forward_pre_hook(entering(name)), part.register_forward_hook(leaving)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+_GRAVITY = ("n/a", "ok", "note", "warn", "fail")
+
+
+def worst(subject: Subject, judged: Callable[[Subject, int], CheckResult]) -> CheckResult:
+    """Of a batch for each seed: the first of the gravest results."""
+    found = [judged(subject, seed) for seed in subject.limits.seeds]
+    return max(found, key=lambda result: _GRAVITY.index(result.verdict))
+
+
+def watched_inputs(subject: Subject, seed: int = 0) -> Inputs:
+    """Two rows, of a length that no other axis is likely to have; no id 0, which may be padding."""
+    limit = subject.plan.only_length or subject.plan.max_positions or 11
+    T, S = (min(limit, 7), min(limit, 11)) if subject.two and not subject.plan.only_length else (min(limit, 11),) * 2
+    if subject.plan.only_length:
+        T = S = subject.plan.only_length
+    return subject.prober.inputs(subject.plan, 2, T, 200 + seed, S)
+
+
+def attention(subject: Subject) -> CheckResult:
+    """Weights of attention come from one softmax over the keys."""
+    return worst(subject, _attention)
+
+
+def _attention(subject: Subject, seed: int) -> CheckResult:
+    name, expected = "attention", "one softmax, over the keys"
+    found = attentions(subject, seed)
+    if not found:
+        return CheckResult(name, 2, "n/a", _HIDDEN, expected)
+    for number, one in enumerate(found):
+        where = _place(one, number, len(found))
+        if one.used_raw and not one.softmaxes:
+            cause = "the softmax was forgotten; meant so, it is linear attention"
+            return CheckResult(name, 2, "warn", "scores are multiplied with the values", expected, cause, where)
+        if one.softmaxes > 1:
+            cause = "the second softmax flattens what the first one told apart: leave one out"
+            return CheckResult(name, 2, "warn", f"{one.softmaxes} softmaxes in a row", expected, cause, where)
+        if one.scores is not None and one.over != -1:
+            what = {-2: "queries", -3: "heads"}.get(one.over, "rows")
+            cause = f"softmax(dim=-1) in place of dim={one.over}: the weights of one query must add up to 1"
+            return CheckResult(name, 2, "warn", f"a softmax over the {what}", expected, cause, where)
+    seen = [one for one in found if one.weights is not None]
+    if not seen:
+        return CheckResult(name, 2, "note", f"{len(found)} products of queries and keys, no softmax seen", expected)
+    spreads = [_spread(one) for one in seen]
+    narrowest = min(float(spread.mean()) for spread in spreads)
+    measured = f"{len(seen)} × a softmax over the keys; the narrowest spreads over {narrowest:.0%} of what it may see"
+    maps = (*_maps(seen), _entropies(seen, spreads))
+    collapsed = sum(int((_largest(one) > _COLLAPSED).sum()) for one in seen)
+    heads = sum(len(spread) for spread in spreads)
+    if collapsed:
+        measured += f"; {collapsed} of {heads} heads look at one token alone"
+        if not subject.trained:
+            cause = "fresh weights spread attention over many tokens: scores are far too large, or the mask leaves one"
+            at = next(i for i, one in enumerate(seen) if bool((_largest(one) > _COLLAPSED).any()))
+            where = _place(seen[at], at, len(seen))
+            return CheckResult(name, 2, "warn", measured, expected, cause, where, series=maps)
+    return CheckResult(name, 2, "ok", measured, expected, series=maps)
+
+
+_COLLAPSED = 0.99
+"""Mean weight on one token, of the queries that may see three or more, from which on a head has collapsed."""
+
+
+def _place(one: Attention, number: int, count: int) -> str:
+    """Where to look: the submodule in which it was computed, or its number."""
+    return one.where or f"attention {number + 1} of {count}"
+
+
+def _weights(one: Attention) -> Tensor:
+    """(N, T, S): heads of all rows together."""
+    assert one.weights is not None
+    return one.weights.double().reshape(one.product.shape)
+
+
+def _spread(one: Attention) -> Tensor:
+    """Of the keys that a query may see, how many its weights are spread over: exp(entropy) / allowed, mean; (N,)."""
+    p = _weights(one)
+    entropy = -(p * p.clamp_min(1e-30).log()).sum(-1)
+    allowed = (p > 0).sum(-1).clamp_min(1)
+    return (entropy.exp() / allowed).mean(-1)
+
+
+def _largest(one: Attention) -> Tensor:
+    """The largest weight of each query that may see three keys or more, mean over them; (N,), 0 where none may."""
+    p = _weights(one)
+    room = (p > 0).sum(-1) > 2
+    # weights that underflow to 0 hide how many keys there were: a query of a later place counts as one with room
+    room = room | (torch.arange(p.shape[1], device=p.device) > 2)
+    return (p.amax(-1) * room).sum(-1) / room.sum(-1).clamp_min(1)
+
+
+def _maps(seen: list[Attention]) -> list[Series]:
+    """The first text's weights, mean over heads; the first and the last attention."""
+    drawn = []
+    for number, one in {0: seen[0], len(seen) - 1: seen[-1]}.items():
+        p = _weights(one)
+        rows = p[: max(1, len(p) // 2)].mean(0)
+        picture = {str(t): tuple(row) for t, row in enumerate(rows.tolist())}
+        name = f"weights of {_place(one, number, len(seen))}, mean over heads"
+        drawn.append(Series("map", picture, name=name, x_label="key", y_label="query"))
+    return drawn
+
+
+def _entropies(seen: list[Attention], spreads: list[Tensor]) -> Series:
+    heights = tuple(float(spread.mean()) for spread in spreads)
+    names = tuple(_place(one, number, len(seen)) for number, one in enumerate(seen))
+    return Series("bars", {"": heights}, names, "spread over what it may see", y_label="exp(entropy) / keys in sight")
+
+
+def scale(subject: Subject) -> CheckResult:
+    """Products of queries and keys are divided by √K (Vaswani et al. 2017, §3.2.1)."""
+    return worst(subject, _scale)
+
+
+def _scale(subject: Subject, seed: int) -> CheckResult:
+    name, expected = "attention scale", "1/√K, K the size of a head"
+    limit = subject.limits.scale
+    for number, one in enumerate(found := attentions(subject, seed)):
+        K, factor = one.queries.shape[-1], one.scale()
+        if factor is None or K < 4 or _unit(one.queries) or _balanced(one):
+            continue
+        times = abs(factor) * math.sqrt(K)
+        if times > limit:
+            measured = f"scores are {factor:.3g} · q·k, {times:.1f} times 1/√{K}"
+            cause = "the softmax saturates as heads grow wider, and its gradient vanishes: divide by √K, once"
+            return CheckResult(name, 2, "warn", measured, expected, cause, _place(one, number, len(found)))
+    told = [one.scale() for one in found]
+    if not found or all(factor is None for factor in told):
+        return CheckResult(name, 2, "n/a", _HIDDEN if not found else "no softmax of such a product was seen", expected)
+    times = max(abs(f) * math.sqrt(one.queries.shape[-1]) for f, one in zip(told, found, strict=True) if f is not None)
+    return CheckResult(name, 2, "ok", f"{times:.2g} times 1/√K", expected)
+
+
+def _unit(vectors: Tensor) -> bool:
+    """Whether each has one length: normalised queries need no such scale."""
+    norms = vectors.double().norm(dim=-1)
+    return bool(norms.std() < 1e-3 * norms.mean())
+
+
+def _balanced(one: Attention) -> bool:
+    """Whether queries begin smaller by √K, as T5 draws them in place of a scale."""
+    q, k = float(one.queries.double().std()), float(one.keys.double().std())
+    return q > 0 and k > 0 and q / k < 2 / math.sqrt(one.queries.shape[-1])
+
+
+def source(subject: Subject) -> CheckResult:
+    """Every position of the target may look at the whole source."""
+    name, expected = "source", "every position of the target sees all of the source"
+    if not subject.two:
+        return CheckResult(name, 1, "n/a", "it reads one text")
+    inputs = watched_inputs(subject)
+    T, S = subject.read(inputs).shape[1], inputs.input_ids.shape[1]
+    if T == S:
+        return CheckResult(name, 1, "n/a", "source and target have one length: they cannot be told apart", expected)
+    crossed = [one for one in attentions(subject) if one.product.shape[-2:] == (T, S) and one.weights is not None]
+    if not crossed:
+        return CheckResult(name, 1, "n/a", "not visible: no attention from target to source was seen", expected)
+    for one in crossed:
+        assert one.weights is not None
+        hidden = (one.weights.reshape(one.product.shape) == 0).all(0)  # in every row and head
+        if bool(hidden.any()):
+            t, s = (int(i) for i in hidden.nonzero()[0])
+            cause = "the mask of the target's own positions was handed to the attention over the source"
+            return CheckResult(name, 1, "fail", f"target {t} gives source {s} no weight", expected, cause)
+    return CheckResult(name, 1, "ok", f"{len(crossed)} × attention over the source, none of it hidden", expected)
+
+
+def positions(subject: Subject) -> CheckResult:
+    """The order of the tokens plays a part."""
+    name, expected = "positions", "the order of tokens plays a part"
+    if subject.plan.only_length == 1 or subject.plan.packed:
+        return CheckResult(name, 1, "n/a", "not for this kind of call")
+    cause = "no positions are added, or they are the same everywhere: a bag of words"
+    if not subject.decodes:
+        inputs = subject.batch(0)
+        order = torch.arange(inputs.input_ids.shape[1] - 1, -1, -1, device=inputs.input_ids.device)
+        there, back = subject.logits(inputs), subject.logits(Inputs(inputs.input_ids[:, order]))
+        back = back[:, order] if subject.writes else back
+        if there.shape == back.shape and torch.allclose(there, back, rtol=1e-4, atol=1e-5):
+            return CheckResult(name, 1, "warn", "tokens in reverse give the same, in reverse", expected, cause)
+        return CheckResult(name, 1, "ok", "tokens in reverse give something else", expected)
+    if subject.plan.layout == "last":
+        return CheckResult(name, 1, "n/a", "not for this kind of call")
+    inputs = watched_inputs(subject)
+    read = subject.read(inputs)
+    inputs = subject.with_read(inputs, read[:, :1].expand_as(read).contiguous())
+    T, S = read.shape[1], inputs.input_ids.shape[1]
+    with attended(T, S) as watch:
+        logits = subject.logits(inputs)
+    spread = float((logits - logits[:, -1:]).abs().nan_to_num().max())
+    scale_ = float(logits[logits.isfinite()].abs().median())
+    if spread > subject.limits.share * max(scale_, 1e-30):
+        return CheckResult(name, 1, "ok", "one token all along gives other logits at other places", expected)
+    own = [one for one in watch.found if one.product.shape[-2:] == (T, T) and one.weights is not None]
+    own = [one for one in own if T != S or not subject.two]
+    if not own:
+        return CheckResult(name, 1, "n/a", "one token gives the same everywhere; no attention is seen", expected)
+    if any(_uneven(one) for one in own):
+        return CheckResult(name, 1, "ok", "attention tells near places from far ones", expected)
+    measured = "one token all along gives the same everywhere, and attention weighs all places alike"
+    return CheckResult(name, 1, "warn", measured, expected, cause)
+
+
+def _uneven(one: Attention) -> bool:
+    """Whether a query weighs the keys that it may see differently, though all hold the same token."""
+    assert one.weights is not None
+    p = one.weights.double().reshape(one.product.shape)
+    last = p[:, -1]
+    seen = last > 0
+    share = last * seen.sum(-1, keepdim=True)
+    return bool(((share - 1).abs()[seen] > 1e-4).any())
