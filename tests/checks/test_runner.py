@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anyformer import api
 from anyformer.checks import CheckReport, CheckResult, Limits, run_checks, runner
 from anyformer.checks.results import folded
+from anyformer.core.settings import RepairSettings
 from anyformer.models.callplan import infer_call_plan
 from anyformer.models.source import load_model
 from tests.checks.hosts import GPT, Counting, Listed, Noisy, NoMask, TooWide
@@ -32,6 +34,24 @@ def test_a_right_model_passes_whole() -> None:
     }
     assert sum(verdict == "ok" for verdict in given.values()) >= 25
     assert [name for tier in (0, 1, 2) for name, _ in runner.TIERS[tier]] == [r.name for r in report.results][1:]
+
+
+def test_what_there_is_no_time_for_is_not_tried() -> None:
+    report = run_checks(GPT(), within=0.0)
+    assert {result.measured for result in report.results[1:]} == {"not tried: the time for the checks was up"}
+    assert not report.blocked
+
+
+def test_what_a_builder_exports_passes_once_it_is_repaired(tmp_path: Path) -> None:
+    export = Path(__file__).parents[1] / "models" / "builder_exports" / "as_documented.py"
+    before = run_checks(load_model(export))
+    assert before.blocked
+    assert "the output projection is missing" in before.causes[0].measured
+    assert before.causes[0].cause == "anyformer repair MODEL"
+    api.repair(export, settings=RepairSettings(write=str(tmp_path / "model.py")))
+    report = run_checks(load_model(tmp_path / "model.py"))
+    assert not report.causes
+    assert report.count("ok") >= 25
 
 
 def test_what_follows_from_a_cause_is_folded_under_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -110,12 +111,14 @@ def run_checks(
     without: Collection[str] = (),
     limits: Limits | None = None,
     longer: Trials | None = None,
+    within: float = math.inf,
     view: View | None = None,
 ) -> CheckReport:
     """Check a module from outside, on tiny random batches; it is left as it was.
 
     plan: how it is called; inferred where not given. trained: its weights are not fresh ones. only: names of checks, of
     any tier, in place of whole tiers. without: names of checks that are left out. longer: what tier 3 trains on.
+    within: seconds for all of them; those that come later are not tried, and say so.
     Raises nothing for what the module does: that is a result, with the line of its code.
     """
     begin, view = time.monotonic(), view or QuietView()
@@ -149,7 +152,8 @@ def run_checks(
                 for label, check in checks:
                     if label not in without and ((tier in tiers) if only is None else (label in only)):
                         view.status(f"checking: {label}")
-                        results.append(_waits(label, tier, results) or _run(subject, label, tier, check))
+                        left = within - (time.monotonic() - begin)
+                        results.append(_waits(label, tier, results, left) or _run(subject, label, tier, check, left))
     return CheckReport(name, folded(results), time.monotonic() - begin, plan)
 
 
@@ -160,8 +164,10 @@ def _loaded_weights(loaded: LoadedModel) -> bool:
 _TASKS = ("overfit", "noise", "previous token", "copy", "fine-tuning", "benchmark")
 
 
-def _waits(label: str, tier: int, results: list[CheckResult]) -> CheckResult | None:
+def _waits(label: str, tier: int, results: list[CheckResult], left: float) -> CheckResult | None:
     """A task takes many steps: of a module in which something is wrong already it would tell nothing new."""
+    if left <= 0:
+        return CheckResult(label, tier, "n/a", "not tried: the time for the checks was up")
     wrong = next((result.name for result in results if result.verdict == "fail"), None)
     if label == "new process" and wrong == "reload":
         return CheckResult(label, tier, "n/a", "not tried: mend reload first")
@@ -216,13 +222,13 @@ def told_by(name: str) -> tuple[str, ...]:
     return _ELSEWHERE.get(name, (name,))
 
 
-def _run(subject: Subject, label: str, tier: int, check: Check) -> CheckResult:
-    begin = time.monotonic()
+def _run(subject: Subject, label: str, tier: int, check: Check, left: float = math.inf) -> CheckResult:
+    begin, most = time.monotonic(), min(_SECONDS, left)
     try:
-        with time_limit(_SECONDS) if tier < 3 else nullcontext(), untouched(subject.awake, gradients=False):
+        with time_limit(most) if tier < 3 else nullcontext(), untouched(subject.awake, gradients=False):
             result = check(subject)
     except OutOfTime:
-        result = CheckResult(label, tier, "warn", f"not done after {_SECONDS:.0f} s, and cut off")
+        result = CheckResult(label, tier, "warn", f"not done after {most:.0f} s, and cut off")
     except Exception as error:  # noqa: BLE001  (a stranger's code may raise anything: that is the result)
         line, _, words = blame(error).rpartition("\n")
         # no line of the user's: it may be the check that is at fault, which blocks nobody's training
