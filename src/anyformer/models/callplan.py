@@ -189,7 +189,10 @@ def _find(prober: Prober, said: Stated, objective: Objective | None) -> Found:
         if two is None:
             if failures and not isinstance(error, SampledItems):
                 told = {sameness(line).strip() for line in error.detail.splitlines()}
-                more = {sameness(f).strip(): f for f in failures if sameness(f).strip() not in told}
+                more: dict[str, str] = {}
+                for failure in failures:  # of those that fail alike the plainest, which came first
+                    if sameness(failure).strip() not in told:
+                        more.setdefault(sameness(failure).strip(), failure)
                 error.detail += "".join(f"\n{f}" for f in list(more.values())[:3])
             if not isinstance(error, SampledItems | OneNumber):
                 refuse_equal_lengths(prober, said, error.detail)

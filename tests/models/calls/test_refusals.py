@@ -111,3 +111,18 @@ def test_the_line_at_which_every_call_ended_is_named_first() -> None:
     with pytest.raises(CallError) as caught:
         infer_call_plan(TwoWays())
     assert caught.value.fix.startswith("forward should take ids")
+
+
+def test_what_gives_back_what_it_is_given_reads_no_features() -> None:
+    class First(nn.Module):
+        """encode() is to be called before."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head, self.memory = nn.Embedding(30, 16), nn.Linear(16, 30), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x if self.memory is None else self.head(self.words(x) + self.memory)
+
+    with pytest.raises(CallError, match="no way to call First"):
+        infer_call_plan(First())

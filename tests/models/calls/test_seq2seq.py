@@ -713,3 +713,24 @@ def test_a_decoder_that_is_causal_only_where_a_mask_of_padding_is_given() -> Non
     kept = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     padded = call_logits(module, plan, source, target_ids=read, target_mask=kept)
     assert torch.allclose(padded[0, :3], module(source[:1], read[:1, :3], torch.ones(1, 3))[0], atol=1e-5)
+
+
+def test_of_calls_that_fail_alike_the_plainest_is_told() -> None:
+    class Swapped(nn.Module):
+        """Its author gave the width where the length belongs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.write = nn.Embedding(30, 16), nn.Embedding(30, 16)
+            self.places, self.head = nn.Parameter(torch.randn(16, 24)), nn.Linear(16, 30)
+
+        def forward(self, src: Tensor, tgt: Tensor, tgt_mask: Tensor | None = None) -> Tensor:
+            y = self.write(tgt)
+            if tgt_mask is not None:
+                y = y + tgt_mask.float() @ torch.ones(7, 16)
+            return self.head(y + self.read(src).mean(1, keepdim=True) + self.places[: tgt.shape[1]])
+
+    with pytest.raises(CallError) as caught:
+        infer_call_plan(Swapped())
+    assert "size of tensor a (16) must match the size of tensor b (24)" in caught.value.detail
+    assert "places" in caught.value.detail
