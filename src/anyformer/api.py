@@ -453,6 +453,7 @@ def evaluate(
         loaded,
         data if data is not None else chosen.data,
         chosen.text_column,
+        target_data=chosen.target_data,
         batch_size=chosen.batch_size,
         device=choose_device(chosen.use_gpu),
         view=view,

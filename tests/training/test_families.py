@@ -150,6 +150,15 @@ def test_held_out_files_and_others_to_evaluate(run: Fit, tmp_path: Path) -> None
     assert len(text) == 1
     with pytest.raises(SettingsError, match="none is given"):
         api.generate_text(result.run_path, model=model_of("seq2seq"))
+    moved = (tmp_path / "val.b").rename(tmp_path / "elsewhere.txt")  # no file beside it that could be guessed
+    named = EvaluateSettings(target_data=str(moved))
+    data, translator = str(tmp_path / "val.a"), model_of("seq2seq")
+    assert api.evaluate(result.run_path, data, model=translator, settings=named).loss == pytest.approx(other.loss)
+    with pytest.raises(SettingsError, match="target_data is given without data"):
+        api.evaluate(result.run_path, model=translator, settings=named)
+    masked = run("masked", max_steps=1).run_path
+    with pytest.raises(SettingsError, match="the run's objective is masked"):
+        api.evaluate(masked, data, model=model_of("masked"), settings=named)
 
 
 @pytest.mark.parametrize("objective", FAMILIES)

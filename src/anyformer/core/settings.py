@@ -283,6 +283,9 @@ class EvaluateSettings:
 
     data: str | None = None
     """Text to evaluate on, all of it; the run's own held-out text where not given."""
+    target_data: str | None = None
+    """For seq2seq from two files: data holds the texts to read, this one the texts to write; the file beside it, named
+    as in training, where not given."""
     text_column: str | None = None
     """Column that holds the text; found by name where not given."""
     batch_size: int = 16

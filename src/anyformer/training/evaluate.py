@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from anyformer.core.errors import DataError
+from anyformer.core.errors import DataError, SettingsError
 from anyformer.core.findings import Finding
 from anyformer.core.places import from_here
 from anyformer.core.protocols import View
@@ -110,6 +110,7 @@ def evaluate_run(
     source: Any,
     text_column: str | None,
     *,
+    target_data: str | None = None,
     batch_size: int,
     device: torch.device,
     view: View,
@@ -117,6 +118,7 @@ def evaluate_run(
     """(name of the data, figures as in "results" of run.json, findings).
 
     source: a path or an object, all of which is measured; None for the run's own held-out part.
+    target_data: file with the texts to write, of a run on two files.
     Raises DataError where that is not what it was, or the data does not fit the run.
     """
     settings = loaded.manifest["settings"]
@@ -127,8 +129,13 @@ def evaluate_run(
             fix="evaluate(run, data=...), or --data FILE",
         )
     objective = objective_of(loaded)
+    if target_data is not None and source is None:
+        raise SettingsError("target_data is given without data", fix="--data FILE holds the texts to read")
+    if target_data is not None and objective != "seq2seq":
+        raise SettingsError(f"target_data is given, but the run's objective is {objective}", fix="leave it out")
     if objective in ("seq2seq", "classification"):
-        return _examples(loaded, recorded, objective, source, text_column, batch_size, device, view)
+        given = (source, target_data)
+        return _examples(loaded, recorded, objective, given, text_column, batch_size, device, view)
     if source is None and recorded.stream:
         return _of_stream(loaded, recorded, objective, batch_size, device, view)
     if source is not None:
@@ -200,19 +207,22 @@ def _examples(
     loaded: LoadedRun,
     recorded: TrainSettings,
     kind: Kind,
-    source: Any,
+    given: tuple[Any, str | None],
     text_column: str | None,
     batch_size: int,
     device: torch.device,
     view: View,
 ) -> tuple[str, dict[str, Any], list[Finding]]:
+    source, target_data = given
     columns = columns_of(recorded)
     if source is None:
         train, examples, _ = sides_of(recorded.data, recorded, kind)
         _require_same(loaded, train.name, fingerprint(train, examples))
     else:
         columns = replace(columns, text=text_column or columns.text)
-        if columns.target_data is not None:
+        if target_data is not None:
+            columns = replace(columns, target_data=target_data)
+        elif columns.target_data is not None:
             columns = held_out_columns(columns, str(source)) if isinstance(source, str) else columns
         examples = open_examples(source, kind, columns)
     classes = tuple(loaded.manifest["data"].get("classes", ()))
