@@ -87,7 +87,11 @@ def test_a_run_that_goes_on_is_not_checked_again(tmp_path: Path, monkeypatch: py
 
 def test_in_python_it_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(BREAKS)
-    given: dict[str, Any] = {"data": ["the cat sat on the mat. " * 40] * 20, "max_steps": 1, "view": QuietView()}
+    given: dict[str, Any] = {
+        "data": [f"the {n} cat sat on the mat. " * 40 for n in range(20)],
+        "max_steps": 1,
+        "view": QuietView(),
+    }
     with pytest.raises(CallError, match="rows in training"):
         api.train("model.py", **given)
     with pytest.raises(SettingsError, match="skip_checks is True; it must be str or None"):

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anyformer.checks.attended import Attention, Watch, attended
+from anyformer.checks.forward import unheeded
 from anyformer.checks.results import CheckResult, Series
 from anyformer.checks.subject import Subject
 from anyformer.models.inputs import Inputs
@@ -98,6 +100,8 @@ def _attention(subject: Subject, seed: int) -> CheckResult:
     narrowest = min(float(spread.mean()) for spread in spreads)
     measured = f"{len(seen)} × a softmax over the keys; the narrowest spreads over {narrowest:.0%} of what it may see"
     maps = (*_maps(seen), _entropies(seen, spreads))
+    for share, where in ((_ahead(subject, seen), "later tokens"), (_on_padding(subject, seed), "hidden ones")):
+        measured += f"; up to {share:.0%} of a query's weight lies on {where}" if share else ""
     collapsed = sum(int((_largest(one) > _COLLAPSED).sum()) for one in seen)
     heads = sum(len(spread) for spread in spreads)
     if collapsed:
@@ -131,6 +135,34 @@ def _spread(one: Attention) -> Tensor:
     entropy = -(p * p.clamp_min(1e-30).log()).sum(-1)
     allowed = (p > 0).sum(-1).clamp_min(1)
     return (entropy.exp() / allowed).mean(-1)
+
+
+def _ahead(subject: Subject, seen: list[Attention]) -> float:
+    """Of a decoder's attention over its own text: the largest share of a query's weight that lies on later places."""
+    inputs = watched_inputs(subject)
+    T, S = subject.read(inputs).shape[1], inputs.input_ids.shape[1]
+    if not subject.decodes or (subject.two and T == S):
+        return 0.0
+    return max(
+        (float(_weights(one).triu(1).sum(-1).max()) for one in seen if one.product.shape[-2:] == (T, T)), default=0.0
+    )
+
+
+def _on_padding(subject: Subject, seed: int) -> float:
+    """The largest share of a query's weight on a token that the padding mask hides; 0 where there is none."""
+    masks = subject.plan.mask_arg is not None or any(a.role == "mask" for a in subject.plan.extras)
+    plan = subject.plan if masks else unheeded(subject)
+    inputs = watched_inputs(subject, seed)
+    T, at = inputs.input_ids.shape[1], 1
+    if plan is None or subject.two or T < 3:
+        return 0.0
+    shown = torch.ones_like(inputs.input_ids)
+    shown[:, at] = 0
+    with attended(T) as watch:
+        subject.prober.logits(plan, replace(inputs, attention_mask=shown))
+    seen = [one for one in watch.found if one.weights is not None and one.product.shape[-2:] == (T, T)]
+    others = [t for t in range(T) if t != at]
+    return max((float(_weights(one)[:, others, at].max()) for one in seen), default=0.0)
 
 
 def _largest(one: Attention) -> Tensor:

@@ -5,6 +5,7 @@ B batch, T time.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from anyformer.checks.results import CheckResult, Series
 from anyformer.checks.subject import Subject
 from anyformer.models.calling import call_logits
+from anyformer.models.files.limits import available_memory
 
 _TRAINING_BYTES = 16
 """Of a parameter in float32: its value, its gradient and the two moments of AdamW, 4 bytes each."""
@@ -30,11 +32,21 @@ def budget(subject: Subject) -> CheckResult:
     needed = _TRAINING_BYTES * count + each * B * T
     measured = f"{count:,} parameters, {6 * count / 1e9:.2g} GFLOP per trained token, {needed / 1e9:.2g} GB to train"
     how = f"of {B} × {T:,} tokens in float32" + (", activations not measured" if saved is None else "")
-    expected = f"within {subject.limits.colab / 1e9:.0f} GB"
-    if needed > subject.limits.colab:
+    here, named = _memory_here()
+    expected = f"within {subject.limits.colab / 1e9:.0f} GB" + (
+        f", and the {here / 1e9:.0f} GB {named}" if here else ""
+    )
+    if needed > min(subject.limits.colab, here or math.inf):
         cause = "a smaller batch, gradient accumulation, shorter sequences, or --activation_checkpointing"
         return CheckResult("budget", 0, "warn", f"{measured} {how}", expected, cause)
     return CheckResult("budget", 0, "ok", f"{measured} {how}", expected)
+
+
+def _memory_here() -> tuple[int | None, str]:
+    """Bytes of the GPU that is here, else those that can be taken now, and what they are."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory, "of the GPU"
+    return available_memory(), "free here"
 
 
 def _saved_bytes(subject: Subject, B: int, T: int) -> int | None:

@@ -16,14 +16,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from anyformer.checks.results import TROUBLE, CheckResult
 from anyformer.checks.subject import Subject
 from anyformer.models.blame import blame
+from anyformer.models.calling import call_logits
 from anyformer.models.calls.causal import in_training, measure
 from anyformer.models.calls.culprit import leak_reason, leaking_part, no_past_reason
 from anyformer.models.calls.evidence import gather
 from anyformer.models.calls.hiding import hides
+from anyformer.models.calls.masks import with_argument
 from anyformer.models.calls.probing import difference, tolerance
 from anyformer.models.calls.properties import batch_finding
 from anyformer.models.calls.repeats import repeat_finding
-from anyformer.models.inputs import rows
+from anyformer.models.inputs import Inputs, rows
+from anyformer.models.plan import Argument, CallPlan
 
 _SAME = "equal but for rounding"
 _KEPT = "a state kept between calls"  # as repeat_finding begins
@@ -50,6 +53,8 @@ def finite(subject: Subject) -> CheckResult:
 
 def repeat(subject: Subject) -> CheckResult:
     """The same ids give the same logits twice in eval mode."""
+    if "stateful" in subject.declared:
+        return CheckResult("repeat", 1, "n/a", "declared stateful: a text may change what comes after it")
     found = repeat_finding(subject.prober, subject.plan)
     verdict = "warn" if found.verdict == "note" else found.verdict
     return CheckResult("repeat", 1, verdict, found.measured, "the same ids, the same logits", found.reason)
@@ -59,6 +64,8 @@ def state(subject: Subject) -> CheckResult:
     """A, B, A: what was read before changes nothing."""
     expected = "a text gives the same before and after another one"
     cause = "a cache, counter or buffer that forward writes and reads: clear it at the start of each call"
+    if "stateful" in subject.declared:
+        return _in_turn(subject)
     at_once = repeat_finding(subject.prober, subject.plan)
     if at_once.verdict in TROUBLE:
         kept = at_once.reason.startswith(_KEPT)
@@ -78,8 +85,29 @@ def state(subject: Subject) -> CheckResult:
                        expected, cause)  # fmt: skip
 
 
+def _in_turn(subject: Subject) -> CheckResult:
+    """Of a model that is meant to keep a state: what it gives hangs on what it has read, and on nothing else."""
+    expected = "two copies that read the same texts in turn give the same"
+    for seed in subject.limits.seeds:
+        texts = [subject.batch(seed), subject.batch(seed + 10), subject.batch(seed)]
+        first, second = ([_read(copy, subject, text) for text in texts] for copy in subject.copies(2))
+        if any(_apart(one, two, subject) > 1 for one, two in zip(first, second, strict=True)):
+            cause = "what it keeps is no part of the module, or is drawn at random"
+            return CheckResult("state", 1, "fail", "two copies differ", expected, cause)
+    return CheckResult("state", 1, "ok", "declared stateful: copies that read the same in turn give the same", expected)
+
+
+def _read(module: nn.Module, subject: Subject, text: Inputs) -> Tensor:
+    return call_logits(module, subject.plan, text.input_ids, target_ids=text.target_ids)
+
+
+_MIXES = "declared cross-batch: rows see one another"
+
+
 def alone(subject: Subject) -> CheckResult:
     """A row alone gives what it gives in a batch."""
+    if "cross-batch" in subject.declared:
+        return CheckResult("rows", 1, "n/a", _MIXES)
     found = batch_finding(subject.prober, subject.plan)
     return CheckResult("rows", 1, found.verdict, found.measured, "a row alone = the row in a batch", found.reason)
 
@@ -128,7 +156,8 @@ def future(subject: Subject) -> CheckResult:
     if sight.leak is None:
         trained = in_training(subject.prober, subject.plan, target=subject.two)
         normed = any(isinstance(m, _BatchNorm) for m in subject.awake.modules())  # told by "rows in training"
-        if trained.leak is not None and not normed:
+        mixes = normed or "cross-batch" in subject.declared
+        if trained.leak is not None and not mixes:
             cause = "in training mode each position sees later ones: the mask is there in eval mode only"
             return CheckResult("future", 1, "fail", f"in training mode {trained.leak.text()}", expected, cause)
         measured = f"{sight.checked} tokens changed, in texts of up to {sight.longest}: no logit before them moves"
@@ -170,12 +199,33 @@ def padding(subject: Subject) -> CheckResult:
     expected = "hidden tokens move no logit of the others"
     masks = [a for a in subject.plan.extras if a.role == "mask"]
     if subject.plan.mask_arg is None and not masks:
-        return _own_padding(subject, expected)
+        partly = unheeded(subject)
+        if partly is None:
+            return _own_padding(subject, expected)
+        cause = "the mask is not handed to every layer, or takes too little away"
+        name = partly.mask_arg or ""
+        return CheckResult(
+            "padding", 1, "warn", f"{name} changes the logits, and hides no token", expected, cause, name
+        )
     found = hides(subject.prober, subject.plan)
     if found.works:
         return CheckResult("padding", 1, "ok", "hidden tokens move no other logit", expected)
     cause = "the mask is not handed to every layer, has no effect, or is the wrong way round (1 = keep)"
     return CheckResult("padding", 1, "warn", found.why, expected, cause)
+
+
+def unheeded(subject: Subject) -> CallPlan | None:
+    """The call with the mask that the plan leaves out, for it hides nothing, though a 0 in it changes something."""
+    told = [f for f in subject.plan.findings if f.name == "mask" and f.verdict == "note" and _NOT_HIDDEN in f.reason]
+    for finding in told:
+        name = finding.measured.partition(" ")[0]
+        given = with_argument(subject.plan, Argument(name, "mask", "BT", "int64", "keep"))
+        if not hides(subject.prober, given, against=subject.plan).idle:
+            return given
+    return None
+
+
+_NOT_HIDDEN = "a padded token is not hidden"
 
 
 class _Compared(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -231,6 +281,8 @@ def _own_padding(subject: Subject, expected: str) -> CheckResult:
 def rows_in_training(subject: Subject) -> CheckResult:
     """In training mode, dropout apart, a row alone gives what it gives in a batch, too."""
     name, expected = "rows in training", "a row alone = the row in a batch"
+    if "cross-batch" in subject.declared:
+        return CheckResult(name, 1, "n/a", _MIXES)
     inputs = subject.batch(0)
     try:
         with subject.training():

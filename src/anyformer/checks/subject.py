@@ -5,6 +5,7 @@ B batch, T time, S time of the target, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from anyformer.core.protocols import View
 from anyformer.core.view import QuietView
 from anyformer.models.calls.calm import calm
+from anyformer.models.calls.overrides import stated
 from anyformer.models.calls.probing import Prober, high, target_high, woken
 from anyformer.models.inputs import Inputs
 from anyformer.models.plan import CallPlan
@@ -115,6 +117,15 @@ class Subject:
         other = T if plan.only_length else max(2, T - 1)
         prober.sizes = ((2, T, max(2, T - 2)), (3, other, T))
         return cls(module, plan, awake, prober, loaded, trained, limits, trials, view)
+
+    @property
+    def declared(self) -> frozenset[str]:
+        """What the design is meant to do: ``call: declares:`` of anyformer.yaml."""
+        return stated(self.loaded.overrides).declared if self.loaded is not None else frozenset()
+
+    def copies(self, count: int) -> list[nn.Module]:
+        """Copies of the awake module. Raises what deepcopy raises."""
+        return [copy.deepcopy(self.awake) for _ in range(count)]
 
     @property
     def length(self) -> int:

@@ -146,12 +146,27 @@ def _infer(prober: Prober, said: Stated, objective: Objective | None) -> CallPla
         about_ids,
         *about_order,
         *about_family,
-        repeats,
-        _batch(prober, plan, repeats),
+        _as_declared(repeats, said, "stateful"),
+        _as_declared(_batch(prober, plan, repeats), said, "cross-batch"),
         about_positions,
     ]
     findings += _unmentioned(plan, findings)
     return replace(plan, max_positions=longest, only_length=prober.fixed, findings=tuple(findings))
+
+
+_DECLARED = "declared "
+
+
+def _as_declared(finding: Finding, said: Stated, design: str) -> Finding:
+    """What would block, but is meant so."""
+    if finding.verdict != "fail" or design not in said.declared:
+        return finding
+    return replace(finding, verdict="note", reason=f"{_DECLARED}{design}: {finding.reason}")
+
+
+def is_declared(finding: Finding) -> bool:
+    """Whether it would block, but is meant so."""
+    return finding.verdict == "note" and finding.reason.startswith(_DECLARED)
 
 
 def _unmentioned(plan: CallPlan, findings: list[Finding]) -> list[Finding]:

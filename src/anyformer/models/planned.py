@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from anyformer.core.errors import CallError
-from anyformer.models.callplan import infer_call_plan
+from anyformer.models.callplan import infer_call_plan, is_declared
 from anyformer.models.calls.overrides import FILE
 from anyformer.models.plan import CallPlan, Objective
 from anyformer.models.proofs import prove_plan
@@ -43,6 +43,7 @@ def require_proven(
     """
     insisted = ("causality", "warn")
     known = {f.name for f in plan.findings if f.verdict == "fail" or (f.name, f.verdict) == insisted}
+    known |= {f.name for f in plan.findings if is_declared(f)}
     bad = [f for f in prove_plan(module, plan) if f.verdict == "fail" and f.name not in known]
     if bad:
         lines = [f"{f.name}: {f.measured}" + (f" (expected: {f.expected})" if f.expected else "") for f in bad]

@@ -14,6 +14,8 @@ from anyformer.core.errors import CallError
 from anyformer.models.plan import Family, LogitsPath
 
 FILE = "anyformer.yaml"
+DECLARED = ("stateful", "cross-batch")
+_EXPECTED = f"expected some of {', '.join(DECLARED)}; what may look ahead is stated by family: encoder"
 _ROLES = ("positions", "segments", "lengths", "padding_id", "causal_mask", "mask")
 
 
@@ -39,6 +41,9 @@ class Stated:
     """decoder, encoder, encoder_decoder, classifier."""
     shift: str | None = None
     """caller (logits[t] are for token t + 1) or inside (the model shifts right: logits[t] are for token t)."""
+    declares: str | None = None
+    """What is meant so, with commas between: stateful (a text may change what comes after it), cross-batch (rows see
+    one another). It is then judged by its own rule, and does not block."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Further parameters: a constant, or one of positions, segments, lengths, padding_id, causal_mask, mask."""
 
@@ -59,6 +64,11 @@ class Stated:
             if step:
                 path.append(int(step) if step.lstrip("-").isdigit() else step)
         return "output", tuple(path)
+
+    @property
+    def declared(self) -> frozenset[str]:
+        """The words of ``declares``."""
+        return frozenset(word.strip() for word in (self.declares or "").split(",") if word.strip())
 
     def lines(self) -> list[str]:
         """What is stated, one a line, for messages."""
@@ -90,7 +100,10 @@ def stated(overrides: Mapping[str, Any] | None) -> Stated:
     ):
         if key in values and values[key] not in allowed:
             raise CallError(f"{FILE}: call.{key} is {values[key]!r}", f"expected one of {', '.join(allowed)}")
-    return Stated(**values, arguments=dict(arguments))
+    said = Stated(**values, arguments=dict(arguments))
+    if others := said.declared - set(DECLARED):
+        raise CallError(f"{FILE}: call.declares is {said.declares!r}", f"{', '.join(sorted(others))}: {_EXPECTED}")
+    return said
 
 
 def role_stated(value: Any) -> str | None:

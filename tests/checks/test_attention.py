@@ -1,0 +1,87 @@
+"""What is seen of attention: heads that look at one token, weight on later and hidden ones, where it is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from anyformer.checks import CheckResult, run_checks
+from tests.checks.hosts import GPT, Attention, NoMask
+
+
+class Sharp(Attention):
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return 1e5 * super().scores(q, k)
+
+
+class Collapsed(GPT):
+    attention = Sharp
+
+
+class Unmasked(GPT):
+    attention = NoMask
+
+
+class Hiding(Attention):
+    keep: Tensor | None = None
+
+    def masked(self, scores: Tensor) -> Tensor:
+        scores = super().masked(scores)
+        return scores if self.keep is None else scores.masked_fill(self.keep[:, None, None, :] == 0, -1e4)
+
+
+class Padded(GPT):
+    """The mask is handed to the first block alone."""
+
+    attention = Hiding
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        self.blocks[0].attention.keep = attention_mask
+        return super().forward(ids)
+
+
+class Hidden(Padded):
+    """To both."""
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        self.blocks[1].attention.keep = attention_mask
+        return super().forward(ids, attention_mask)
+
+
+def seen(module: Any, **rest: Any) -> CheckResult:
+    report = run_checks(module, only=("attention",), **rest)
+    return next(result for result in report.results if result.name == "attention")
+
+
+def test_heads_that_look_at_one_token_are_odd_in_fresh_weights_alone() -> None:
+    result = seen(Collapsed())
+    assert result.verdict == "warn"
+    assert "8 of 16 heads" in result.measured or "16 of 16 heads" in result.measured
+    assert result.where == "blocks.0.attention"
+    assert seen(Collapsed(), trained=True).verdict == "ok"
+    assert "look at one token" not in seen(GPT()).measured
+
+
+def test_weight_on_later_tokens_is_told() -> None:
+    measured = seen(Unmasked()).measured
+    share = int(measured.split("up to ")[1].split("%")[0])
+    assert share > 50  # the first query's: of 11 keys all but its own are later
+    assert "later tokens" not in seen(GPT()).measured
+
+
+def test_a_mask_that_one_block_heeds_is_told_and_the_weight_on_hidden_tokens() -> None:
+    report = run_checks(Padded(), only=("padding",))
+    (cause,) = report.causes
+    assert (cause.name, cause.measured) == ("padding", "attention_mask changes the logits, and hides no token")
+    assert "lies on hidden ones" in seen(Padded()).measured
+    assert "hidden ones" not in seen(Hidden()).measured
+    assert not run_checks(Hidden(), only=("padding",)).causes
+
+
+def test_a_mask_that_nothing_looks_at_is_no_cause() -> None:
+    class Unread(GPT):
+        def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return super().forward(ids)
+
+    assert not run_checks(Unread(), only=("padding",)).causes
