@@ -17,7 +17,8 @@ from anyformer.checks.results import folded
 from anyformer.core.settings import RepairSettings
 from anyformer.models.callplan import infer_call_plan
 from anyformer.models.source import load_model
-from tests.checks.hosts import GPT, Counting, Listed, Noisy, NoMask, TooWide
+from benchmarks.mutants.planted import host_source
+from tests.checks.hosts import GPT, Counting, Listed, Noisy, NoMask, TooWide, V
 
 
 def verdicts(report: CheckReport) -> dict[str, str]:
@@ -52,6 +53,50 @@ def test_what_a_builder_exports_passes_once_it_is_repaired(tmp_path: Path) -> No
     report = run_checks(load_model(tmp_path / "model.py"))
     assert not report.causes
     assert report.count("ok") >= 25
+
+
+def test_a_file_of_several_models_is_built_again_by_its_class(tmp_path: Path) -> None:
+    source = host_source("gpt")
+    (tmp_path / "model.py").write_text(
+        source + source[source.index("class GPT(") :].replace("class GPT(", "class Other(")
+    )
+    for spec in (f"{tmp_path / 'model.py'}:GPT", f"{tmp_path}:GPT"):
+        report = run_checks(load_model(spec), only=("reload", "new process"))
+        assert verdicts(report) == {"call": "ok", "own loss": "ok", "reload": "ok", "new process": "ok"}
+
+
+def test_where_there_is_no_room_for_a_copy_none_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyformer.checks.subject.available_memory", lambda: 1000)
+    report = run_checks(load_model("example:gpt"), only=("reload", "new process", "float64"))
+    assert {name for name, verdict in verdicts(report).items() if verdict == "n/a"} == {
+        *("reload", "new process", "float64")
+    }
+    assert "would be needed, 0.0 GB are free" in report.results[-1].measured
+
+
+def test_labels_that_are_viewed_may_be_cut(tmp_path: Path) -> None:
+    class Viewing(GPT):
+        def forward(self, ids: Tensor) -> Tensor:
+            return super().forward(ids.view(-1).view(ids.shape))
+
+    assert not run_checks(Viewing(), only=("prefix", "padding")).causes
+
+
+def test_a_state_of_training_mode_is_no_look_ahead() -> None:
+    class Writing(GPT):
+        """In training mode each call adds what it read to a memory, which the next one reads."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("memory", torch.zeros(200_000))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            logits = super().forward(ids) + self.memory.sum()
+            if self.training:
+                self.memory = self.memory + logits.detach().std() / len(self.memory) * torch.arange(1, V + 1).sum()
+            return logits * (1 + self.memory.mean())
+
+    assert not run_checks(Writing(), only=("future",)).causes
 
 
 def test_what_follows_from_a_cause_is_folded_under_it() -> None:

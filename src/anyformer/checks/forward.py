@@ -136,7 +136,7 @@ def prefix(subject: Subject) -> CheckResult:
         inputs = subject.batch(seed)
         whole = subject.logits(inputs)
         for t in sorted({max(1, T // 4), T // 2, max(1, T - 1)}):
-            cut = subject.with_read(inputs, subject.read(inputs)[:, :t])
+            cut = subject.with_read(inputs, subject.read(inputs)[:, :t].contiguous())
             apart = _apart(whole[:, :t], subject.logits(cut), subject)
             worst, at = (apart, t) if apart > worst else (worst, at)
     if worst <= 1:
@@ -154,7 +154,11 @@ def future(subject: Subject) -> CheckResult:
     if sight.nan or not sight.checked:
         return CheckResult("future", 1, "n/a", "cannot be measured: no second batch gives finite logits", expected)
     if sight.leak is None:
-        trained = in_training(subject.prober, subject.plan, target=subject.two)
+        with subject.training():
+            inputs = subject.batch(0)
+            first, second = (subject.prober.try_logits(subject.plan, inputs) for _ in range(2))
+        moves = first is not None and second is not None and _apart(first, second, subject) > 1  # it keeps a state then
+        trained = sight if moves else in_training(subject.prober, subject.plan, target=subject.two)
         normed = any(isinstance(m, _BatchNorm) for m in subject.awake.modules())  # told by "rows in training"
         mixes = normed or "cross-batch" in subject.declared
         if trained.leak is not None and not mixes:
@@ -264,7 +268,7 @@ def _own_padding(subject: Subject, expected: str) -> CheckResult:
     if not ids or subject.plan.only_length or short < 2 or subject.plan.layout == "last":
         return CheckResult("padding", 1, "n/a", "it takes no padding mask", expected)
     pad = ids[0]
-    cut = replace(inputs, input_ids=inputs.input_ids[:, :short])
+    cut = replace(inputs, input_ids=inputs.input_ids[:, :short].contiguous())
     padded = torch.full_like(inputs.input_ids, pad)
     padded[:, :short] = inputs.input_ids[:, :short]
     whole = subject.logits(replace(inputs, input_ids=padded))

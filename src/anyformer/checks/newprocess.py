@@ -35,6 +35,8 @@ def new_process(subject: Subject) -> CheckResult:
     loaded = subject.loaded
     if loaded is None or loaded.provenance.kind == "module":
         return CheckResult(name, 1, "n/a", "given as an object: how it is built is not known", expected)
+    if why := subject.no_room(4):
+        return CheckResult(name, 1, "n/a", why, expected)
     inputs = subject.batch(0)
     try:
         config = json.dumps(loaded.provenance.config)
@@ -44,7 +46,7 @@ def new_process(subject: Subject) -> CheckResult:
         folder = Path(place)
         torch.save(subject.module.state_dict(), folder / "weights.pt")
         torch.save({"ids": inputs.input_ids.cpu(), "target": _on_cpu(inputs.target_ids)}, folder / "ids.pt")
-        given = {"location": loaded.provenance.location, "config": json.loads(config), "plan": subject.plan.to_dict()}
+        given = {"location": subject.place, "config": json.loads(config), "plan": subject.plan.to_dict()}
         (folder / "given.json").write_text(json.dumps({**given, "threads": torch.get_num_threads()}), encoding="utf-8")
         paths = os.pathsep.join(path for path in sys.path if path)
         try:

@@ -116,6 +116,8 @@ def _spreads(module: nn.Module) -> Series:
 def float64(subject: Subject) -> CheckResult:
     """In double precision it gives the same, but for rounding."""
     name, expected, inputs = "float64", "equal to a thousandth of the usual logit", subject.batch(0)
+    if why := subject.no_room(8):
+        return CheckResult(name, 1, "n/a", why, expected)
     try:
         double = copy.deepcopy(subject.awake).double()
     except Exception as error:  # noqa: BLE001  (a stranger's attributes may refuse to be copied in any way)
@@ -172,8 +174,10 @@ def reload(subject: Subject) -> CheckResult:
     loaded = subject.loaded
     if loaded is None or loaded.provenance.kind == "module":
         return CheckResult(name, 1, "n/a", "given as an object: how it is built is not known", expected)
+    if why := subject.no_room(4):
+        return CheckResult(name, 1, "n/a", why, expected)
     try:
-        other = load_model(loaded.provenance.location, config=loaded.provenance.config, seed=10_007).module
+        other = load_model(subject.place, config=loaded.provenance.config, seed=10_007).module
         other.load_state_dict(subject.module.state_dict())
     except (AnyformerError, RuntimeError, KeyError) as error:
         return CheckResult(name, 1, "warn", f"{type(error).__name__}: {str(error)[:200]}", expected)

@@ -17,6 +17,7 @@ from anyformer.core.view import QuietView
 from anyformer.models.calls.calm import calm
 from anyformer.models.calls.overrides import stated
 from anyformer.models.calls.probing import Prober, high, target_high, woken
+from anyformer.models.files.limits import available_memory
 from anyformer.models.inputs import Inputs
 from anyformer.models.plan import CallPlan
 from anyformer.models.probes import set_mode
@@ -126,6 +127,22 @@ class Subject:
     def copies(self, count: int) -> list[nn.Module]:
         """Copies of the awake module. Raises what deepcopy raises."""
         return [copy.deepcopy(self.awake) for _ in range(count)]
+
+    @property
+    def place(self) -> str:
+        """From where a loaded model is built again, class and all."""
+        assert self.loaded is not None
+        origin = self.loaded.provenance
+        if origin.kind not in ("file", "folder"):
+            return origin.location
+        return f"{next(iter(self.loaded.sources.values()))}:{origin.class_name}"
+
+    def no_room(self, bytes_each: int) -> str:
+        """Why there is no memory for so many bytes more for each parameter; "" where there is."""
+        needed, free = bytes_each * self.parameters(), available_memory()
+        if free is None or 1.5 * needed < free:
+            return ""
+        return f"another {needed / 1e9:.1f} GB would be needed, {free / 1e9:.1f} GB are free"
 
     @property
     def length(self) -> int:
