@@ -18,7 +18,7 @@ from anyformer.core.settings import RepairSettings
 from anyformer.models.callplan import infer_call_plan
 from anyformer.models.source import load_model
 from benchmarks.mutants.planted import host_source
-from tests.checks.hosts import GPT, Counting, Listed, Noisy, NoMask, TooWide, V
+from tests.checks.hosts import GPT, POSITIONS, Counting, D, Listed, Noisy, NoMask, TooWide, V
 
 
 def verdicts(report: CheckReport) -> dict[str, str]:
@@ -97,6 +97,35 @@ def test_a_state_of_training_mode_is_no_look_ahead() -> None:
             return logits * (1 + self.memory.mean())
 
     assert not run_checks(Writing(), only=("future",)).causes
+
+
+class Convolving(GPT):
+    """Causal by Fourier transforms, whose sums round; scaled: by filters that know how long the text is."""
+
+    scaled = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.blocks, self.positions
+        self.filter = nn.Parameter(torch.randn(POSITIONS, D).cumsum(0) * 0.02)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        T = ids.shape[1]
+        x = self.tokens(ids)
+        filter_ = self.filter[:T] * (1 + T if self.scaled else 1)
+        both = torch.fft.rfft(x, 2 * T, dim=1) * torch.fft.rfft(filter_, 2 * T, dim=0)
+        return self.head(self.norm(x + torch.fft.irfft(both, 2 * T, dim=1)[:, :T]))
+
+
+class Scaled(Convolving):
+    scaled = True
+
+
+def test_rounding_is_no_leak_and_a_length_that_counts_blocks_nothing() -> None:
+    report = run_checks(Convolving(), only=("future gradient", "prefix", "future"))
+    assert verdicts(report) == {"call": "ok", "future gradient": "ok", "prefix": "ok", "future": "ok"}
+    report = run_checks(Scaled(), only=("future gradient", "prefix", "future"))
+    assert [(cause.name, cause.verdict) for cause in report.causes] == [("prefix", "warn")]
 
 
 def test_what_follows_from_a_cause_is_folded_under_it() -> None:
