@@ -128,6 +128,52 @@ def test_rounding_is_no_leak_and_a_length_that_counts_blocks_nothing() -> None:
     assert [(cause.name, cause.verdict) for cause in report.causes] == [("prefix", "warn")]
 
 
+def test_a_text_of_padding_alone_need_give_nothing() -> None:
+    class Hiding(GPT):
+        """Its padding has id 1; a row that is padding alone is refused, as nested tensors do."""
+
+        def forward(self, ids: Tensor) -> Tensor:
+            if bool((ids == 1).all(1).any()):
+                raise RuntimeError("a row without a token")
+            return super().forward(ids)
+
+    assert not run_checks(Hiding(), only=("finite",)).causes
+
+
+def test_dropout_inside_an_lstm_makes_no_rows_differ() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.tokens, self.head = nn.Embedding(V, D), nn.Linear(D, V)
+            self.core = nn.LSTM(D, D, num_layers=2, dropout=0.5, batch_first=True)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.core(self.tokens(ids))[0])
+
+    module = Recurrent()
+    assert verdicts(run_checks(module, only=("rows in training",)))["rows in training"] == "ok"
+    assert module.core.dropout == 0.5
+
+
+def test_bfloat16_is_tried_as_training_computes(tmp_path: Path) -> None:
+    class Stock(nn.Module):
+        """In eval mode torch computes the layer as one operation, which fails under autocast."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.head = nn.Embedding(V, D), nn.Linear(D, V)
+            self.layer = nn.TransformerEncoder(nn.TransformerEncoderLayer(D, 4, 64, batch_first=True), 1)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.layer(self.tokens(ids), src_key_padding_mask=ids == 0))
+
+    module = Stock().eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="BFloat16"):
+        module(torch.ones(2, 5, dtype=torch.int64))
+    assert verdicts(run_checks(module, only=("bfloat16",)))["bfloat16"] == "ok"
+
+
 def test_what_follows_from_a_cause_is_folded_under_it() -> None:
     report = run_checks(Noisy())
     cause = report.causes[0]

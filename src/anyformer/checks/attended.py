@@ -191,10 +191,16 @@ def _number(value: Any) -> float | None:
 def attended(*lengths: int) -> Iterator[Watch]:
     """Watch the attention of what runs inside, on two texts of these lengths (T and S)."""
     watch = Watch()
+    with step_by_step(), _Mode(watch, set(lengths)):  # as one operation layers of torch.nn cannot be looked into
+        yield watch
+
+
+@contextmanager
+def step_by_step() -> Iterator[None]:
+    """Layers of torch.nn compute as they do in training: the one operation of eval mode is off."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # torch.nn's encoder layers as one operation cannot be looked into
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _Mode(watch, set(lengths)):
-            yield watch
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -38,7 +38,13 @@ def finite(subject: Subject) -> CheckResult:
     base = subject.batch(0)
     top = int(subject.ids - 1)
     kinds = {f"random ids, batch {seed}": subject.batch(seed) for seed in subject.limits.seeds}
-    for name, id_ in (("one id alone", min(3, top)), ("the smallest ids", min(1, top)), ("the largest id", top)):
+    padding_ = _looked_for(subject, base)  # a text of padding alone need give nothing
+    texts = [id_ for id_ in range(1, top + 1) if id_ not in padding_] or [top]
+    for name, id_ in (
+        ("one id alone", texts[len(texts) // 2]),
+        ("the smallest id", texts[0]),
+        ("the largest id", texts[-1]),
+    ):
         kinds[name] = subject.with_read(base, torch.full_like(subject.read(base), id_))
     for name, inputs in kinds.items():
         logits = subject.logits(inputs)
@@ -262,15 +268,19 @@ class _Compared(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
+def _looked_for(subject: Subject, inputs: Inputs) -> set[int]:
+    """Ids that the module compares its tokens with: of padding, as a rule."""
+    with _Compared(inputs.input_ids) as compared:
+        subject.logits(inputs)
+    most = subject.plan.embedding_rows
+    return {i for i in compared.ids if i >= 0 and (most is None or i < most)}
+
+
 def _own_padding(subject: Subject, expected: str) -> CheckResult:
     """Of a module that makes its mask from an id: a text behind whose end lie more of these gives the same."""
     short = subject.length - 3
     inputs = subject.batch(0)
-    compared = _Compared(inputs.input_ids)
-    with compared:
-        subject.logits(inputs)
-    rows_ = subject.plan.embedding_rows
-    ids = [i for i in sorted(compared.ids) if i >= 0 and (rows_ is None or i < rows_)]
+    ids = sorted(_looked_for(subject, inputs))
     if not ids or subject.plan.only_length or short < 2 or subject.plan.layout == "last":
         return CheckResult("padding", 1, "n/a", "it takes no padding mask", expected)
     pad = ids[0]

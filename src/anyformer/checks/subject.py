@@ -177,14 +177,19 @@ class Subject:
     def training_of(self, module: nn.Module) -> Iterator[None]:
         """The same of any module."""
         modes = [(m, m.training) for m in module.modules()]
+        recurrent = [(m, m.dropout) for m, _ in modes if isinstance(m, nn.RNNBase)]  # it is no submodule there
         try:
             for part, _ in modes:
                 part.training = not isinstance(part, nn.modules.dropout._DropoutNd)
+            for rnn, _ in recurrent:
+                rnn.dropout = 0.0
             with calm():
                 yield
         finally:
             for part, mode in modes:
                 part.training = mode
+            for rnn, dropout in recurrent:
+                rnn.dropout = dropout
 
     def batch(self, seed: int, B: int = 3, T: int | None = None) -> Inputs:
         """Random ids (B, T), and (B, T) of the target."""
