@@ -93,7 +93,7 @@ def kept(path: Path, jobs: dict[str, Any], work: Callable[[Any], dict[str, Any]]
 def table(rows: list[dict[str, Any]]) -> str:
     """Mutants by host, then the misses."""
     lines = ["| host | mutants | found | root cause first |", "|---|---|---|---|"]
-    for host in (*planted.HOSTS, "all"):
+    for host in (*dict.fromkeys(row["host"] for row in rows), "all"):
         own = [row for row in rows if host in (row["host"], "all")]
         if own:
             found, right = sum(bool(row["causes"]) for row in own), sum(row["right"] for row in own)
@@ -117,14 +117,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "anyformer-mutants")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    mutants = {m.name: m for m in planted.mutants() if given.only in m.name}
-    rows = kept(given.folder / "mutants.jsonl", mutants, judged, given.workers)
-    if rows:
-        print(table(rows))
+    for held_out, title in ((False, "Mistakes that the checks were written on"), (True, "Mistakes held out")):
+        mutants = {m.name: m for m in planted.mutants(held_out) if given.only in m.name}
+        name = "heldout.jsonl" if held_out else "mutants.jsonl"
+        if rows := kept(given.folder / name, mutants, judged, given.workers):
+            print(f"## {title}\n\n{table(rows)}\n")
     models = [name for name in good.good_models() if given.only in name]
     jobs = {f"{name}, seed {seed}": (name, seed) for name in models for seed in _SEEDS}
-    runs = kept(given.folder / "good.jsonl", jobs, passed, given.workers)
-    if runs:
+    if runs := kept(given.folder / "good.jsonl", jobs, passed, given.workers):
         blocked, said = [r for r in runs if r["blocked"]], [r for r in runs if r["causes"] and not r["blocked"]]
         seconds = [row["seconds"] for row in runs]
         print(f"\n{len(models)} right models × {len(_SEEDS)} seeds: {len(blocked)} of {len(runs)} runs blocked")

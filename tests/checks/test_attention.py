@@ -56,7 +56,7 @@ def seen(module: Any, **rest: Any) -> CheckResult:
 
 def test_heads_that_look_at_one_token_are_odd_in_fresh_weights_alone() -> None:
     result = seen(Collapsed())
-    assert result.verdict == "warn"
+    assert result.verdict == "note"
     assert "8 of 16 heads" in result.measured or "16 of 16 heads" in result.measured
     assert result.where == "blocks.0.attention"
     assert seen(Collapsed(), trained=True).verdict == "ok"
@@ -79,9 +79,19 @@ def test_a_mask_that_one_block_heeds_is_told_and_the_weight_on_hidden_tokens() -
     assert not run_checks(Hidden(), only=("padding",)).causes
 
 
-def test_a_mask_that_nothing_looks_at_is_no_cause() -> None:
+def test_a_padding_mask_that_nothing_looks_at_is_told() -> None:
     class Unread(GPT):
         def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
             return super().forward(ids)
 
-    assert not run_checks(Unread(), only=("padding",)).causes
+    (cause,) = run_checks(Unread(), only=("padding",)).causes
+    assert cause.measured == "attention_mask is taken, and nothing comes of it"
+
+
+def test_an_attention_mask_the_wrong_way_round_is_told() -> None:
+    class Inverse(Hidden):
+        def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return super().forward(ids, None if attention_mask is None else 1 - attention_mask)
+
+    (cause,) = run_checks(Inverse(), only=("padding",)).causes
+    assert cause.measured == "attention_mask hides where it is 1"

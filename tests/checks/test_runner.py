@@ -31,7 +31,7 @@ def test_a_right_model_passes_whole() -> None:
     assert not report.blocked
     given = verdicts(report)
     assert {name for name, verdict in given.items() if verdict == "n/a"} == {
-        *("padding", "reload", "new process", "source")
+        *("padding", "reload", "new process", "source", "dropout")
     }
     assert sum(verdict == "ok" for verdict in given.values()) >= 25
     assert [name for tier in (0, 1, 2) for name, _ in runner.TIERS[tier]] == [r.name for r in report.results][1:]

@@ -177,7 +177,7 @@ def test_the_names_of_class_ids(labels: list[str], classes: int, names: tuple[st
     examples = labelled([(f"text {i}", label) for i, label in enumerate(labels)], label="column 2", text="column 1")
     found, findings = class_ids(examples, examples, classes)
     assert found == names
-    assert any(f.name == "unused classes" for f in findings) == (len(labels) < classes)
+    assert any((f.name, f.verdict) == ("unused classes", "warn") for f in findings) == (len(labels) < classes)
 
 
 def test_more_classes_than_the_model_has_are_refused() -> None:

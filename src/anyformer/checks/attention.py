@@ -80,22 +80,22 @@ def _attention(subject: Subject, seed: int) -> CheckResult:
     name, expected = "attention", "one softmax, over the keys"
     found = attentions(subject, seed)
     if not found:
-        return CheckResult(name, 2, "n/a", _HIDDEN, expected)
+        return CheckResult(name, 1, "n/a", _HIDDEN, expected)
     for number, one in enumerate(found):
         where = _place(one, number, len(found))
         if one.used_raw and not one.softmaxes:
             cause = "the softmax was forgotten; meant so, it is linear attention"
-            return CheckResult(name, 2, "warn", "scores are multiplied with the values", expected, cause, where)
+            return CheckResult(name, 1, "warn", "scores are multiplied with the values", expected, cause, where)
         if one.softmaxes > 1:
             cause = "the second softmax flattens what the first one told apart: leave one out"
-            return CheckResult(name, 2, "warn", f"{one.softmaxes} softmaxes in a row", expected, cause, where)
+            return CheckResult(name, 1, "warn", f"{one.softmaxes} softmaxes in a row", expected, cause, where)
         if one.scores is not None and one.over != -1:
             what = {-2: "queries", -3: "heads"}.get(one.over, "rows")
             cause = f"softmax(dim=-1) in place of dim={one.over}: the weights of one query must add up to 1"
-            return CheckResult(name, 2, "warn", f"a softmax over the {what}", expected, cause, where)
+            return CheckResult(name, 1, "warn", f"a softmax over the {what}", expected, cause, where)
     seen = [one for one in found if one.weights is not None]
     if not seen:
-        return CheckResult(name, 2, "note", f"{len(found)} products of queries and keys, no softmax seen", expected)
+        return CheckResult(name, 1, "note", f"{len(found)} products of queries and keys, no softmax seen", expected)
     spreads = [_spread(one) for one in seen]
     narrowest = min(float(spread.mean()) for spread in spreads)
     measured = f"{len(seen)} × a softmax over the keys; the narrowest spreads over {narrowest:.0%} of what it may see"
@@ -110,8 +110,8 @@ def _attention(subject: Subject, seed: int) -> CheckResult:
             cause = "fresh weights spread attention over many tokens: scores are far too large, or the mask leaves one"
             at = next(i for i, one in enumerate(seen) if bool((_largest(one) > _COLLAPSED).any()))
             where = _place(seen[at], at, len(seen))
-            return CheckResult(name, 2, "warn", measured, expected, cause, where, series=maps)
-    return CheckResult(name, 2, "ok", measured, expected, series=maps)
+            return CheckResult(name, 1, "note", measured, expected, cause, where, series=maps)
+    return CheckResult(name, 1, "ok", measured, expected, series=maps)
 
 
 _COLLAPSED = 0.99
@@ -123,7 +123,7 @@ def _place(one: Attention, number: int, count: int) -> str:
     return one.where or f"attention {number + 1} of {count}"
 
 
-def _weights(one: Attention) -> Tensor:
+def weights_of(one: Attention) -> Tensor:
     """(N, T, S): heads of all rows together."""
     assert one.weights is not None
     return one.weights.double().reshape(one.product.shape)
@@ -131,7 +131,7 @@ def _weights(one: Attention) -> Tensor:
 
 def _spread(one: Attention) -> Tensor:
     """Of the keys that a query may see, how many its weights are spread over: exp(entropy) / allowed, mean; (N,)."""
-    p = _weights(one)
+    p = weights_of(one)
     entropy = -(p * p.clamp_min(1e-30).log()).sum(-1)
     allowed = (p > 0).sum(-1).clamp_min(1)
     return (entropy.exp() / allowed).mean(-1)
@@ -144,14 +144,15 @@ def _ahead(subject: Subject, seen: list[Attention]) -> float:
     if not subject.decodes or (subject.two and T == S):
         return 0.0
     return max(
-        (float(_weights(one).triu(1).sum(-1).max()) for one in seen if one.product.shape[-2:] == (T, T)), default=0.0
+        (float(weights_of(one).triu(1).sum(-1).max()) for one in seen if one.product.shape[-2:] == (T, T)), default=0.0
     )
 
 
 def _on_padding(subject: Subject, seed: int) -> float:
     """The largest share of a query's weight on a token that the padding mask hides; 0 where there is none."""
     masks = subject.plan.mask_arg is not None or any(a.role == "mask" for a in subject.plan.extras)
-    plan = subject.plan if masks else unheeded(subject)
+    left_out = None if masks else unheeded(subject)
+    plan = subject.plan if masks else left_out[0] if left_out else None
     inputs = watched_inputs(subject, seed)
     T, at = inputs.input_ids.shape[1], 1
     if plan is None or subject.two or T < 3:
@@ -162,12 +163,12 @@ def _on_padding(subject: Subject, seed: int) -> float:
         subject.prober.logits(plan, replace(inputs, attention_mask=shown))
     seen = [one for one in watch.found if one.weights is not None and one.product.shape[-2:] == (T, T)]
     others = [t for t in range(T) if t != at]
-    return max((float(_weights(one)[:, others, at].max()) for one in seen), default=0.0)
+    return max((float(weights_of(one)[:, others, at].max()) for one in seen), default=0.0)
 
 
 def _largest(one: Attention) -> Tensor:
     """The largest weight of each query that may see three keys or more, mean over them; (N,), 0 where none may."""
-    p = _weights(one)
+    p = weights_of(one)
     room = (p > 0).sum(-1) > 2
     # weights that underflow to 0 hide how many keys there were: a query of a later place counts as one with room
     room = room | (torch.arange(p.shape[1], device=p.device) > 2)
@@ -178,7 +179,7 @@ def _maps(seen: list[Attention]) -> list[Series]:
     """The first text's weights, mean over heads; the first and the last attention."""
     drawn = []
     for number, one in {0: seen[0], len(seen) - 1: seen[-1]}.items():
-        p = _weights(one)
+        p = weights_of(one)
         rows = p[: max(1, len(p) // 2)].mean(0)
         picture = {str(t): tuple(row) for t, row in enumerate(rows.tolist())}
         name = f"weights of {_place(one, number, len(seen))}, mean over heads"
@@ -202,18 +203,26 @@ def _scale(subject: Subject, seed: int) -> CheckResult:
     limit = subject.limits.scale
     for number, one in enumerate(found := attentions(subject, seed)):
         K, factor = one.queries.shape[-1], one.scale()
-        if factor is None or K < 4 or _unit(one.queries) or _balanced(one):
+        if factor is None or K < 4 or _unit(one.queries):
             continue
-        times = abs(factor) * math.sqrt(K)
-        if times > limit:
+        times, where = abs(factor) * math.sqrt(K), _place(one, number, len(found))
+        if K >= _TOLD_APART and abs(times * math.sqrt(K) - 1) < 0.1:
+            measured = f"scores are {factor:.3g} · q·k, 1/{K}: {times:.2g} times 1/√{K}"
+            cause = "divided by √K twice, so that all tokens weigh nearly alike (µP means 1/K)"
+            return CheckResult(name, 1, "warn", measured, expected, cause, where)
+        if times > limit and not _balanced(one):
             measured = f"scores are {factor:.3g} · q·k, {times:.1f} times 1/√{K}"
             cause = "the softmax saturates as heads grow wider, and its gradient vanishes: divide by √K, once"
-            return CheckResult(name, 2, "warn", measured, expected, cause, _place(one, number, len(found)))
+            return CheckResult(name, 1, "warn", measured, expected, cause, where)
     told = [one.scale() for one in found]
     if not found or all(factor is None for factor in told):
-        return CheckResult(name, 2, "n/a", _HIDDEN if not found else "no softmax of such a product was seen", expected)
+        return CheckResult(name, 1, "n/a", _HIDDEN if not found else "no softmax of such a product was seen", expected)
     times = max(abs(f) * math.sqrt(one.queries.shape[-1]) for f, one in zip(told, found, strict=True) if f is not None)
-    return CheckResult(name, 2, "ok", f"{times:.2g} times 1/√K", expected)
+    return CheckResult(name, 1, "ok", f"{times:.2g} times 1/√K", expected)
+
+
+_TOLD_APART = 8
+"""Sizes of a head from which on 1/K is no 1/√K."""
 
 
 def _unit(vectors: Tensor) -> bool:
@@ -226,71 +235,3 @@ def _balanced(one: Attention) -> bool:
     """Whether queries begin smaller by √K, as T5 draws them in place of a scale."""
     q, k = float(one.queries.double().std()), float(one.keys.double().std())
     return q > 0 and k > 0 and q / k < 2 / math.sqrt(one.queries.shape[-1])
-
-
-def source(subject: Subject) -> CheckResult:
-    """Every position of the target may look at the whole source."""
-    name, expected = "source", "every position of the target sees all of the source"
-    if not subject.two:
-        return CheckResult(name, 1, "n/a", "it reads one text")
-    inputs = watched_inputs(subject)
-    T, S = subject.read(inputs).shape[1], inputs.input_ids.shape[1]
-    if T == S:
-        return CheckResult(name, 1, "n/a", "source and target have one length: they cannot be told apart", expected)
-    crossed = [one for one in attentions(subject) if one.product.shape[-2:] == (T, S) and one.weights is not None]
-    if not crossed:
-        return CheckResult(name, 1, "n/a", "not visible: no attention from target to source was seen", expected)
-    for one in crossed:
-        assert one.weights is not None
-        hidden = (one.weights.reshape(one.product.shape) == 0).all(0)  # in every row and head
-        if bool(hidden.any()):
-            t, s = (int(i) for i in hidden.nonzero()[0])
-            cause = "the mask of the target's own positions was handed to the attention over the source"
-            return CheckResult(name, 1, "fail", f"target {t} gives source {s} no weight", expected, cause)
-    return CheckResult(name, 1, "ok", f"{len(crossed)} × attention over the source, none of it hidden", expected)
-
-
-def positions(subject: Subject) -> CheckResult:
-    """The order of the tokens plays a part."""
-    name, expected = "positions", "the order of tokens plays a part"
-    if subject.plan.only_length == 1 or subject.plan.packed:
-        return CheckResult(name, 1, "n/a", "not for this kind of call")
-    cause = "no positions are added, or they are the same everywhere: a bag of words"
-    if not subject.decodes:
-        inputs = subject.batch(0)
-        order = torch.arange(inputs.input_ids.shape[1] - 1, -1, -1, device=inputs.input_ids.device)
-        there, back = subject.logits(inputs), subject.logits(Inputs(inputs.input_ids[:, order]))
-        back = back[:, order] if subject.writes else back
-        if there.shape == back.shape and torch.allclose(there, back, rtol=1e-4, atol=1e-5):
-            return CheckResult(name, 1, "warn", "tokens in reverse give the same, in reverse", expected, cause)
-        return CheckResult(name, 1, "ok", "tokens in reverse give something else", expected)
-    if subject.plan.layout == "last":
-        return CheckResult(name, 1, "n/a", "not for this kind of call")
-    inputs = watched_inputs(subject)
-    read = subject.read(inputs)
-    inputs = subject.with_read(inputs, read[:, :1].expand_as(read).contiguous())
-    T, S = read.shape[1], inputs.input_ids.shape[1]
-    with attended(T, S) as watch:
-        logits = subject.logits(inputs)
-    spread = float((logits - logits[:, -1:]).abs().nan_to_num().max())
-    scale_ = float(logits[logits.isfinite()].abs().median())
-    if spread > subject.limits.share * max(scale_, 1e-30):
-        return CheckResult(name, 1, "ok", "one token all along gives other logits at other places", expected)
-    own = [one for one in watch.found if one.product.shape[-2:] == (T, T) and one.weights is not None]
-    own = [one for one in own if T != S or not subject.two]
-    if not own:
-        return CheckResult(name, 1, "n/a", "one token gives the same everywhere; no attention is seen", expected)
-    if any(_uneven(one) for one in own):
-        return CheckResult(name, 1, "ok", "attention tells near places from far ones", expected)
-    measured = "one token all along gives the same everywhere, and attention weighs all places alike"
-    return CheckResult(name, 1, "warn", measured, expected, cause)
-
-
-def _uneven(one: Attention) -> bool:
-    """Whether a query weighs the keys that it may see differently, though all hold the same token."""
-    assert one.weights is not None
-    p = one.weights.double().reshape(one.product.shape)
-    last = p[:, -1]
-    seen = last > 0
-    share = last * seen.sum(-1, keepdim=True)
-    return bool(((share - 1).abs()[seen] > 1e-4).any())

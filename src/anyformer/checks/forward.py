@@ -5,6 +5,7 @@ B batch, T time (of the text whose positions the logits belong to), V vocabulary
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from anyformer.checks.attended import attended
 from anyformer.checks.results import TROUBLE, CheckResult
 from anyformer.checks.subject import Subject
 from anyformer.models.blame import blame
@@ -176,6 +178,11 @@ def future(subject: Subject) -> CheckResult:
         if trained.leak is not None and not mixes:
             cause = "in training mode each position sees later ones: the mask is there in eval mode only"
             return CheckResult("future", 1, "fail", f"in training mode {trained.leak.text()}", expected, cause)
+        named = [word for word in gather(subject.module).encoder if word.startswith("class ")]
+        if named and not subject.two and not gather(subject.module).decoder:
+            cause = "a causal mask, where it is meant to see both sides; else another name would say so"
+            measured = f"no logit sees a later token, yet {named[0]} says that it is an encoder"
+            return CheckResult("future", 1, "warn", measured, "an encoder sees both sides", cause)
         measured = f"{sight.checked} tokens changed, in texts of up to {sight.longest}: no logit before them moves"
         return CheckResult("future", 1, "ok", measured, expected)
     part = leaking_part(subject.prober, subject.plan, sight.leak)
@@ -218,29 +225,48 @@ def padding(subject: Subject) -> CheckResult:
         partly = unheeded(subject)
         if partly is None:
             return _own_padding(subject, expected)
-        cause = "the mask is not handed to every layer, or takes too little away"
-        name = partly.mask_arg or ""
-        return CheckResult(
-            "padding", 1, "warn", f"{name} changes the logits, and hides no token", expected, cause, name
-        )
+        given, heeded = partly
+        name, cause = given.mask_arg or "", "the mask is not handed to every layer, or takes too little away"
+        measured = f"{name} changes the logits, and hides no token"
+        if not heeded:
+            measured, cause = f"{name} is taken, and nothing comes of it", "it is never added to the scores"
+        return CheckResult("padding", 1, "warn", measured, expected, cause, name)
     found = hides(subject.prober, subject.plan)
+    plan = subject.plan
+    backwards = found.works and plan.mask_arg == "attention_mask" and plan.mask_form == "masked"
+    # what is handed to nn.MultiheadAttention as it is must be of bool, in which True hides
+    if backwards and hides(subject.prober, replace(plan, mask_dtype="int64")).works:
+        cause = "elsewhere 1 keeps a token: whoever hands it a tokenizer's mask hides the text and shows the padding"
+        return CheckResult(
+            "padding", 1, "warn", "attention_mask hides where it is 1", expected, cause, "attention_mask"
+        )
     if found.works:
         return CheckResult("padding", 1, "ok", "hidden tokens move no other logit", expected)
     cause = "the mask is not handed to every layer, has no effect, or is the wrong way round (1 = keep)"
     return CheckResult("padding", 1, "warn", found.why, expected, cause)
 
 
-def unheeded(subject: Subject) -> CallPlan | None:
-    """The call with the mask that the plan leaves out, for it hides nothing, though a 0 in it changes something."""
+def unheeded(subject: Subject) -> tuple[CallPlan, bool] | None:
+    """The call with the padding mask that is left out, as it hides nothing; and whether anything comes of it."""
     told = [f for f in subject.plan.findings if f.name == "mask" and f.verdict == "note" and _NOT_HIDDEN in f.reason]
     for finding in told:
         name = finding.measured.partition(" ")[0]
         given = with_argument(subject.plan, Argument(name, "mask", "BT", "int64", "keep"))
-        if not hides(subject.prober, given, against=subject.plan).idle:
-            return given
+        heeded = not hides(subject.prober, given, against=subject.plan).idle
+        if heeded or (_PADDING.search(name) and _attends(subject)):
+            return given, heeded
     return None
 
 
+def _attends(subject: Subject) -> bool:
+    """Whether products of queries and keys are seen: what has none may take a mask for its callers' sake alone."""
+    inputs = subject.batch(0)
+    with attended(subject.read(inputs).shape[1], inputs.input_ids.shape[1]) as watch:
+        subject.logits(inputs)
+    return bool(watch.found)
+
+
+_PADDING = re.compile(r"^(attention|attn)_mask$|pad")
 _NOT_HIDDEN = "a padded token is not hidden"
 
 

@@ -83,8 +83,10 @@ def _first_tensor(out: Any) -> Any:
 def _blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Submodules that stand in a row, and hold others; the outermost."""
     found: list[tuple[str, nn.Module]] = []
+    lists = {name for name, part in module.named_modules() if isinstance(part, nn.ModuleList)}
+    nested = {name for name in lists if name.rpartition(".")[0] in lists}  # of the parts of one block
     for name, holder in module.named_modules():
-        if not isinstance(holder, nn.ModuleList | nn.Sequential):
+        if not isinstance(holder, nn.ModuleList | nn.Sequential) or name in nested:
             continue
         for key, child in holder.named_children():
             if len(list(child.modules())) > 2 and not isinstance(child, nn.ModuleList | nn.ModuleDict):

@@ -83,6 +83,11 @@ def weights_at_start(module: nn.Module, limits: Limits, trained: bool) -> CheckR
     if trained:
         return CheckResult(name, 1, "n/a", "the weights are not fresh ones", expected)
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    matrices = [(key, p) for key, p in module.named_parameters() if p.dim() > 1 and min(p.shape) > 4]
+    zero = [key for key, p in matrices if not bool(p.detach().any())]
+    if len(zero) > 1 and 2 * len(zero) > len(matrices):
+        cause = "weights that begin at 0 stay alike; only the last one of a branch may: draw the others at random"
+        return CheckResult(name, 1, "fail", f"{len(zero)} of {len(matrices)} matrices are 0", expected, cause, zero[0])
     broken, flat, wide = [], [], []
     for key, p in module.named_parameters():
         values = p.detach()
@@ -112,6 +117,24 @@ def _spreads(module: nn.Module) -> Series:
     named = [(key, p.detach().float()) for key, p in module.named_parameters() if p.dim() > 1]
     heights = tuple(float(values.std()) if values.numel() > 1 else 0.0 for _, values in named)
     return Series("bars", {"": heights}, tuple(key for key, _ in named), y_label="standard deviation")
+
+
+def dropout(subject: Subject) -> CheckResult:
+    """Training mode leaves something of the text."""
+    name, expected = "dropout", f"below {_MOST:.0%}"
+    rates = {n: m.p for n, m in subject.module.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd)}
+    if not rates:
+        return CheckResult(name, 0, "n/a", "it has no layer of dropout")
+    place = max(rates, key=lambda n: rates[n])
+    if rates[place] >= _MOST:
+        cause = "nothing, or next to nothing, is left in training mode: a rate, not a share that is kept"
+        verdict: Verdict = "fail" if rates[place] >= 1 else "warn"
+        return CheckResult(name, 0, verdict, f"{place} drops {rates[place]:.0%}", expected, cause, place)
+    return CheckResult(name, 0, "ok", f"{len(rates)} layers, up to {rates[place]:.0%}", expected)
+
+
+_MOST = 0.75
+"""Of what comes in; 0.5 is the highest rate in use (Srivastava et al. 2014)."""
 
 
 def float64(subject: Subject) -> CheckResult:

@@ -133,18 +133,18 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
     "finite": ("repeat", "state", "rows", "row order", "prefix", "loss at the start", "float64", "bfloat16", *_LEARNED),
     "state": ("repeat", *_REPEATED),
     "repeat": _REPEATED,
-    "output": ("own loss", *_LEARNED),
+    "output": ("own loss", "gradients", *_LEARNED),
+    "attention": ("future", "future gradient", "prefix", "padding", "noise", "past", *_LEARNED),
     "source": ("padding",),
     "backward pass": ("gradients", "future gradient", "checkpointing", *_LEARNED),
     "parts": ("gradients", "past", *_LEARNED),
     "places": ("future", "future gradient", "prefix", "gradients", "past", *_LEARNED),
-    "future": ("prefix", "future gradient", "noise", "attention"),
+    "future": ("prefix", "future gradient", "noise"),
     "rows": ("row order", "prefix", "padding", "past", "teacher forcing", "rows in training"),
     "past": _LEARNED,
     "gradients": _LEARNED,
     "loss at the start": _LEARNED,
     "positions": _LEARNED,
-    "attention": _LEARNED,
     "attention scale": _LEARNED,
     "residual": _LEARNED,
 }
@@ -162,4 +162,13 @@ def folded(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
         for name in failed if symptoms == ("*",) else symptoms:
             if name in failed and name != cause and name not in under:
                 under[name] = cause
-    return tuple(replace(result, under=under.get(result.name, "")) for result in listed)
+    # what explains a failure weighs as much
+    grave = {under[result.name] for result in listed if result.verdict == "fail" and result.name in under}
+    return tuple(
+        replace(
+            result,
+            under=under.get(result.name, ""),
+            verdict="fail" if result.name in grave and result.verdict == "warn" else result.verdict,
+        )
+        for result in listed
+    )

@@ -23,6 +23,7 @@ from anyformer.checks import (
     learning,
     newprocess,
     numbers,
+    reading,
     static,
     trials,
 )
@@ -49,6 +50,7 @@ TIERS: dict[int, tuple[tuple[str, Check], ...]] = {
         ("device", static.device),
         ("tied weights", static.tying),
         ("vocabulary", static.vocabulary),
+        ("dropout", numbers.dropout),
         ("budget", costs.budget),
     ),
     1: (
@@ -62,8 +64,10 @@ TIERS: dict[int, tuple[tuple[str, Check], ...]] = {
         ("prefix", forward.prefix),
         ("future gradient", gradients.future_gradient),
         ("past", forward.past),
-        ("positions", attention.positions),
-        ("source", attention.source),
+        ("positions", reading.positions),
+        ("source", reading.source),
+        ("attention", attention.attention),
+        ("attention scale", attention.scale),
         ("gradients", gradients.flow),
         ("padding", forward.padding),
         ("output", numbers.output),
@@ -79,8 +83,6 @@ TIERS: dict[int, tuple[tuple[str, Check], ...]] = {
         ("speed", costs.speed),
     ),
     2: (
-        ("attention", attention.attention),
-        ("attention scale", attention.scale),
         ("residual", inside.residual),
         ("linear layers", inside.linear_layers),
         ("sensitivity", attribution.sensitivity),

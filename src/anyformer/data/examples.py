@@ -164,7 +164,7 @@ def class_ids(train: Examples, val: Examples, classes: int) -> tuple[tuple[str, 
     found = [Finding("classes", "note", f"{len(seen):,}", reason=spoken + (" …" if len(names) > 10 else ""))]
     if len(seen) < classes:
         why = f"the data has {len(seen):,}; it learns never to give the others"
-        found.append(Finding("unused classes", "note", f"the model tells {classes:,} apart", reason=why))
+        found.append(Finding("unused classes", "warn", f"the model tells {classes:,} apart", reason=why))
     return names, tuple(found)
 
 
