@@ -95,3 +95,18 @@ def test_an_attention_mask_the_wrong_way_round_is_told() -> None:
 
     (cause,) = run_checks(Inverse(), only=("padding",)).causes
     assert cause.measured == "attention_mask hides where it is 1"
+
+
+def test_attention_that_is_wrong_blocks_where_a_leak_comes_of_it() -> None:
+    class Twice(Attention):
+        def masked(self, scores: Tensor) -> Tensor:
+            return super().masked(scores).softmax(-1)  # of which the second softmax makes weights everywhere
+
+    class Softened(GPT):
+        attention = Twice
+
+    report = run_checks(Softened())
+    assert report.blocked
+    assert [cause.name for cause in report.causes] == ["attention"]
+    assert report.causes[0].measured == "2 softmaxes in a row"
+    assert "future" in {result.name for result in report.symptoms(report.causes[0])}

@@ -162,8 +162,8 @@ def folded(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
         for name in failed if symptoms == ("*",) else symptoms:
             if name in failed and name != cause and name not in under:
                 under[name] = cause
-    # what explains a failure weighs as much
-    grave = {under[result.name] for result in listed if result.verdict == "fail" and result.name in under}
+    # attention that is wrong weighs as much as the leak that comes of it; noise, say, only blurs what it explains
+    grave = {"attention"} & {under.get(result.name) for result in listed if result.verdict == "fail"}
     return tuple(
         replace(
             result,
