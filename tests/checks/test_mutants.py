@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from anyformer.checks import Limits, run_checks
 from anyformer.models.source import load_model
@@ -40,6 +41,7 @@ def test_a_mistake_comes_first_under_its_cause(mutant: Mutant, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", [*(f"host {host}" for host in HOSTS), "bert", "t5", "bloom, ALiBi", "rwkv"])
 def test_a_right_model_is_not_blocked(name: str) -> None:
+    torch.manual_seed(0)  # as the benchmark's first: T5's own initialisation is near the limit of the first loss
     report = run_checks(good_models()[name](), without=("new process",))
     assert not report.blocked
     known = {"rwkv": ["lengths"]}  # one token alone gives it no axis of time
