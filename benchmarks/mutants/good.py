@@ -57,7 +57,12 @@ _TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
     ),
     "bart": ("BartForConditionalGeneration", "BartConfig", _BART),
-    "marian": ("MarianMTModel", "MarianConfig", {**_BART, "pad_token_id": 0, "decoder_start_token_id": 0}),
+    # as its published models have it: else sinusoids of size 1 drown embeddings of size 0.02
+    "marian": (
+        "MarianMTModel",
+        "MarianConfig",
+        {**_BART, "pad_token_id": 0, "decoder_start_token_id": 0, "scale_embedding": True},
+    ),
     "bert": ("BertForMaskedLM", "BertConfig", _SIZES),
     "roberta": ("RobertaForMaskedLM", "RobertaConfig", {**_SIZES, "max_position_embeddings": 66}),
     "albert, one block": ("AlbertForMaskedLM", "AlbertConfig", {**_SIZES, "embedding_size": 16}),

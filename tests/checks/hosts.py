@@ -65,8 +65,11 @@ class GPT(nn.Module):
     def places(self, ids: Tensor) -> Tensor:
         return torch.arange(ids.shape[1], device=ids.device)
 
+    def added(self, tokens: Tensor, places: Tensor) -> Tensor:
+        return tokens + places
+
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids) + self.positions(self.places(ids))
+        x = self.added(self.tokens(ids), self.positions(self.places(ids)))
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))

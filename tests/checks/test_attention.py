@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from anyformer.checks import CheckResult, run_checks
@@ -110,3 +111,42 @@ def test_attention_that_is_wrong_blocks_where_a_leak_comes_of_it() -> None:
     assert [cause.name for cause in report.causes] == ["attention"]
     assert report.causes[0].measured == "2 softmaxes in a row"
     assert "future" in {result.name for result in report.symptoms(report.causes[0])}
+
+
+class Far(Attention):
+    """A bias by distance; its sign is the other way round where ``far`` is 1."""
+
+    far = 1.0
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        T = q.shape[-2]
+        places = torch.arange(T, dtype=torch.float32)
+        slopes = 2.0 ** -torch.arange(2, 2 + q.shape[1], dtype=torch.float32)
+        return super().scores(q, k) + self.far * slopes[:, None, None] * (places[:, None] - places[None, :])
+
+
+class Near(Far):
+    far = -1.0
+
+
+def test_weight_that_grows_with_distance_is_odd_in_fresh_weights_alone() -> None:
+    class Wrong(GPT):
+        attention = Far
+
+    class Right(GPT):
+        attention = Near
+
+    result = seen(Wrong())
+    assert (result.verdict, result.where[-9:]) == ("warn", "attention")
+    assert "times the weight of the nearest" in result.measured
+    assert seen(Wrong(), trained=True).verdict == seen(Right()).verdict == "ok"
+
+
+def test_positions_that_are_multiplied_with_the_tokens_are_told() -> None:
+    class Multiplied(GPT):
+        def added(self, tokens: Tensor, places: Tensor) -> Tensor:
+            return tokens * places
+
+    (cause,) = run_checks(Multiplied(), only=("positions",)).causes
+    assert cause.measured == "what tells two tokens apart is another direction at each place"
+    assert not run_checks(GPT(), only=("positions",)).causes

@@ -21,6 +21,8 @@ LEARNED = (
     *("dropout 1 @ bert", "only the first source position @ nmt", "encoder causal @ nmt", "bert causal @ bert"),
     *("positions clamped at 3 @ gpt_sdpa", "scale twice @ gpt_sdpa", "all weights zero @ gpt_sdpa"),
     *("key padding mask ignored @ bert", "padding mask negated @ bert", "softmax twice @ alibi_moe"),
+    *("key padding mask ignored @ nmt", "alibi sign wrong @ alibi_moe", "text cut silently @ alibi_moe"),
+    *("residual dropped @ alibi_moe", "residual doubled @ alibi_moe"),
 )
 """Of those held out, what the checks did not find, or under another name, when they saw them first."""
 

@@ -243,7 +243,7 @@ def test_a_model_that_cannot_be_called_is_a_result() -> None:
     report = run_checks(Nothing())
     (result,) = report.results
     assert (result.name, result.verdict, report.blocked) == ("call", "fail", True)
-    assert "no way to call Nothing" in result.measured
+    assert "Nothing has no parameters" in result.measured
 
 
 class Misspelt(GPT):
@@ -328,3 +328,33 @@ def test_padding_that_a_module_finds_by_its_id_is_hidden_or_not() -> None:
     for hide, verdict in ((True, "ok"), (False, "warn")):
         (result,) = (r for r in run_checks(HidesItself(hide), only=("padding",)).results if r.name == "padding")
         assert (result.verdict, "id 7" in result.measured) == (verdict, True)
+
+
+class Experts(nn.Module):
+    """Each token goes to one of eight: of few tokens some get none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.gate = nn.Embedding(50, 16), nn.Linear(16, 8)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 16)) for _ in range(8))
+        self.head = nn.Linear(16, 50)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        weights, chosen = self.gate(x).softmax(-1).max(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows = (chosen[..., 0] == number).nonzero(as_tuple=True)
+            out[rows] = weights[rows] * expert(x[rows])
+        return self.head(x + out)
+
+
+def test_an_expert_that_no_token_of_one_batch_goes_to_is_no_dead_one() -> None:
+    for seed in range(4):
+        torch.manual_seed(seed)
+        module = Experts()
+        assert not run_checks(module, only=("gradients",)).causes
+    with torch.no_grad():
+        module.gate.bias[3] = -1e9
+    (cause,) = run_checks(module, only=("gradients",)).causes
+    assert cause.where.startswith("experts.3")

@@ -68,7 +68,10 @@ def watched_inputs(subject: Subject, seed: int = 0) -> Inputs:
     T, S = (min(limit, 7), min(limit, 11)) if subject.two and not subject.plan.only_length else (min(limit, 11),) * 2
     if subject.plan.only_length:
         T = S = subject.plan.only_length
-    return subject.prober.inputs(subject.plan, 2, T, 200 + seed, S)
+    return subject.prober.inputs(subject.plan, _ROWS, T, 200 + seed, S)
+
+
+_ROWS = 2
 
 
 def attention(subject: Subject) -> CheckResult:
@@ -102,6 +105,13 @@ def _attention(subject: Subject, seed: int) -> CheckResult:
     maps = (*_maps(seen), _entropies(seen, spreads))
     for share, where in ((_ahead(subject, seen), "later tokens"), (_on_padding(subject, seed), "hidden ones")):
         measured += f"; up to {share:.0%} of a query's weight lies on {where}" if share else ""
+    if not subject.trained and (tilt := max((_tilt(one), i) for i, one in enumerate(seen)))[0] > _FAVOURED:
+        measured = (
+            f"the farthest token gets {math.exp(tilt[0]):.1f} times the weight of the nearest, the more the farther"
+        )
+        cause = "a bias by distance of the wrong sign: what lies far away is to get less"
+        where = _place(seen[tilt[1]], tilt[1], len(seen))
+        return CheckResult(name, 1, "warn", measured, "fresh weights favour no place, or the near", cause, where)
     collapsed = sum(int((_largest(one) > _COLLAPSED).sum()) for one in seen)
     heads = sum(len(spread) for spread in spreads)
     if collapsed:
@@ -116,6 +126,24 @@ def _attention(subject: Subject, seed: int) -> CheckResult:
 
 _COLLAPSED = 0.99
 """Mean weight on one token, of the queries that may see three or more, from which on a head has collapsed."""
+
+
+_FAVOURED = math.log(3.0)
+"""How much more weight the farthest token may get than the nearest."""
+
+
+def _tilt(one: Attention) -> float:
+    """By how much a head's weights grow with distance, log of farthest over nearest; 0 unless at each step.
+
+    Of the last query, which sees all, where a text attends to itself; mean over rows, of all heads the most.
+    """
+    p = weights_of(one)
+    N, T, S = p.shape
+    if N % _ROWS or S != T or T < 5 or not bool((p[:, -1] > 0).all()):
+        return 0.0
+    by_distance = p[:, -1].log().reshape(_ROWS, -1, T).mean(0).flip(-1)  # (H, T)
+    grows = (by_distance.diff(dim=-1) > 0).all(-1)
+    return float(((by_distance[:, -1] - by_distance[:, 0]) * grows).max())
 
 
 def _place(one: Attention, number: int, count: int) -> str:

@@ -5,13 +5,17 @@ T time, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyformer.checks.results import CheckResult
 from anyformer.checks.subject import Subject
 from anyformer.models.blame import blame
-from anyformer.models.calls.search import seen_of
+from anyformer.models.calls.locating import seen_of
+from anyformer.models.calls.positions import named_lengths
 
 _CLAMPED = "positions beyond the last one are taken for another (clamped, or counted from 0 again): raise instead"
 
@@ -29,6 +33,15 @@ def lengths(subject: Subject) -> CheckResult:
     if rows and rows <= subject.limits.longest and T is None and _error(subject, beyond) is None:
         measured = f"{beyond:,} tokens run, with {rows:,} positions"
         return CheckResult("lengths", 1, "fail", measured, f"{beyond:,} tokens raise", _CLAMPED)
+    if T and _runs(subject, T + 1):
+        measured = f"{T + 1:,} tokens run, and give logits for fewer"
+        cause = "a text that is too long is cut without a word: raise instead, or cut where the ids are made"
+        return CheckResult("lengths", 1, "warn", measured, f"{T + 1:,} tokens raise", cause)
+    if T and (unused := _rows_before(subject, T)):
+        table, first, held = unused
+        measured = f"{table} has {held:,} places, of which {T:,} can be used: the first token asks for row {first}"
+        cause = f"positions are counted from {first}: count them from 0, or it never takes as long a text as it names"
+        return CheckResult("lengths", 1, "warn", measured, f"{held:,} tokens run", cause, table)
     if failed:
         n, error = failed[0]
         line, _, words = blame(error).rpartition("\n")
@@ -44,6 +57,48 @@ def _position_rows(subject: Subject) -> list[int]:
         return seen_of(subject.prober, subject.plan).position_rows
     except Exception:  # noqa: BLE001  (a stranger's forward may raise anything: then nothing is known of its positions)
         return []
+
+
+def _rows_before(subject: Subject, T: int) -> tuple[str, int, int] | None:
+    """A table of as many places as a length that the module names, whose first rows nobody asks for.
+
+    Its name, the first row that is asked for, how many there are.
+
+    A table that keeps a row for padding, or has more rows than the module names, is meant so (RoBERTa, OPT).
+    """
+    asked: dict[str, int] = {}
+
+    def watching(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: tuple[object, ...], made: Tensor) -> None:
+            rows = given[0] if given else None
+            if isinstance(rows, Tensor) and not rows.is_floating_point() and rows.numel() >= 4:
+                first = int(rows.flatten()[0])
+                if rows.flatten()[:4].tolist() == list(range(first, first + 4)):
+                    asked[name] = first
+
+        return hook
+
+    tables = {n: m for n, m in subject.awake.named_modules() if type(m) is nn.Embedding and m.padding_idx is None}
+    handles = [m.register_forward_hook(watching(n)) for n, m in tables.items()]
+    try:
+        subject.logits(subject.batch(0, 2, min(T, 8)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    named = named_lengths(subject.module)
+    for name, first in asked.items():
+        rows = tables[name].num_embeddings
+        if first > 0 and rows - first == T and rows in named:
+            return name, first, rows
+    return None
+
+
+def _runs(subject: Subject, T: int) -> bool:
+    """Whether forward itself takes so many tokens, whatever comes out."""
+    if subject.plan.layout == "last" or subject.limits.longest < T or subject.prober.device.type != "cpu":
+        return False  # on a GPU a place that is not there would end the process
+    with torch.no_grad():
+        return subject.prober.run(replace(subject.plan, max_positions=None), subject.batch(0, 2, T))[1] is None
 
 
 def _error(subject: Subject, T: int) -> Exception | None:

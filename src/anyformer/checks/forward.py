@@ -24,7 +24,7 @@ from anyformer.models.calls.culprit import leak_reason, leaking_part, no_past_re
 from anyformer.models.calls.evidence import gather
 from anyformer.models.calls.hiding import hides
 from anyformer.models.calls.masks import with_argument
-from anyformer.models.calls.probing import difference, tolerance
+from anyformer.models.calls.probing import changed_inputs, difference, tolerance
 from anyformer.models.calls.properties import batch_finding
 from anyformer.models.calls.repeats import repeat_finding
 from anyformer.models.inputs import Inputs, rows
@@ -40,7 +40,7 @@ def finite(subject: Subject) -> CheckResult:
     base = subject.batch(0)
     top = int(subject.ids - 1)
     kinds = {f"random ids, batch {seed}": subject.batch(seed) for seed in subject.limits.seeds}
-    padding_ = _looked_for(subject, base)  # a text of padding alone need give nothing
+    padding_ = set().union(*_looked_for(subject, base))  # a text of padding alone need give nothing
     texts = [id_ for id_ in range(1, top + 1) if id_ not in padding_] or [top]
     for name, id_ in (
         ("one id alone", texts[len(texts) // 2]),
@@ -196,6 +196,8 @@ def _place(part: tuple[str, nn.Module, bool] | None) -> str:
 
 def past(subject: Subject) -> CheckResult:
     """Earlier tokens matter, and so does the token itself."""
+    if subject.plan.family == "classifier":
+        return _all_read(subject)
     if not subject.writes or subject.plan.layout == "last":
         return CheckResult("past", 1, "n/a", why_not(subject))
     sight = measure(subject.prober, subject.plan, target=subject.two)
@@ -215,6 +217,35 @@ def past(subject: Subject) -> CheckResult:
         cause = "the input is shifted once too often, or the residual path around attention is missing"
         return CheckResult("past", 1, "fail", "the token at t moves no logit at t", expected, cause)
     return CheckResult("past", 1, "ok", "earlier tokens move the logits, and so does the own one", expected)
+
+
+def _all_read(subject: Subject) -> CheckResult:
+    """Of a classifier: each token of a text may move its numbers."""
+    expected = "each token of a text moves its numbers"
+    moved, T = set[int](), subject.length
+    for seed in subject.limits.seeds:
+        inputs = subject.batch(seed)
+        base = subject.logits(inputs)
+        for t in range(min(T, _PLACES)):
+            if t not in moved:
+                other = changed_inputs(subject.prober, subject.plan, inputs, t, target=False)
+                if float(difference(base, subject.logits(other)).max()) > tolerance(base):
+                    moved.add(t)
+    still = [t for t in range(min(T, _PLACES)) if t not in moved]
+    if not still:
+        return CheckResult(
+            "past", 1, "ok", f"each of {min(T, _PLACES)} tokens moves the {subject.plan.vocab_size} numbers", expected
+        )
+    if moved == {0}:
+        cause = "the first position is read, and a causal mask keeps it from the others: leave it out, or read the last"
+    else:
+        cause = "what is read sees a part of the text alone: a mask, a slice, an axis that is taken for another"
+    measured = f"of {min(T, _PLACES)} tokens {len(still)} move nothing: {', '.join(map(str, still[:6]))}"
+    return CheckResult("past", 1, "warn", measured + (" …" if len(still) > 6 else ""), expected, cause)
+
+
+_PLACES = 24
+"""Of a classifier that takes one length alone: the first ones."""
 
 
 def padding(subject: Subject) -> CheckResult:
@@ -294,19 +325,21 @@ class _Compared(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _looked_for(subject: Subject, inputs: Inputs) -> set[int]:
-    """Ids that the module compares its tokens with: of padding, as a rule."""
-    with _Compared(inputs.input_ids) as compared:
+def _looked_for(subject: Subject, inputs: Inputs) -> tuple[set[int], set[int]]:
+    """Ids that the module compares its tokens with, of padding as a rule: those of the (source) text, of the target."""
+    target = inputs.input_ids if inputs.target_ids is None else inputs.target_ids
+    with _Compared(inputs.input_ids) as source, _Compared(target) as written:
         subject.logits(inputs)
     most = subject.plan.embedding_rows
-    return {i for i in compared.ids if i >= 0 and (most is None or i < most)}
+    return tuple({i for i in seen.ids if i >= 0 and (most is None or i < most)} for seen in (source, written))  # type: ignore[return-value]
 
 
 def _own_padding(subject: Subject, expected: str) -> CheckResult:
     """Of a module that makes its mask from an id: a text behind whose end lie more of these gives the same."""
     short = subject.length - 3
     inputs = subject.batch(0)
-    ids = sorted(_looked_for(subject, inputs))
+    in_source, in_target = _looked_for(subject, inputs)
+    ids = sorted(in_source or in_target)
     if not ids or subject.plan.only_length or short < 2 or subject.plan.layout == "last":
         return CheckResult("padding", 1, "n/a", "it takes no padding mask", expected)
     pad = ids[0]
@@ -320,7 +353,11 @@ def _own_padding(subject: Subject, expected: str) -> CheckResult:
     if apart <= 1:
         return CheckResult("padding", 1, "ok", f"tokens of id {pad}, which it hides by itself, move no other", expected)
     cause = "the mask that it makes is not handed to every layer, or is the wrong way round"
-    measured = f"it looks for id {pad}, yet such tokens behind the end move the logits by {apart:.2g} tolerances"
+    where = "" if in_source else " in the target alone"
+    measured = f"it looks for id {pad}{where}, yet such tokens behind the end move the logits by {apart:.2g} tolerances"
+    if not in_source:
+        measured = measured.replace("behind the end", "behind the source's end")
+        cause = "the source's padding is hidden neither from the encoder nor from the attention to what it gives"
     return CheckResult("padding", 1, "warn", measured, expected, cause)
 
 

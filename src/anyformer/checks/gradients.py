@@ -24,27 +24,22 @@ def flow(subject: Subject) -> CheckResult:
     if not named:
         return CheckResult("gradients", 1, "fail", "no parameter asks for a gradient", expected, "requires_grad is off")
     inputs = subject.batch(0, 4)
-    with torch.enable_grad(), subject.training():
-        logits = call_logits(subject.awake, subject.plan, inputs.input_ids, target_ids=inputs.target_ids)
-        if not logits.requires_grad:
-            cause = "no_grad, detach() or argmax on the way: nothing would be trained"
-            return CheckResult("gradients", 1, "fail", "the logits depend on no weight", expected, cause)
-        generator = torch.Generator().manual_seed(0)
-        targets = torch.randint(0, logits.shape[-1], logits.shape[:-1], generator=generator).to(logits.device)
-        loss = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
-        grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
-    found = list(zip([name for name, _ in named], grads, strict=True))
+    found = _gradients(subject, named, inputs)
+    if found is None:
+        cause = "no_grad, detach() or argmax on the way: nothing would be trained"
+        return CheckResult("gradients", 1, "fail", "the logits depend on no weight", expected, cause)
     broken = [name for name, g in found if g is not None and not bool(g.isfinite().all())]
     if broken:
         cause = "a square root, a logarithm or a division at 0; −inf − −inf in a row that is masked whole"
         return CheckResult("gradients", 1, "fail", f"not finite: {_some(broken)}", expected, cause, broken[0])
-    none = [name for name, g in found if g is None or not bool(g.any())]
-    if none:
+    for seed in subject.limits.seeds:  # an expert that no token of one batch went to may get those of another
+        if _still(found) or _dead_rows(subject, dict(found)):
+            found = _together(found, _gradients(subject, named, subject.batch(seed, _MANY)) or [])
+    if none := _still(found):
         cause = "its output is not used, is detached, or is multiplied by 0: it stays as it is"
         measured = f"{len(none)} of {len(found)} get none: {_some(none)}"
         return CheckResult("gradients", 1, "warn", measured, expected, cause, none[0])
-    dead = _dead_rows(subject.awake, {name: g for name, g in found if g is not None})
-    if dead:
+    if dead := _dead_rows(subject, dict(found)):
         cause = "a head or a part of a layer is cut off, overwritten or multiplied by 0"
         return CheckResult("gradients", 1, "warn", dead[1], expected, cause, dead[0])
     try:
@@ -67,12 +62,44 @@ def flow(subject: Subject) -> CheckResult:
     return CheckResult("gradients", 1, "ok", measured, expected, series=(bars,))
 
 
-def _dead_rows(module: nn.Module, grads: dict[str, Tensor]) -> tuple[str, str] | None:
+_Named = tuple[str, Tensor | None]
+_MANY = 16  # rows: tokens enough for every expert of a layer
+
+
+def _gradients(subject: Subject, named: list[tuple[str, nn.Parameter]], inputs: Inputs) -> list[_Named] | None:
+    """Of the loss on random targets, by name of the parameter; None where the logits depend on no weight."""
+    with torch.enable_grad(), subject.training():
+        logits = call_logits(subject.awake, subject.plan, inputs.input_ids, target_ids=inputs.target_ids)
+        if not logits.requires_grad:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        targets = torch.randint(0, logits.shape[-1], logits.shape[:-1], generator=generator).to(logits.device)
+        loss = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
+        grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    return list(zip([name for name, _ in named], grads, strict=True))
+
+
+def _together(found: list[_Named], more: list[_Named]) -> list[_Named]:
+    """What either batch gave, as sums of absolute values."""
+    others = dict(more)
+    return [
+        (n, others.get(n) if g is None else g if (o := others.get(n)) is None else g.abs() + o.abs()) for n, g in found
+    ]
+
+
+def _still(found: list[_Named]) -> list[str]:
+    """Parameters without a gradient."""
+    return [name for name, g in found if g is None or not bool(g.any())]
+
+
+def _dead_rows(subject: Subject, grads: dict[str, Tensor | None]) -> tuple[str, str] | None:
     """Of the matrix of a linear layer in which whole rows or columns get no gradient: its name, and how many.
 
     At least a twentieth of one side, and side by side: units behind a ReLU rest by chance, here and there.
+    Of the numbers of a classifier one is enough.
     """
-    for name, layer in module.named_modules():
+    few = subject.plan.vocab_size if subject.plan.family == "classifier" else 0
+    for name, layer in subject.awake.named_modules():
         if not isinstance(layer, nn.Linear | nn.MultiheadAttention):
             continue
         key = f"{name}.weight" if isinstance(layer, nn.Linear) else f"{name}.in_proj_weight"
@@ -82,7 +109,8 @@ def _dead_rows(module: nn.Module, grads: dict[str, Tensor]) -> tuple[str, str] |
         for axis, what in ((1, "outputs"), (0, "inputs")):
             still = "".join("x" if zero else " " for zero in (grad.abs().amax(axis) == 0).tolist())
             dead = max(map(len, still.split()), default=0)
-            if dead * 20 >= len(still) and dead > 3:
+            classes = axis == 1 and what == "outputs" and len(still) == few
+            if (dead * 20 >= len(still) and dead > 3) or (classes and dead):
                 return key, f"{still.count('x')} of {len(still)} {what} of {key} get none"
     return None
 

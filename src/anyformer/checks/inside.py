@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from anyformer.checks.attended import attended
 from anyformer.checks.attention import watched_inputs, worst
 from anyformer.checks.results import CheckResult, Series
+from anyformer.checks.stream import lost, norms_of
 from anyformer.checks.subject import Subject
 
 
@@ -41,7 +42,7 @@ def _residual(subject: Subject, seed: int) -> CheckResult:
     calls = _block_calls(subject, seed)
     judged = [call for call in calls if call.attends]
     if not judged:
-        return CheckResult(name, 2, "n/a", "no block with attention in it was seen", expected)
+        return _between_norms(subject, seed)
     told = 0
     for call in judged:
         likeness, slope = _passed_on(call)
@@ -64,6 +65,28 @@ def _residual(subject: Subject, seed: int) -> CheckResult:
     sizes = tuple(_rms(call.out) for call in judged)
     bars = Series("bars", {"": sizes}, tuple(c.name for c in judged), "size after each block", y_label="RMS")
     return CheckResult(name, 2, "ok", measured, expected, series=(bars,))
+
+
+def _between_norms(subject: Subject, seed: int) -> CheckResult:
+    """The same where blocks are lists of parts: by what each norm reads."""
+    name, expected = "residual", "a norm reads what the one before it read, and what was added"
+    inputs = watched_inputs(subject, seed)
+    with attended(subject.read(inputs).shape[1], inputs.input_ids.shape[1]) as watch, norms_of(subject.awake) as norms:
+        subject.logits(inputs)
+    missing, told = lost(norms)
+    if not watch.found or not told:
+        return CheckResult(name, 2, "n/a", "no block with attention in it was seen", expected)
+    if missing is None:
+        return CheckResult(
+            name, 2, "ok", f"{told} times what one norm reads is what the one before it read, and more", expected
+        )
+    if missing.times < 0.5:
+        cause = "x = x + layer(norm(x)): the input is dropped, or replaced by what a layer makes of it"
+        return CheckResult(
+            name, 2, "warn", f"{missing.name} reads what a layer gave, alone", expected, cause, missing.name
+        )
+    measured = f"{missing.name} reads {missing.times:.2g} times what was read before"
+    return CheckResult(name, 2, "warn", measured, expected, "the input is added twice", missing.name)
 
 
 def _rms(x: Tensor | None) -> float:

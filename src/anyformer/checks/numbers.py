@@ -21,7 +21,8 @@ from anyformer.core.findings import Verdict
 from anyformer.models.blame import blame
 from anyformer.models.calling import call_logits
 from anyformer.models.calls.probing import difference, seeded
-from anyformer.models.calls.properties import squashed
+from anyformer.models.calls.properties import of_large_weights, squashed
+from anyformer.models.probes import set_mode
 from anyformer.models.source import load_model
 
 
@@ -39,8 +40,50 @@ def output(subject: Subject) -> CheckResult:
     if subject.writes and bool((logits >= 0).all()):
         cause = "a ReLU at the end: a token's logit cannot fall below 0, and gets no gradient there; leave it out"
         return CheckResult("output", 1, "warn", "no logit is negative", expected, cause)
+    if kind == "logits" and (found := _shaped(subject, logits)):
+        return CheckResult("output", 1, "warn", found[0], expected, found[1])
     words = {"log_probabilities": "log-probabilities", "logits": "raw logits"}
     return CheckResult("output", 1, "ok" if kind == "logits" else "note", words.get(kind, str(kind)), expected)
+
+
+def _shaped(subject: Subject, logits: Tensor) -> tuple[str, str] | None:
+    """What was done to logits last, if it keeps them from being any number: what was measured, and the likely cause."""
+    plan, V = subject.plan, subject.plan.vocab_size
+    if plan.layout == "B" or V < 3:
+        return None
+    grown = of_large_weights(subject.prober, plan, subject.batch(0))
+    if grown is not None and float(grown.min()) > -1 and float(grown.max()) > _FAR:
+        cause = "an activation at the end (GELU, SiLU, softplus …): no token can be unlikely; leave it out"
+        return f"with weights a thousandfold none is below {float(grown.min()):.2g}", cause
+    rows = logits.double().flatten(0, -2)
+    if (
+        V > _ENOUGH
+        and float((rows.std(-1, correction=0) - 1).abs().max()) < 0.01
+        and float(rows.mean(-1).abs().max()) < 0.01
+    ):
+        return (
+            "each row has a mean of 0 and a spread of 1",
+            "a norm on the logits: no token can be likely; leave it out",
+        )
+    if float((logits == 0).float().mean()) < _DROPPED:
+        modes = [(m, m.training) for m in subject.awake.modules()]
+        try:
+            set_mode(subject.awake, True)
+            share = float((subject.logits(subject.batch(0)) == 0).float().mean())
+        finally:
+            for part, mode in modes:
+                part.training = mode
+        if share > _DROPPED:
+            return (
+                f"in training mode {share:.0%} of the logits are 0",
+                "dropout falls on the logits: put it before the head",
+            )
+    return None
+
+
+_FAR = 10.0
+_ENOUGH = 16  # numbers, of which a spread of exactly 1 is no chance
+_DROPPED = 0.02
 
 
 def start(subject: Subject) -> CheckResult:
