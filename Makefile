@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 
 # two processes: the tests use one thread each
 test: $(DEV_INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(DEV_INSTALLED)
 	$(BIN)/ruff check .

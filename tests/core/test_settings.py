@@ -72,3 +72,10 @@ def test_yaml_round_trip() -> None:
     settings = TrainSettings(data="corpus.txt", precision="32", learning_rate=1e-3, name="novel")
     assert TrainSettings(**yaml.safe_load(yaml.safe_dump(settings.to_dict()))) == settings
     assert settings.changed() == {"data": "corpus.txt", "precision": "32", "learning_rate": 1e-3, "name": "novel"}
+
+
+def test_a_path_is_taken_where_a_folder_or_file_is_named(tmp_path):
+    chosen = TrainSettings(output_dir=tmp_path, val_data=tmp_path / "val.txt", backup=tmp_path)
+    assert (chosen.output_dir, chosen.val_data, chosen.backup) == (str(tmp_path), f"{tmp_path}/val.txt", str(tmp_path))
+    with pytest.raises(SettingsError, match="batch_size is PosixPath"):
+        TrainSettings(batch_size=tmp_path)

@@ -78,6 +78,8 @@ BROKEN = (
     Broken("returns_none", CallError, ("None",)),
     Broken("no_forward", CallError, ("forward",)),
     Broken("no_head", CallError, ("hidden states", r"nn\.Linear\(16, 60\)")),
+    Broken("takes_vectors", CallError, ("holds no embedding", "takes vectors"), "self.transformer(src, tgt)"),
+    Broken("no_parameters", CallError, ("has no parameters", "in __init__"), "nn.Linear(7, 60)(x)"),
     Broken("widths_do_not_fit", CallError, ("24", "16"), "return self.head(x)"),
     Broken("argmax", CallError, ("int64", "no logits|gave logits")),
     Broken("returns_numpy", CallError, ("numpy|ndarray",)),

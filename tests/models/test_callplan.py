@@ -664,3 +664,21 @@ def test_a_compiled_module_is_planned():
     module = torch.compile(Core(), backend="eager")
     plan = infer_call_plan(module)
     assert (plan.token_arg, plan.max_positions) == ("input_ids", 40)
+
+
+def test_targets_of_id_0_that_a_loss_leaves_out_are_not_handed_to_it():
+    class Masked(nn.Module):
+        """Its logits are those at targets that are not 0."""
+
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(V + 1, 16), nn.Linear(16, V)
+
+        def forward(self, ids, labels):
+            kept = labels != 0
+            return nn.functional.cross_entropy(self.head(self.embed(ids))[kept], labels[kept])
+
+    module = Masked().eval()
+    plan = infer_call_plan(module)
+    ids = torch.tensor([[0, 5, 3, 0], [2, V, 0, 1]])
+    torch.testing.assert_close(call_logits(module, plan, ids), module.head(module.embed(ids)))

@@ -315,6 +315,31 @@ def test_a_trial_vocabulary_in_main_is_not_taken(tmp_path):
     assert load(tmp_path, body).module.e.weight.shape == (1024, 32)
 
 
+@pytest.mark.parametrize(
+    ("feeds", "rows"),
+    [
+        ("torch.randint(0, vocab, (2, 9))", 1024),
+        ("torch.randint(vocab, (2, 9))", 1024),
+        ("torch.randint(low=0, high=vocab, size=(2, 9))", 1024),
+        ("torch.randint(0, 7, (2, 9))", 100),
+        ("read_ids()", 100),
+    ],
+)
+def test_a_vocabulary_that_the_file_draws_random_ids_for_is_not_taken(tmp_path, feeds, rows):
+    body = f"""
+        class Net(nn.Module):
+            def __init__(self, vocab, dim):
+                super().__init__()
+                self.e = nn.Embedding(vocab, dim)
+        def main():
+            vocab = 100
+            net = Net(vocab, 32)
+            net({feeds})
+    """
+    assert load(tmp_path, body).module.e.weight.shape == (rows, 32)
+    assert load(tmp_path, body.replace("vocab = 100", "vocab = 5000")).module.e.weight.shape == (5000, 32)
+
+
 @pytest.mark.parametrize(("shown", "classes"), [(1, 3), (2, 2), (5, 5)])
 def test_a_demonstration_with_one_score_per_text_leaves_the_classes_as_they_are(tmp_path, shown, classes):
     body = """
@@ -1231,3 +1256,23 @@ def test_an_error_that_no_value_mends_is_to_be_mended_in_the_file(tmp_path, made
     line = next(n for n, text in enumerate((tmp_path / "model.py").read_text().splitlines(), 1) if made in text)
     assert f"mend model.py:{line}" in caught.value.fix
     assert "config.json" not in caught.value.fix
+
+
+@pytest.mark.parametrize(("gives", "drawn"), [("model", True), ("model, None", False)])
+def test_a_function_that_draws_the_weights_builds_the_model(tmp_path, gives, drawn):
+    body = f"""
+        class Net(nn.Module):
+            def __init__(self, vocab_size, dim=32):
+                super().__init__()
+                self.e = nn.Embedding(vocab_size, dim)
+        def create_model(vocab_size, device, **kwargs):
+            model = Net(vocab_size, **kwargs).to(device)
+            for p in model.parameters():
+                nn.init.constant_(p, 0.5)
+            return {gives}
+    """
+    loaded = load(tmp_path, body)
+    assert type(loaded.module).__name__ == "Net"
+    assert bool((loaded.module.e.weight == 0.5).all()) == drawn
+    again = load(tmp_path, body, loaded.provenance.config)
+    assert torch.equal(again.module.e.weight, loaded.module.e.weight) or not drawn

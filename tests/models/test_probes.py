@@ -107,6 +107,17 @@ def test_buffers_stay_the_same_objects():
     assert count.tolist() == [0, 0, 0]
 
 
+def test_a_cache_that_is_written_under_autograd_keeps_no_graph():
+    module = nn.Linear(2, 2)
+    module.cache = torch.zeros(3, 2)
+    cache = module.cache
+    with untouched(module):
+        module.cache[:1] = module(torch.ones(1, 2))
+        assert module.cache.requires_grad
+    assert module.cache is cache
+    assert (cache.requires_grad, cache.grad_fn, cache.tolist()) == (False, None, [[0, 0]] * 3)
+
+
 def test_a_lazy_module_keeps_the_shape_that_it_took():
     module = nn.Sequential(nn.LazyLinear(3), nn.BatchNorm1d(3))
     with untouched(module):

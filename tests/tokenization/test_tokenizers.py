@@ -336,10 +336,12 @@ def test_small_vocabulary_gives_unknown() -> None:
     finding = tokenizer.findings[0]
     assert finding.verdict == "warn"
     assert finding.measured == "become <unk>: 11 % of the text, 1 different one"  # the d of nine characters
-    assert finding.reason.endswith("a vocabulary of 8 holds them")
+    assert finding.reason.endswith("a vocabulary of 8 holds them, of a model that is built for so many ids")
     assert CharacterLevelTokenizer(8, texts=["aaabbbccd"]).findings[0].measured == "become <unk>"
     many = CharacterLevelTokenizer(10, texts=["".join(map(chr, range(0x4E00, 0x4E00 + 1000)))])
-    assert many.findings[0].reason.endswith("a vocabulary of 260 holds them")  # 256 bytes and four special tokens
+    assert many.findings[0].reason.endswith(
+        "a vocabulary of 260 holds them, of a model that is built for so many ids"
+    )  # 256 bytes and four special tokens
 
 
 def test_without_unknown_and_bytes_it_refuses() -> None:

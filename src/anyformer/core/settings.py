@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -50,6 +51,9 @@ def _typed(owner: object) -> None:
         if isinstance(value, str) and value in named:
             continue
         allowed = tuple(kind for kind in kinds if get_origin(kind) is not Literal)
+        if isinstance(value, os.PathLike) and str in allowed:
+            object.__setattr__(owner, name, os.fspath(value))  # Python callers have paths
+            continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         fits = isinstance(value, allowed) and not (isinstance(value, bool) and bool not in allowed)
         if not fits and not (float in allowed and number):

@@ -22,8 +22,10 @@ from anyformer.models.inputs import (
     as_long_as_its_lengths,
     beginning,
     filled,
+    first_rows,
     longest_first,
     one_more,
+    repeated,
     row,
     rows,
 )
@@ -111,11 +113,20 @@ def raw_output(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
     Raises CallError where its forward ends the program.
     """
     try:
-        return _output(module, plan, inputs)
+        return _of_its_rows(module, plan, inputs) if plan.only_rows else _output(module, plan, inputs)
     except SystemExit as error:
         raise CallError(
             "the model's forward ends the program", blame(error), "raise an exception in its place"
         ) from error
+
+
+def _of_its_rows(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
+    """The output for fewer rows than the module runs at alone: they go in repeated, and what is more is cut."""
+    B, N = len(inputs.input_ids), plan.only_rows
+    assert N is not None
+    if B >= N:  # more are its own error
+        return _output(module, plan, inputs)
+    return first_rows(_output(module, plan, repeated(inputs, N)), B, N, time_first=plan.time_first)
 
 
 def _output(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
@@ -141,7 +152,11 @@ def arguments(plan: CallPlan, inputs: Inputs) -> dict[str, Any]:
         padding = Argument(plan.mask_arg, "mask", plan.mask_shape, plan.mask_dtype, plan.mask_form)
         given[plan.mask_arg] = value_of(plan, padding, replace(inputs, attention_mask=mask))
     if plan.targets_arg is not None and plan.needs_targets:
-        given[plan.targets_arg] = oriented(plan, inputs.input_ids)
+        targets = inputs.input_ids
+        if plan.logits_from == "loss" and plan.vocab_size > 1:
+            # a loss may leave out targets of id 0, and its logits with them; [MASK] can be read, and be no target
+            targets = targets.clamp(1, plan.vocab_size - 1)
+        given[plan.targets_arg] = oriented(plan, targets)
     if plan.target_arg is not None and inputs.target_ids is not None:
         given[plan.target_arg] = oriented(plan, inputs.target_ids)
     for argument in plan.extras:
@@ -296,14 +311,17 @@ def _placed(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Tensor:
     """The tensor at the plan's place as (B, T, V), or (B, C), (B, 1, V) of the last position."""
     if plan.packed and len(inputs.input_ids) > 1:
         return torch.cat([_placed(module, plan, row(inputs, i)) for i in range(len(inputs.input_ids))])
+    B, N = len(inputs.input_ids), plan.only_rows
+    if N is not None and B > N:
+        return torch.cat([_placed(module, plan, rows(inputs, slice(i, i + N))) for i in range(0, B, N)])
     if plan.logits_from == "loss":
         with LossTap(module) as tap:
             raw_output(module, plan, inputs)
-        found: Any = tap.logits(plan.logits_path)
+        found: Any = _cut(plan, tap.logits(plan.logits_path), B)
     else:
         output = raw_output(module, plan, inputs)
         if plan.logits_from.startswith("attribute:"):
-            output = getattr(module, plan.logits_from.removeprefix("attribute:"), None)
+            output = _cut(plan, getattr(module, plan.logits_from.removeprefix("attribute:"), None), B)
         found = _followed(output, plan.logits_path)
     if plan.head is not None and isinstance(found, Tensor):
         found = head_of(module, plan.head)(found)
@@ -313,6 +331,12 @@ def _placed(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Tensor:
         )
     ids = inputs.target_ids if plan.family == "encoder_decoder" and inputs.target_ids is not None else inputs.input_ids
     return arrange(found, plan, len(ids))
+
+
+def _cut(plan: CallPlan, found: Any, B: int) -> Any:
+    """The rows that were asked for, of what did not come with the output."""
+    N = plan.only_rows
+    return found if N is None or B >= N else first_rows(found, B, N, time_first=plan.time_first)
 
 
 def _followed(output: Any, path: LogitsPath) -> Any:

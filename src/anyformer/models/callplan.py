@@ -21,6 +21,7 @@ from anyformer.models.calling import call_logits
 from anyformer.models.calls.altered import altered_findings
 from anyformer.models.calls.answers import answers_findings
 from anyformer.models.calls.backwards import backward_finding
+from anyformer.models.calls.besides import besides_finding
 from anyformer.models.calls.causal import Sight, causality_findings, measure, only_in_training
 from anyformer.models.calls.criteria import criteria_finding, yes_or_no
 from anyformer.models.calls.culprit import leak_reason, no_past_reason
@@ -30,6 +31,7 @@ from anyformer.models.calls.failures import OneNumber, SampledItems, nothing_fou
 from anyformer.models.calls.forcing import order_findings, settle_forcing
 from anyformer.models.calls.labels import tagger_finding
 from anyformer.models.calls.lastposition import by_beginnings, last_position_finding
+from anyformer.models.calls.locating import Found, seen_of
 from anyformer.models.calls.masks import Settled, settle_masks
 from anyformer.models.calls.meaning import call_findings, classes_finding, places_finding, settle_segments
 from anyformer.models.calls.names import parameters_of, required
@@ -40,15 +42,10 @@ from anyformer.models.calls.overrides import Stated, stated
 from anyformer.models.calls.ownloss import own_loss
 from anyformer.models.calls.padding import settle_padding
 from anyformer.models.calls.probing import Prober, Seen, woken
-from anyformer.models.calls.properties import batch_finding, ids_limit, output_kind, position_limit
+from anyformer.models.calls.properties import batch_finding, ids_limit, output_kind, position_limit, rows_finding
 from anyformer.models.calls.refusals import refuse_other_input
 from anyformer.models.calls.repeats import repeat_finding
-from anyformer.models.calls.search import (
-    Found,
-    find_sequence,
-    require_names,
-    seen_of,
-)
+from anyformer.models.calls.search import find_sequence, require_names
 from anyformer.models.calls.seq2seq import (
     find_seq2seq,
     names_two_sequences,
@@ -92,7 +89,8 @@ def infer_call_plan(
                 "the model's forward does not end", where, "run it on five ids by hand to see why"
             ) from None
         # what the probes left behind is gone: a cache that they filled would hide the graph of the first step
-        plan = replace(plan, findings=(*plan.findings, *backward_finding(awake, plan, prober.sizes)))
+        late = (*backward_finding(awake, plan, prober.sizes), *besides_finding(awake, plan, prober.sizes))
+        plan = replace(plan, findings=(*plan.findings, *late))
     if asleep:
         how = f"they could not be filled in a copy ({refused})" if refused else "measured on a copy with noise in them"
         shown = ", ".join(asleep[:4]) + (" …" if len(asleep) > 4 else "")
@@ -149,6 +147,7 @@ def _infer(prober: Prober, said: Stated, objective: Objective | None) -> CallPla
         _as_declared(repeats, said, "stateful"),
         _as_declared(_batch(prober, plan, repeats), said, "cross-batch"),
         about_positions,
+        *rows_finding(plan),
     ]
     findings += _unmentioned(plan, findings)
     return replace(plan, max_positions=longest, only_length=prober.fixed, findings=tuple(findings))

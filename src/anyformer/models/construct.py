@@ -225,7 +225,8 @@ class _Builder:
             return named
         if factories and self._needs_modules():
             return [*factories, self._cls]
-        return [self._cls, *factories]
+        drawing = [f for f in factories if _draws_weights(f)]
+        return [*drawing, self._cls, *(f for f in factories if f not in drawing)]
 
     def _factories(self) -> list[Any]:
         """Functions of the file that build the class, by name and by what their body calls."""
@@ -401,6 +402,16 @@ class _Builder:
             f"tried: config.json, the file's own values and calls, the sizes that anyformer knows by name or by use",
             configs.how_to_give(missing.target, missing.names),
         )
+
+
+def _draws_weights(function: Any) -> bool:
+    """Whether it gives back one thing, whose weights it draws itself: ``for p in model.parameters(): nn.init...``."""
+    node = function_node(function)
+    parts = [] if node is None else list(ast.walk(node))
+    given = [p.value for p in parts if isinstance(p, ast.Return) and p.value is not None]
+    calls = [ast.unparse(p.func) for p in parts if isinstance(p, ast.Call)]
+    draws = any(re.fullmatch(r"(torch\.)?(nn\.)?init\.\w+_", name) for name in calls)
+    return draws and bool(given) and all(isinstance(value, ast.Name | ast.Call) for value in given)
 
 
 _NO_VALUE_HELPS = re.compile(

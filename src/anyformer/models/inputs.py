@@ -5,7 +5,8 @@ B batch, T time (source), S time (target).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,33 @@ def rows(inputs: Inputs, which: slice | Tensor) -> Inputs:
         taken(inputs.target_mask),
         taken(inputs.segment_ids),
     )
+
+
+def repeated(inputs: Inputs, N: int) -> Inputs:
+    """The rows over and over, N in all."""
+    return rows(inputs, torch.arange(N, device=inputs.input_ids.device) % len(inputs.input_ids))
+
+
+def first_rows(output: Any, B: int, N: int, *, time_first: bool) -> Any:
+    """What the module gave for N rows without what belongs to those after the first B.
+
+    Of tensors whose first axis is N or a multiple of it (rows and positions, or heads, in one); of the second where
+    the module puts time first. Containers keep their kind; objects that are none are given back as they are.
+    """
+    if isinstance(output, Tensor):
+        if time_first and output.dim() > 1 and output.shape[1] == N:
+            return output[:, :B]
+        return output[: len(output) // N * B] if output.dim() and len(output) and len(output) % N == 0 else output
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*(first_rows(part, B, N, time_first=time_first) for part in output))
+    if isinstance(output, list | tuple):
+        return type(output)(first_rows(part, B, N, time_first=time_first) for part in output)
+    if isinstance(output, dict):
+        return type(output)((k, first_rows(v, B, N, time_first=time_first)) for k, v in output.items())
+    if is_dataclass(output) and not isinstance(output, type):
+        held = {f.name: getattr(output, f.name) for f in fields(output) if f.init}
+        return replace(output, **{k: first_rows(v, B, N, time_first=time_first) for k, v in held.items()})
+    return output
 
 
 def beginning(inputs: Inputs, length: int) -> Inputs:

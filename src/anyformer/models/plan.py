@@ -167,6 +167,8 @@ class CallPlan:
     """The dataflow of a builder export whose forward asks for its own intermediate results."""
     only_length: int | None = None
     """The one T that runs, where the module takes no other."""
+    only_rows: int | None = None
+    """The one B that runs, where the module takes no other: fewer rows are filled up, of more so many go in."""
     document_start: int | None = None
     """Id from which on a new document begins in a row: masks (B, T, T) hide the others, positions begin anew, and an
     argument of the role documents is given the number of each token's own."""

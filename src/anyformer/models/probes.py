@@ -191,8 +191,11 @@ class _TensorState:
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
         self._values = tensor.detach().clone()
+        self._plain = not tensor.requires_grad
 
     def restore(self) -> None:
+        if self._plain and self._tensor.requires_grad and not self._tensor._is_view():
+            self._tensor.detach_()  # what was written into it under autograd came with its graph
         with torch.no_grad():
             if self._tensor.shape != self._values.shape:  # resized or replaced through .data
                 self._tensor.data = self._values

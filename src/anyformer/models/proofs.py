@@ -18,6 +18,7 @@ from anyformer.models.calls.answers import answers_findings
 from anyformer.models.calls.causal import causality_findings, glance, measure
 from anyformer.models.calls.forcing import order_findings
 from anyformer.models.calls.hiding import hides
+from anyformer.models.calls.locating import SIZES, Size, locate, seen_of
 from anyformer.models.calls.masks import with_argument, without
 from anyformer.models.calls.meaning import classes_finding, places_finding
 from anyformer.models.calls.names import hint, parameters_of
@@ -34,7 +35,6 @@ from anyformer.models.calls.properties import (
     position_limit,
 )
 from anyformer.models.calls.repeats import repeat_finding
-from anyformer.models.calls.search import SIZES, Size, locate, seen_of
 from anyformer.models.calls.seq2seq import source_finding
 from anyformer.models.inputs import Inputs
 from anyformer.models.plan import Argument, CallPlan

@@ -171,7 +171,8 @@ def _findings(
             measured += (
                 f": {100 * share:.2g} % of the text, {left_out:,} different {'one' if left_out == 1 else 'ones'}"
             )
-            reason += f"; a vocabulary of {min(got + left_out, specials + BYTES):,} holds them"
+            enough = min(got + left_out, specials + BYTES)
+            reason += f"; a vocabulary of {enough:,} holds them, of a model that is built for so many ids"
         found.append(
             Finding("unknown characters", "warn" if left_out else "note", measured, "every string round-trips", reason)
         )

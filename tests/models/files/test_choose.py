@@ -169,3 +169,44 @@ def test_of_heads_around_one_body_the_language_models_is_taken(tmp_path):
     assert chosen(tmp_path, body) == "GPTLMHead"
     with pytest.raises(ConstructError, match="several models"):
         chosen(tmp_path, body.replace("GPTLMHead", "GPTScores").replace("GPTClsHead", "GPTTags"))
+
+
+@pytest.mark.parametrize(("takes", "model"), [("batch", "Whole"), ("ids", "TextTask")])
+def test_a_wrapper_that_takes_whole_batches_gives_way_to_the_model_that_it_is_handed(tmp_path, takes, model):
+    body = f"""
+        class Pictures(nn.Module): pass
+        class Whole(Embeds): pass
+        class Task(nn.Module):
+            def __init__(self, net):
+                super().__init__()
+                self.net = net
+            def forward(self, {takes}): return self.loss({takes})
+        class PictureTask(Task): pass
+        class TextTask(Task): pass
+        def build(name):
+            task = PictureTask(Pictures())
+            if name == "text":
+                task = TextTask(Whole())
+            return task
+    """
+    assert chosen(tmp_path, body) == model
+
+
+def test_a_table_of_embeddings_is_no_model_beside_one_that_is_built_from_parts(tmp_path):
+    path = tmp_path / "model.py"
+    path.write_text(
+        textwrap.dedent("""
+        from torch import nn
+        class Embeddings(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.lut = nn.Embedding(9, 4)
+        class FeedForwardNetwork(nn.Module): pass
+        class Coder(nn.Module):
+            def __init__(self, layer, N): super().__init__()
+        class Transformer(nn.Module):
+            def __init__(self, encoder: Coder, src_embed, generator): super().__init__()
+    """)
+    )
+    with pytest.raises(ConstructError, match=r"Transformer|Coder needs"):
+        load_model(path)

@@ -55,8 +55,9 @@ class Arguments(Objects):
         # a configuration is laid over the file's own call: it need not repeat what stands there
         open_at_all = required or any(p.default is MISSING for p in parameters)
         shown = self._from_site(target, site, depth) if open_at_all and site is not None else {}
+        drawn = self.written.drawn if self.written is not None else ()
         for name, value in shown.items():
-            trial = meanings.get(name) in aliases.VOCABULARIES and is_trial(value)
+            trial = meanings.get(name) in aliases.VOCABULARIES and is_trial(value, drawn)
             own = defaults.get(name)
             # one number per text is a score; the classes are what can be trained
             score = meanings.get(name) == "num_classes" and value == 1 and type(own) is int and own > 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,8 @@ _RATES: dict[float, float] = {4: 0.1, 2: 0.5, 8: 1.0}
 _NUMBERS = re.compile(r"\d+(,\s*\d+)*")
 _TRIAL_VOCABULARY = 64
 """A smaller one in a call or a function's variable is a trial run's: no text can be written with it."""
+_BYTES = 256
+"""A smaller one, below which the file itself draws random ids, is one, too."""
 
 
 @dataclass
@@ -187,7 +189,8 @@ class Sizes:
     def _is_trial(self, meaning: str | None, name: str) -> bool:
         """Whether a vocabulary is a local variable's, and too small for text."""
         value = self._names[name]
-        return meaning in aliases.VOCABULARIES and is_trial(value) and self.scope.get(name) != value
+        drawn = self.written.drawn if self.written is not None else ()
+        return meaning in aliases.VOCABULARIES and is_trial(value, drawn) and self.scope.get(name) != value
 
     def _meanings(self, names: list[str], reads: Reads, container: tuple[str, ...] = ()) -> dict[str, str]:
         """What each name means: by itself, by the names it is handed on under, or by how it is used."""
@@ -286,8 +289,11 @@ def chosen_sizes(ledger: Ledger) -> Finding:
     )
 
 
-def is_trial(vocabulary: Any) -> bool:
-    return isinstance(vocabulary, int) and not isinstance(vocabulary, bool) and 0 <= vocabulary < _TRIAL_VOCABULARY
+def is_trial(vocabulary: Any, drawn: Container[int] = ()) -> bool:
+    """Whether a vocabulary is that of a trial run. drawn: below what the file draws random ids."""
+    if not isinstance(vocabulary, int) or isinstance(vocabulary, bool) or vocabulary < 0:
+        return False
+    return vocabulary < (_BYTES if vocabulary in drawn else _TRIAL_VOCABULARY)
 
 
 def is_open(vocabulary: Any) -> bool:

@@ -89,6 +89,8 @@ class Written:
         self._under_main = False
         self._unfilled: set[str] = set()
         """Lists and tables that a statement would put something into, which is not run here."""
+        self.drawn: set[int] = set()
+        """Below what random ids are drawn: a vocabulary of that size is a trial run's, if it is too small for text."""
         self.calls: list[CallSite] = []
         self.scopes: list[tuple[int, dict[str, Any]]] = []
         """Names with their values: of the module level and ``__main__`` first, of functions then."""
@@ -241,6 +243,18 @@ class Written:
         except Unknown:
             scope.pop(name, None)
 
+    def _note_drawn(self, call: ast.Call, scope: Mapping[str, Any]) -> None:
+        """The bound of torch.randint(high, size) or torch.randint(low, high, size)."""
+        if getattr(call.func, "attr", getattr(call.func, "id", "")) != "randint":
+            return
+        given = [k.value for k in call.keywords if k.arg == "high"] + call.args[1::-1]
+        for node in given:
+            with contextlib.suppress(Unknown):
+                value = self.evaluate(node, scope)
+                if type(value) is int:
+                    self.drawn.add(value)
+                    return
+
     def _block(self, statements: list[ast.stmt], scope: dict[str, Any], rank: int) -> None:
         for statement in statements:
             if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
@@ -249,6 +263,7 @@ class Written:
                 target = self.resolve(call.func, scope)
                 if _builds_module(target, self._module):
                     self.calls.append(CallSite(target, call, dict(scope), rank))
+                self._note_drawn(call, scope)
             if not hasattr(statement, "body"):
                 self._note_filling(statement, scope, rank == 0 and not self._under_main)
             if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):

@@ -16,8 +16,8 @@ from anyformer.core.errors import CallError
 from anyformer.core.findings import Finding
 from anyformer.models.blame import user_lines
 from anyformer.models.calling import call_logits
+from anyformer.models.calls.locating import Size
 from anyformer.models.calls.probing import Prober, seeded
-from anyformer.models.calls.search import Size
 from anyformer.models.inputs import Inputs
 from anyformer.models.plan import CallPlan
 from anyformer.models.probes import set_mode, untouched

@@ -7,10 +7,10 @@ from dataclasses import replace
 from torch import nn
 
 from anyformer.models.calls.failures import nothing_found
+from anyformer.models.calls.locating import Found, blank, locate
 from anyformer.models.calls.names import parameters_of, token_candidates
 from anyformer.models.calls.overrides import Stated
 from anyformer.models.calls.probing import Prober
-from anyformer.models.calls.search import Found, blank, locate
 from anyformer.models.graph import derive_graph
 from anyformer.models.plan import Objective
 

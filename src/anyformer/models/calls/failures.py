@@ -60,6 +60,13 @@ def _likely_value(name: str) -> str | int:
     return kind if kind in ("mask", "positions", "segments", "lengths") else 0
 
 
+def _looks_up(module: nn.Module) -> bool:
+    """Whether something in it may be a table of tokens: an embedding, or a matrix that is called so."""
+    tables = (nn.Embedding, nn.EmbeddingBag)
+    named = [name for name, p in module.named_parameters() if p.dim() == 2 and re.search(r"emb|tok|wte|table", name)]
+    return bool(named) or any(isinstance(m, tables) or "embed" in type(m).__name__.lower() for m in module.modules())
+
+
 _LINE = re.compile(r"[\w.-]+\.py:\d+(?=: )")
 
 
@@ -109,6 +116,12 @@ def nothing_found(
             detail,
             "a size of 0 was given to its constructor, say vocab_size: 0 in config.json: give the real one",
         )
+    if not any(True for _ in prober.module.parameters()):
+        return CallError(
+            f"{type(prober.module).__name__} has no parameters",
+            detail,
+            "make its layers in __init__: those that forward makes anew in each call are never trained",
+        )
     known = [p.name for p in parameters]
     likely = [n.lstrip("*") for n in token_candidates(parameters)]
     tokens = next(iter([*([stated.tokens.lstrip("*")] if stated.tokens else []), *likely, *known]), "input_ids")
@@ -119,6 +132,11 @@ def nothing_found(
     last = any("perhaps the last position alone" in failure for failure in failures)
     proposed = {f"tokens: {tokens}", f"logits: {logits}"}
     mend = _one_line(failures)
+    if not _looks_up(prober.module):
+        mend = (
+            "it holds no embedding, so it takes vectors and no ids, it seems: self.embed = nn.Embedding(V, D) in its"
+            " __init__, self.embed(ids) in its forward; else\n" + mend
+        )
     if proposed <= set(stated.lines()):
         return CallError(
             f"no way to call {type(prober.module).__name__} gave logits for every position",

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from anyformer.core.findings import Finding
 from anyformer.models.calls.criteria import classes_of
 from anyformer.models.calls.evidence import file_stem
+from anyformer.models.calls.locating import Found
 from anyformer.models.calls.overrides import Stated
 from anyformer.models.calls.probing import Prober
-from anyformer.models.calls.search import Found
 from anyformer.models.plan import CallPlan, Objective, follow
 from anyformer.models.probes import set_mode, untouched
 

@@ -9,10 +9,10 @@ from itertools import islice
 
 from anyformer.core.errors import CallError
 from anyformer.models.blame import blame
+from anyformer.models.calls.locating import Found
 from anyformer.models.calls.overrides import Stated
 from anyformer.models.calls.positions import candidates
 from anyformer.models.calls.probing import Prober, changed_inputs, difference, tolerance
-from anyformer.models.calls.search import Found, refuses_others
 from anyformer.models.calls.seq2seq import (
     AS_SOURCE,
     DRAFTS_AT_A_LENGTH,
@@ -21,6 +21,7 @@ from anyformer.models.calls.seq2seq import (
     has_methods,
     names_two_sequences,
 )
+from anyformer.models.calls.unusual import refuses_others
 from anyformer.models.inputs import Inputs
 from anyformer.models.plan import CallPlan
 

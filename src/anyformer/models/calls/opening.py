@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from anyformer.core.findings import Finding
+from anyformer.models.calls.locating import Found, locate, seen_of
 from anyformer.models.calls.masks import with_argument
 from anyformer.models.calls.names import hint, parameters_of
 from anyformer.models.calls.options import options, source_of
 from anyformer.models.calls.outputs import find_head, hidden_width
 from anyformer.models.calls.overrides import Stated
 from anyformer.models.calls.probing import Prober
-from anyformer.models.calls.search import Found, locate, seen_of
 from anyformer.models.plan import Argument, CallPlan
 
 

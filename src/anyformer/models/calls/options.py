@@ -9,7 +9,10 @@ from itertools import product
 
 from torch import nn
 
+from anyformer.core.errors import CallError
+from anyformer.models.calls.failures import parameter_list
 from anyformer.models.calls.names import MAYBE_DECODER, PAD, Hint, hint
+from anyformer.models.calls.overrides import Stated, role_stated
 from anyformer.models.plan import Argument, MaskForm
 
 _KINDS: tuple[tuple[str, MaskForm], ...] = (
@@ -224,3 +227,58 @@ def source_of(module: nn.Module) -> str:
 def maybe_decoder(name: str) -> bool:
     """Whether a parameter of this name may take a decoder's input, though it need not."""
     return name.lower() in MAYBE_DECODER
+
+
+def given_arguments(
+    module: nn.Module, parameters: list[inspect.Parameter], others: list[inspect.Parameter], stated: Stated
+) -> list[tuple[Argument, ...]]:
+    """What the other required parameters may be given; then optional ones with a known name, where that fails."""
+    source = source_of(module)
+    fixed = [argument for name in stated.arguments for argument in [stated_options(name, stated, source, parameters)]]
+    kinds: dict[str, Hint] = {stated.mask: "mask"} if stated.mask is not None else {}
+    lists = [[*options(p, source, kinds.get(p.name)), *states(module, p)] for p in others] + fixed
+    found: list[tuple[Argument, ...]] = list(assignments(lists)) if lists else [()]
+    open_ones = [p for p in parameters if p.default is None and p not in others and p.name not in stated.arguments]
+    helpful = [p for p in open_ones if hint(p.name) in ("positions", "segments", "start", "lengths")]
+    more = [[o for o in options(p, source) if o.role != "constant" or o.value is not None][:3] for p in helpful]
+    if helpful:
+        found += list(assignments([*lists, *more]))[:40]
+    masks = [p for p in open_ones if hint(p.name) in ("mask", "target_mask")]
+    if len(masks) == 1:  # a default of None that forward cannot take
+        forms = options(masks[0], source, masks="encoder")[1:]
+        found += list(assignments([*lists, forms])) + (list(assignments([*lists, *more, forms])) if helpful else [])
+    return found
+
+
+def stated_options(
+    name: str,
+    stated: Stated,
+    source: str,
+    parameters: list[inspect.Parameter],
+    *,
+    mask: Hint = "mask",
+    masks: str = "decoder",
+) -> list[Argument]:
+    """What the user states of an argument: a value, or all forms of the role that it has.
+
+    mask: which kind of mask it is, where it is one; masks: as of ``options``.
+    """
+    value = stated.arguments[name]
+    role = role_stated(value)
+    parameter = next((p for p in parameters if p.name == name), None)
+    if parameter is None:
+        raise CallError(f"anyformer.yaml: forward has no argument {name}", f"it takes {parameter_list(parameters)}")
+    if role is None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        shapes = ("", "B", "B1", "BT") if number else ("",)
+        return [Argument(name, "constant", shape, value=value) for shape in shapes]
+    kinds = {"causal_mask": mask, "mask": mask}
+    found = options(parameter, source, kinds.get(role, role), masks=masks)  # type: ignore[arg-type]
+    return [a for a in found if a.role in (role, f"target_{role}")]
+
+
+def targets_of(parameters: list[inspect.Parameter], token_arg: str, stated: Stated) -> str | None:
+    if stated.targets is not None:
+        return None if stated.targets == "none" else stated.targets
+    named = [p for p in parameters if hint(p.name) == "targets" and p.name != token_arg.lstrip("*")]
+    return named[0].name if named else None

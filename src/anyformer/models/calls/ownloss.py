@@ -59,7 +59,8 @@ def own_loss(prober: Prober, plan: CallPlan) -> OwnLoss:
     length = plan.target_arg if name is not None and name == plan.target_arg else None
     calls: list[_Call] = []
     error: Exception | None = None
-    inputs = prober.inputs(plan, *prober.sizes[0][:2], 11, prober.sizes[0][2])
+    B, T, S = prober.sizes[0]
+    inputs = prober.inputs(plan, plan.only_rows or B, T, 11, S)  # rows that are repeated would count twice
     for low in (1, 0):
         read = inputs.target_ids if inputs.target_ids is not None else inputs.input_ids
         below = target_high(plan) if inputs.target_ids is not None else high(plan)
@@ -273,7 +274,8 @@ def _classes(prober: Prober, plan: CallPlan, name: str | None) -> tuple[Finding,
     """Of a classifier: its loss on labels (B,)."""
     if plan.family != "classifier" or name is None:
         return ()
-    inputs = prober.inputs(plan, *prober.sizes[0][:2], 11)
+    B, T, _ = prober.sizes[0]
+    inputs = prober.inputs(plan, plan.only_rows or B, T, 11)
     labels = prober.ids(1, len(inputs.input_ids), 3, plan.vocab_size, low=0)[0]
     tap, bare = LossTap(prober.module), arguments(replace(plan, needs_targets=False), inputs)
 

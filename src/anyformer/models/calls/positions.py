@@ -18,7 +18,7 @@ from anyformer.models.plan import CallPlan
 
 _NAMES = re.compile(r"block|ctx|context|seq|position|max_len|max_length|n_pos|window|T_max", re.IGNORECASE)
 _TENSORS = re.compile(r"pos|pe\b|wpe|mask|bias|tril|cos|sin|freq|rope|rotary", re.IGNORECASE)
-_CONFIGS = ("config", "cfg", "args", "hparams", "params", "conf")
+CONFIGS = ("config", "cfg", "args", "hparams", "params", "conf")
 _TRIED = 8  # named lengths at most
 _TRIED_UP_TO = 1024  # tokens, where nothing names a limit
 _SLOW = 1.0  # seconds; a longer forward ends the search
@@ -145,18 +145,24 @@ def mixing_sizes(module: nn.Module) -> list[int]:
 
 def candidates(module: nn.Module, position_rows: list[int]) -> list[int]:
     """Lengths that the module names, ascending: numbers in its attributes and configuration, then tensors' sizes."""
-    told = {n for n in position_rows if n > 1}
-    for submodule in module.modules():
-        told |= _named_ints(vars(submodule))
-        for name in _CONFIGS:
-            config = held(submodule, name)
-            if config is not None and not isinstance(config, nn.Module):
-                told |= _named_ints(config if isinstance(config, Mapping) else getattr(config, "__dict__", {}))
+    told = {n for n in position_rows if n > 1} | named_lengths(module)
     plain = [(k, v) for m in module.modules() for k, v in vars(m).items() if isinstance(v, Tensor)]
     held_tensors = [*module.named_parameters(), *module.named_buffers(), *plain]
     tensors = [t for name, t in held_tensors if _TENSORS.search(name)]
     sizes = {int(n) for t in tensors if t.dim() >= 2 for n in t.shape if n > 7}
     return sorted([*told, *sorted(sizes - told)][:_TRIED])
+
+
+def named_lengths(module: nn.Module) -> set[int]:
+    """Numbers in its attributes and configurations that are called a length."""
+    told: set[int] = set()
+    for submodule in module.modules():
+        told |= _named_ints(vars(submodule))
+        for name in CONFIGS:
+            config = held(submodule, name)
+            if config is not None and not isinstance(config, nn.Module):
+                told |= _named_ints(config if isinstance(config, Mapping) else getattr(config, "__dict__", {}))
+    return told
 
 
 def _named_ints(values: Mapping[str, Any]) -> set[int]:

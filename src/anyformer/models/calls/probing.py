@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from anyformer.models.calling import call_logits, raw_output
 from anyformer.models.calls.drift import Drift
 from anyformer.models.files.limits import time_limit
-from anyformer.models.inputs import Inputs
+from anyformer.models.inputs import Inputs, repeated
 from anyformer.models.losstap import LossTap
 from anyformer.models.plan import CallPlan, LogitsPath
 
@@ -148,6 +148,8 @@ class Prober:
     def watched(self, plan: CallPlan, inputs: Inputs) -> Seen:
         """Which nn.Embedding or nn.EmbeddingBag receives the ids, which the positions 0…T-1, which submodules run."""
         seen = Seen()
+        if plan.only_rows is not None:
+            inputs = repeated(inputs, plan.only_rows)
         handles = []
         for name, module in self.module.named_modules():
             look = _look(seen, name, inputs)

@@ -117,8 +117,19 @@ def batch_finding(prober: Prober, plan: CallPlan) -> Finding:
         measured = "what a row gives depends on its place in the batch, not on the other rows"
         why = "positions are added along the batch, it seems: for ids (T, B) inside they are (T, 1, D), pe[: x.size(0)]"
         return Finding("batch", "warn", measured, "the same at every place", why)
-    why = "the rows see one another; nn.MultiheadAttention and nn.TransformerEncoderLayer need batch_first=True"
+    torchs = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.RNNBase)
+    used = {type(m).__name__ for m in prober.module.modules() if isinstance(m, torchs) and not _batch_first(m)}
+    why = "the rows see one another: "
+    if used:
+        why += f"torch's {' and '.join(sorted(used))} need batch_first=True for ids (B, T)"
+    else:
+        why += "attention, a norm or a sum goes over the batch where time is meant (an axis moved or transposed)"
     return Finding("batch", "fail", f"a row alone differs by {apart:.2g} tolerances", "the same as in a batch", why)
+
+
+def _batch_first(module: nn.Module) -> bool:
+    inner = getattr(module, "self_attn", module)
+    return bool(getattr(inner, "batch_first", False))
 
 
 def _number_alone(prober: Prober, plan: CallPlan) -> bool:
@@ -180,10 +191,19 @@ def squashed(prober: Prober, plan: CallPlan, inputs: Inputs) -> Literal["", "sig
 
     Fresh logits may lie there by chance; those of weights a thousandfold do not. The weights are put back.
     """
-    raw = replace(plan, kind="logits")
-    values = prober.try_logits(raw, inputs)
+    values = prober.try_logits(replace(plan, kind="logits"), inputs)
     if values is None or not values.numel() or not bool((values.abs() <= 1).all()):
         return ""
+    grown = of_large_weights(prober, plan, inputs)
+    if grown is None or bool(grown.isnan().any()) or not bool((grown.abs() <= 1).all()):
+        return ""
+    if not float(difference(values, grown).max()) > tolerance(values):
+        return ""  # the weights that grew play no part
+    return "sigmoid" if bool((values >= 0).all()) and bool((grown >= 0).all()) else "tanh"
+
+
+def of_large_weights(prober: Prober, plan: CallPlan, inputs: Inputs) -> Tensor | None:
+    """What comes out where the weights of the last layer are a thousandfold; they are put back."""
     named = list(prober.module.named_parameters())
     width = 1 if plan.layout == "B" else plan.vocab_size
     last = [p for _, p in named if p.is_floating_point() and p.dim() > 1 and width in p.shape]
@@ -193,16 +213,11 @@ def squashed(prober: Prober, plan: CallPlan, inputs: Inputs) -> Literal["", "sig
         with torch.no_grad():
             for p in last:
                 p.mul_(_GROWN)
-        grown = prober.try_logits(raw, inputs)
+        return prober.try_logits(replace(plan, kind="logits"), inputs)
     finally:
         with torch.no_grad():
             for p, was in zip(last, kept, strict=True):
                 p.copy_(was)
-    if grown is None or bool(grown.isnan().any()) or not bool((grown.abs() <= 1).all()):
-        return ""
-    if not float(difference(values, grown).max()) > tolerance(values):
-        return ""  # the weights that grew play no part
-    return "sigmoid" if bool((values >= 0).all()) and bool((grown >= 0).all()) else "tanh"
 
 
 def ids_limit(prober: Prober, plan: CallPlan) -> tuple[int | None, Finding]:
@@ -262,6 +277,15 @@ def position_limit(prober: Prober, plan: CallPlan, position_rows: list[int]) -> 
         return prober.try_logits(unlimited, inputs) is not None
 
     return longest_sequence(prober, plan, position_rows, high(plan), runs)
+
+
+def rows_finding(plan: CallPlan) -> list[Finding]:
+    """How many rows go in at a time, of a module that runs with one number of them alone."""
+    N = plan.only_rows
+    if N is None:
+        return []
+    why = f"its forward runs with {N:,} rows alone: fewer are filled up, at the cost of {N:,} → --batch_size {N}"
+    return [Finding("batch size", "warn", f"exactly {N:,}; others fail", "any number of rows runs", why)]
 
 
 def argument_of(plan: CallPlan) -> Argument | None:

@@ -19,6 +19,7 @@ from anyformer.models.calls.failures import tried
 from anyformer.models.calls.forcing import forced, forcing_parameters
 from anyformer.models.calls.hiding import hidden_by_id, hides, leaves_nothing, mask_matters
 from anyformer.models.calls.lengths import settle_lengths
+from anyformer.models.calls.locating import Found, Size, blank, locate, out_of_time
 from anyformer.models.calls.masks import Settled, current, passed_over, with_argument, without
 from anyformer.models.calls.names import (
     OF_IDS,
@@ -38,11 +39,11 @@ from anyformer.models.calls.options import (
     options,
     padding_forms,
     source_of,
+    stated_options,
 )
 from anyformer.models.calls.overrides import Stated
 from anyformer.models.calls.probing import Prober, changed_inputs, difference, tolerance
 from anyformer.models.calls.properties import rows_apart
-from anyformer.models.calls.search import Found, Size, blank, locate, out_of_time, stated_options
 from anyformer.models.inputs import Inputs
 from anyformer.models.plan import Argument, CallPlan, MethodCall
 

@@ -24,7 +24,7 @@ from anyformer.models.files.syntax import mentions, reached
 
 _NO_MODEL = re.compile(r"loss|criterion|smoothing|trainer|optim|schedul|metric|dataset|tokeniz|callback|early", re.I)
 _PART = re.compile(
-    r"(Block|Layer|Encoder|Decoder|Head|Heads|Attention|Attn|FeedForward|FFN|FFWD|MLP|Norm|Embedding|Embeddings"
+    r"(Block|Layer|Encoder|Decoder|Head|Heads|Attention|Attn|FeedForward(Net(work)?)?|FFN|FFWD|MLP|Norm|Embedding|Embeddings"
     r"|Encoding|Residual|Sublayer|SublayerConnection|Mixer|Wrapper|Router|Expert|Generator|Classifier|Pooler)(_?[vV]?\d+)?$"
 )
 _LANGUAGE_MODEL = re.compile(
@@ -34,6 +34,9 @@ _MODEL = re.compile(
     r"(GPT|Transformer|BERT|Bert|LLa?[Mm][Aa]\d*|T5|Seq2Seq|Model|Net|Network|Mamba|RWKV|ViT)(_?[vV]?\d+)?$"
 )
 _TRAINS = re.compile(r"trainer|training", re.I)
+_TABLE = re.compile(r"embeddings?$|^(token|word)?_?embed", re.I)
+"""Of a part that looks ids up, and does no more."""
+_BATCH = re.compile(r"(mini_?)?batch(es)?|batch_data|data_batch", re.I)
 _OTHER_TASK = re.compile(
     r"For(Sequence|Token|Question|Multiple|Image|Audio|PreTraining|NextSentence|Classif)|Cls(Head|Model)"
 )
@@ -74,14 +77,16 @@ def choose_class(
     function = _assembling(module, source, classes, top)
     if function is not None:
         return function
-    trained = _trained_by(top[0], module, source, classes) if len(top) == 1 else None
+    best, why = (top[0], "") if len(top) == 1 else _most_complete(module, source, classes, top)
+    trained = None
+    if best is not None:
+        trained = _trained_by(best, module, source, classes) or _of_batches(best, module, source, classes)
     if trained is not None:
-        reason = f"the model that {top[0]} trains (that one: {path.name}:{top[0]})"
+        reason = f"the model that {best} trains (that one: {path.name}:{best})"
         return classes[trained], [Finding("class", "note", trained, reason=reason)]
     if len(top) == 1:
         why = "the only nn.Module of the file" if len(classes) == 1 else "the only nn.Module that no other uses"
         return classes[top[0]], [Finding("class", "note", top[0], reason=why)]
-    best, why = _most_complete(module, source, classes, top)
     if best is not None:
         others = ", ".join(n for n in top if n != best)
         reason = f"{why}; not taken: {others} (name one: {path.name}:{next(n for n in top if n != best)})"
@@ -276,6 +281,16 @@ def _trained_by(owner: str, module: types.ModuleType, source: str, classes: dict
     return found[0] if len(found) == 1 else None
 
 
+def _of_batches(owner: str, module: types.ModuleType, source: str, classes: dict[str, type[nn.Module]]) -> str | None:
+    """The model that the file hands to a class whose forward takes a whole batch, texts and targets, in one."""
+    forward = [p for p in inspect.signature(classes[owner].forward).parameters.values() if p.name != "self"]
+    if len(forward) != 1 or not _BATCH.fullmatch(forward[0].name) or _embeds(owner, {}, classes, set()):
+        return None
+    handed, names = _handed(module, source, classes), mentions(ast.parse(source))
+    found = [part for o, part in handed if o == owner and _embeds(part, names, classes, handed)]
+    return found[0] if len(found) == 1 else None
+
+
 def _most_complete(
     module: types.ModuleType, source: str, classes: dict[str, type[nn.Module]], top: list[str]
 ) -> tuple[str | None, str]:
@@ -286,9 +301,9 @@ def _most_complete(
         return whole[0], "the others are no models"
     handed = _handed(module, source, classes)
     embedding = [n for n in whole if _embeds(n, names, classes, handed)]
-    if len(embedding) == 1:
+    if len(embedding) == 1 and not _TABLE.search(embedding[0]):
         return embedding[0], "the only one that embeds token ids"
-    candidates = embedding or whole
+    candidates = whole if len(embedding) == 1 else embedding or whole
     for why, chosen in (
         ("its name is a language model's", [n for n in candidates if _LANGUAGE_MODEL.search(n)]),
         ("the others are trials, parts or other tasks", [n for n in candidates if not _lesser(n)]),
@@ -310,7 +325,8 @@ def _embeds(
     name: str, names: dict[str, set[str]], classes: dict[str, type[nn.Module]], handed: set[tuple[str, str]]
 ) -> bool:
     """Whether the class, or a part of it, looks token ids up in a table."""
-    parts = {name} | (reached(names, name) & set(classes)) | {p for o, p in handed if o == name}
+    parts = {name, *(p for o, p in handed if o == name)}
+    parts |= {p for part in parts for p in reached(names, part) & set(classes)}
     for part in parts:
         for function in vars(classes[part]).values():
             code = getattr(inspect.unwrap(function), "__code__", None)
