@@ -119,3 +119,28 @@ def test_a_text_that_is_cut_without_a_word_is_told() -> None:
 
     result = found(Cut(), "lengths")
     assert (result.verdict, result.measured) == ("warn", f"{POSITIONS + 1} tokens run, and give logits for fewer")
+
+
+class TextClassifier(nn.Module):
+    """A classifier whose layers become one operation in eval mode, between which a nested tensor goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(V, D, padding_idx=0)
+        self.places = nn.Embedding(POSITIONS, D)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(D, 2, 32, batch_first=True), 2)
+        self.head = nn.Linear(D, 2)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = input_ids == 0
+        x = self.words(input_ids) + self.places(torch.arange(input_ids.shape[1], device=input_ids.device))
+        x = self.encoder(x, src_key_padding_mask=hidden).masked_fill(hidden[..., None], 0)
+        return self.head(x.sum(1) / (~hidden).sum(1, keepdim=True).clamp(min=1))
+
+
+def test_layers_that_hand_on_nested_tensors_are_looked_into() -> None:
+    torch.manual_seed(0)
+    assert torch.backends.mha.get_fastpath_enabled()
+    report = run_checks(TextClassifier(), tiers=(0, 1))
+    assert not report.causes, report.causes
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -80,11 +80,12 @@ def test_perplexity_is_for_language_models_and_accuracy_for_classifiers(corpus: 
     table = tmp_path / "sst2.tsv"
     random.Random(0).shuffle(rows)
     table.write_text("sentence\tlabel\n" + "\n".join(rows))
-    longer = Trials(steps=25, tasks={"wikitext2": str(corpus), "sst2": str(table), "mrpc": None})
+    longer = Trials(steps=25, tasks={"wikitext2": str(corpus), "sst2": str(table), "mrpc": None, "stsb": None})
     text = only(run_checks(GPT(), only=("benchmark",), longer=longer), "benchmark")
     assert "wikitext2: held-out loss" in text.measured
     assert "sst2: not tried, it is for classifiers" in text.measured
-    assert "mrpc: not tried, its rows have two texts" in text.measured
+    assert "mrpc: not tried, it is for classifiers" in text.measured
+    assert "stsb: not tried, its rows have a score and no class" in text.measured
     assert [series.name for series in text.series] == ["wikitext2"]
     classes = only(run_checks(Classes(), only=("benchmark",), longer=longer), "benchmark")
     assert "wikitext2: not tried, it is for language models" in classes.measured

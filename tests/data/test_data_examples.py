@@ -68,6 +68,25 @@ def test_the_columns_asked_for_win(tmp_path: Path) -> None:
         labelled([{"text": "a b", "other": "c d"}])
 
 
+def test_two_texts_with_one_label_are_read_as_one(tmp_path: Path) -> None:
+    rows = [
+        {"sentence1": "a cat", "sentence2": "one cat", "label": 1, "idx": 0},
+        {"sentence1": "a dog", "sentence2": "no dog at all", "label": 0, "idx": 1},
+        {"sentence1": "", "sentence2": "left out", "label": 0, "idx": 2},
+    ]
+    joined = ("a cat [SEP] one cat", "a dog [SEP] no dog at all")
+    examples = open_examples(rows, "classification", Columns())
+    assert (examples.first, examples.second) == (joined, ("1", "0"))
+    (note,) = [f for f in examples.findings if f.name == "text columns"]
+    assert note.measured == "sentence1 and sentence2"
+    assert "joined with [SEP]" in note.reason
+    renamed = [{"left": r["sentence1"], "right": r["sentence2"], "label": r["label"]} for r in rows]
+    assert open_examples(renamed, "classification", Columns(text="left+right")).first == joined
+    assert open_examples(rows, "classification", Columns(text="sentence2")).first[0] == "one cat"
+    with pytest.raises(DataError, match="has no column 'middle'"):
+        open_examples(renamed, "classification", Columns(text="left+middle"))
+
+
 def test_what_is_no_class_or_no_text_is_named() -> None:
     with pytest.raises(DataError, match=r"row 2, column 'label' holds 1\.5"):
         labelled([{"text": "a", "label": 0}, {"text": "b", "label": 1.5}])

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from anyformer.models.probes import step_by_step
+
 _LARGEST = 1 << 22
 """Numbers of one tensor that is followed: attention of tiny batches is far below."""
 _CUTS = ("softmax", "bmm", "mm", "addmm", "embedding", "layer_norm", "rms_norm", "native_batch_norm", "convolution")
@@ -191,16 +193,5 @@ def _number(value: Any) -> float | None:
 def attended(*lengths: int) -> Iterator[Watch]:
     """Watch the attention of what runs inside, on two texts of these lengths (T and S)."""
     watch = Watch()
-    with step_by_step(), _Mode(watch, set(lengths)):  # as one operation layers of torch.nn cannot be looked into
+    with step_by_step(), _Mode(watch, set(lengths)):
         yield watch
-
-
-@contextmanager
-def step_by_step() -> Iterator[None]:
-    """Layers of torch.nn compute as they do in training: the one operation of eval mode is off."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyformer.checks.attended import step_by_step
 from anyformer.checks.results import CheckResult, Series
 from anyformer.checks.subject import Limits, Subject
 from anyformer.core.errors import AnyformerError
@@ -212,8 +211,7 @@ def bfloat16(subject: Subject) -> CheckResult:
     """In bfloat16, as training in mixed precision computes, it runs and gives no NaN."""
     name, expected, inputs = "bfloat16", "it runs under autocast, every logit finite", subject.batch(0)
     try:
-        # in training no layer is one operation, which in eval mode takes no mask of bfloat16
-        with torch.autocast(inputs.input_ids.device.type, dtype=torch.bfloat16), step_by_step():
+        with torch.autocast(inputs.input_ids.device.type, dtype=torch.bfloat16):
             logits = _as_it_is(subject, subject.awake, inputs.input_ids, inputs.target_ids)
     except Exception as error:  # noqa: BLE001  (a stranger's forward may raise anything; it is the result)
         line, _, words = blame(error).rpartition("\n")

@@ -36,7 +36,7 @@ from anyformer.models.blame import blame
 from anyformer.models.callplan import infer_call_plan
 from anyformer.models.files.limits import OutOfTime, time_limit
 from anyformer.models.plan import CallPlan
-from anyformer.models.probes import untouched
+from anyformer.models.probes import step_by_step, untouched
 from anyformer.models.source import LoadedModel
 
 _SECONDS = 60.0
@@ -224,10 +224,19 @@ def told_by(name: str) -> tuple[str, ...]:
     return _ELSEWHERE.get(name, (name,))
 
 
+_MEASURED = ("memory", "speed")
+"""Checks of what a call costs."""
+
+
 def _run(subject: Subject, label: str, tier: int, check: Check, left: float = math.inf) -> CheckResult:
     begin, most = time.monotonic(), min(_SECONDS, left)
     try:
-        with time_limit(most) if tier < 3 else nullcontext(), untouched(subject.awake, gradients=False):
+        as_it_runs = tier == 3 or label in _MEASURED
+        with (
+            time_limit(most) if tier < 3 else nullcontext(),
+            untouched(subject.awake, gradients=False),
+            nullcontext() if as_it_runs else step_by_step(),
+        ):
             result = check(subject)
     except OutOfTime:
         result = CheckResult(label, tier, "warn", f"not done after {most:.0f} s, and cut off")

@@ -114,9 +114,7 @@ def device(subject: Subject) -> CheckResult:
     inputs = subject.batch(0)
     cause = "a tensor there is made on the CPU, or is no buffer: device=ids.device, or self.register_buffer"
     mixed = _Mixed()
-    fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)  # it looks at values
         elsewhere = copy.deepcopy(subject.module).to("meta")
         ids = inputs.input_ids.to("meta")
         target = None if inputs.target_ids is None else inputs.target_ids.to("meta")
@@ -129,8 +127,6 @@ def device(subject: Subject) -> CheckResult:
             return CheckResult("device", 0, "n/a", f"cannot be told without values: {type(error).__name__}", expected)
         if mixed.line is None:
             return CheckResult("device", 0, "warn", f"{type(error).__name__}: {_first(words)}", expected, cause, line)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
     if mixed.line is not None:
         return CheckResult(
             "device", 0, "warn", "a tensor on the CPU meets those elsewhere", expected, cause, mixed.line

@@ -35,7 +35,7 @@ PERPLEXITY, ACCURACY = "perplexity", "accuracy"
 _HUB = {
     "wikitext2": ("hf:wikitext:wikitext-2-raw-v1", PERPLEXITY),
     "sst2": ("hf:glue:sst2", ACCURACY),
-    "cola": ("hf:glue:cola", ACCURACY),
+    **{task: (f"hf:glue:{task}", ACCURACY) for task in ("cola", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli")},
 }
 
 
@@ -127,8 +127,8 @@ def benchmark(subject: Subject) -> CheckResult:
         return CheckResult(name, 3, "n/a", "the tasks are for models that read one text", expected)
     told, curves, better, tried = [], [], True, 0
     for task, place in subject.trials.tasks.items():
-        if task not in _HUB:  # the other tasks of GLUE
-            told.append(f"{task}: not tried, its rows have two texts")
+        if task not in _HUB:  # STS-B
+            told.append(f"{task}: not tried, its rows have a score and no class")
             continue
         at_hub, kind = _HUB[task]
         if kind != wanted:

@@ -79,7 +79,7 @@ class TrainSettings:
     val_data: str | None = None
     """Held-out text from a file or folder of its own, instead of a part of data."""
     text_column: str | None = None
-    """Column that holds the text in a table; found by name where not given."""
+    """Column that holds the text in a table, or of two that have one label A+B; found by name where not given."""
     objective: ObjectiveSetting = "auto"
     """causal, masked (fill in hidden tokens), seq2seq, classification; auto takes what the model was measured to be."""
     label_column: str | None = None

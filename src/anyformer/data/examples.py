@@ -18,13 +18,19 @@ from anyformer.data.reading import human_bytes, read_text_file
 from anyformer.data.table import Table, text_in
 from anyformer.data.tables import choose_column, dataset_table, is_table, open_table
 from anyformer.tokenization.cells import joined_how
-from anyformer.tokenization.columns import TextColumn, asked_column
+from anyformer.tokenization.columns import TextColumn, asked_column, is_text
 
 Kind = Literal["classification", "seq2seq"]
 # Names under which datasets keep these, likeliest first.
 _LABEL_NAMES = ("label", "labels", "class", "sentiment", "target", "y", "category")
 _SOURCE_NAMES = ("src", "source", "en", "text", "article", "document", "dialogue", "question", "input")
 _TARGET_NAMES = ("tgt", "target", "de", "summary", "highlights", "answer", "output", "fr", "translation")
+# Columns of two texts that have one label together: GLUE (Wang et al. 2018), SNLI, PAWS, BoolQ.
+_PAIRS = (
+    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")),
+    *(("question", "passage"), ("text1", "text2"), ("text_a", "text_b")),
+)
+_BETWEEN = " [SEP] "  # as BERT reads pairs (Devlin et al. 2019, §3): its tokenizer makes it the one token
 _FEW_CLASSES = 20  # integers of more kinds than this are rather numbers than classes
 _EXAMPLES = "a .tsv, .csv, .jsonl or .parquet table, a list of dicts or of pairs, or a datasets.Dataset"
 
@@ -86,8 +92,9 @@ def open_examples(data: Any, kind: Kind, columns: Columns) -> Examples:
     else:
         table, description = _as_table(data), ""
     if kind == "classification":
-        text, label, notes = _text_and_label(table, columns)
-        texts = _texts(table, text)
+        parts, label, notes = _text_and_label(table, columns)
+        rows = zip(*(_texts(table, part) for part in parts), strict=True)
+        texts = tuple(_BETWEEN.join(row) if all(map(str.strip, row)) else "" for row in rows)
         others = tuple(_label(value, where) for where, value in _located(table, label))
     else:
         source, target, notes = _source_and_target(table, columns)
@@ -213,7 +220,8 @@ def _label(value: Any, where: str) -> str:
 # --- which columns ------------------------------------------------------------------------------------------------
 
 
-def _text_and_label(table: Table, columns: Columns) -> tuple[TextColumn, str, list[Finding]]:
+def _text_and_label(table: Table, columns: Columns) -> tuple[list[TextColumn], str, list[Finding]]:
+    """The column of the text, or the two whose texts are read as one; that of the label; why these."""
     names = list(table.columns)
     listing = f"columns: {', '.join(names) or 'none'}"
     label = _asked(table, columns.label, "--label_column") or _named(names, _LABEL_NAMES, columns.text)
@@ -227,8 +235,27 @@ def _text_and_label(table: Table, columns: Columns) -> tuple[TextColumn, str, li
                 "name it: label_column (--label_column NAME)",
             )
         label, reason = whole[0], f"the only one with a few whole numbers; {listing}"
+    noted = Finding("label column", "note", label, reason=reason)
+    if pair := _pair(table, columns.text):
+        why = f"joined with{_BETWEEN}".rstrip() + f"; {listing}"
+        return pair, label, [Finding("text columns", "note", " and ".join(p.name for p in pair), reason=why), noted]
     text = choose_column(table, columns.text, without=label)
-    return text, label, [text.finding, Finding("label column", "note", label, reason=reason)]
+    return [text], label, [text.finding, noted]
+
+
+def _pair(table: Table, asked: str | None) -> list[TextColumn]:
+    """Two columns of text that have one label together: named as A+B, or by their names. Empty where there are none."""
+    by_name = {name.lower(): name for name in reversed(list(table.columns))}
+    if asked is not None:
+        one, plus, other = asked.partition("+")
+        if asked in table.columns or not plus:
+            return []
+        pair = tuple(_asked(table, name.strip(), "--text_column") or "" for name in (one, other))
+        return [choose_column(table, name) for name in pair]
+    for known in _PAIRS:
+        if all(name in by_name and is_text(table.columns[by_name[name]]) for name in known):
+            return [asked_column(by_name[name], table.columns[by_name[name]]) for name in known]
+    return []
 
 
 def _source_and_target(table: Table, columns: Columns) -> tuple[TextColumn, TextColumn, list[Finding]]:

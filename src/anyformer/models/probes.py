@@ -126,6 +126,20 @@ def set_mode(module: nn.Module, training: bool) -> None:
 
 
 @contextmanager
+def step_by_step() -> Iterator[None]:
+    """Layers of torch.nn compute as they do in training: the one operation of eval mode is off.
+
+    In it nothing inside is seen, values are looked at, and what goes from layer to layer may be a nested tensor.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
 def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
     """The module on a device, and back where it was at the end."""
     home = next((parameter.device for parameter in module.parameters()), device)

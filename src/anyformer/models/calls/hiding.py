@@ -5,8 +5,6 @@ B batch, T time (source), S time (target).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +16,7 @@ from anyformer.models.calls.names import PAD, hint
 from anyformer.models.calls.probing import Prober, changed_inputs, difference, high, target_high, tolerance
 from anyformer.models.inputs import Inputs, row
 from anyformer.models.plan import Argument, CallPlan
+from anyformer.models.probes import step_by_step
 
 
 @dataclass(frozen=True)
@@ -153,17 +152,6 @@ class _Weights(TorchFunctionMode):
         self.given.append(not any(bool(m[..., self._at].all()) for m in hides))
 
 
-@contextmanager
-def _unfused() -> Iterator[None]:
-    """Without torch's kernel for a whole encoder layer, in which no attention is seen."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
 def attention_passes_over(prober: Prober, plan: CallPlan) -> bool:
     """Whether an attention gives a token no weight where its mask is 0 alone, and none where it is 1 alone.
 
@@ -175,7 +163,7 @@ def attention_passes_over(prober: Prober, plan: CallPlan) -> bool:
     hidden = ones.index_fill(1, torch.tensor([at], device=ones.device), 0)
     seen = []
     for mask in (ones, hidden):
-        with _unfused(), _Weights(T, at) as weights:
+        with step_by_step(), _Weights(T, at) as weights:
             run = prober.try_logits(plan, replace(inputs, attention_mask=mask))
         if run is None or weights.swallowed:
             return False
@@ -218,7 +206,7 @@ def _given_to(prober: Prober, plan: CallPlan, token: int, target: bool) -> list[
     ids = inputs.target_ids if target and inputs.target_ids is not None else inputs.input_ids
     ids = ids.index_fill(1, torch.tensor([at], device=ids.device), token)
     inputs = replace(inputs, target_ids=ids) if target else replace(inputs, input_ids=ids)
-    with _unfused(), _Weights(ids.shape[1], at) as weights:
+    with step_by_step(), _Weights(ids.shape[1], at) as weights:
         run = prober.try_logits(plan, inputs)
     return [] if run is None or weights.swallowed else weights.given
 
@@ -267,7 +255,7 @@ class _Seen(TorchFunctionMode):
 def _seen(prober: Prober, plan: CallPlan) -> _Seen:
     """What attention looks at in one run; nothing where that does not run."""
     T = max(5, prober.length)
-    with _unfused(), _Seen(T) as seen:
+    with step_by_step(), _Seen(T) as seen:
         run = prober.try_logits(plan, prober.inputs(plan, 2, T, 1))
     return seen if run is not None else _Seen(T)
 
@@ -287,7 +275,7 @@ def looks_ahead_alone(prober: Prober, plan: CallPlan) -> bool:
 def leaves_nothing(prober: Prober, plan: CallPlan) -> bool:
     """Whether with no token hidden an attention over the source gives all keys the same weight."""
     T = max(5, prober.length)
-    with _unfused(), _Weights(T, 2) as weights:
+    with step_by_step(), _Weights(T, 2) as weights:
         prober.try_logits(plan, prober.inputs(plan, 2, T, 1))
     return bool(weights.swallowed)
 
