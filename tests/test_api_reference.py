@@ -72,8 +72,6 @@ SEED_SNIPPETS = snippets_of(SEED)
 # Parts of the first reference that later issues bring. An entry goes when its part exists: the test says so.
 LATER: dict[tuple[str, str], tuple[int, type[Exception]]] = {
     ("Installation", "# Install from repository"): (8, SyntaxError),  # shell lines: a notebook's cell
-    ("ONNXExporter", "from utils.training import ONNXExporter"): (7, ImportError),
-    ("TorchScriptExporter", "from utils.training import TorchScriptExporter"): (7, ImportError),
     ("ModelCardGenerator", "from utils.training import ModelCardGenerator"): (7, ImportError),
     ("SetupWizard", "from utils.ui import SetupWizard"): (8, ImportError),
     ("ConfigPresets", "from utils.ui import ConfigPresets, PRESETS"): (8, ImportError),
@@ -117,7 +115,9 @@ def fitting(entries: int) -> list[str]:
 
 def longest(code: str) -> int:
     """Tokens per sequence that a snippet asks for."""
-    return max([int(n) for n in re.findall(r"max_length=(\d+)", code.split("generate(")[0])], default=POSITIONS)
+    return max(
+        [int(n) for n in re.findall(r"(?:max_length|max_seq_len)=(\d+)", code.split("generate(")[0])], default=POSITIONS
+    )
 
 
 @pytest.fixture
@@ -184,6 +184,7 @@ def stand_ins(code: str, prefix: str, corpus: Any) -> dict[str, Any]:
     names: dict[str, Any] = {
         "your_model": model,
         "model": model,
+        "trained_model": model,
         "dataset": corpus,
         "your_dataset": corpus,
         "hf_dataset": corpus,
@@ -243,6 +244,13 @@ def assert_what_was_promised(namespace: dict[str, Any]) -> None:
         copies = Path("drive/MyDrive/checkpoints")
         if namespace["manager"].drive_backup:
             assert [path.name for path in copies.iterdir()] == [Path(best).name]
+    if "exporter" in namespace:
+        result = namespace["result"]
+        assert Path(result["output_path"]).stat().st_size == round(1e6 * result["file_size_mb"])
+        assert result["validation"]["max_error"] < 1e-4
+        assert len(result["validation"]["shapes"]) >= 5
+        assert result["benchmark"]["speedup"] > 0
+        assert result["opset"] == getattr(namespace["exporter"], "opset_version", None)
     if "executor" in namespace:
         output, ids = namespace["output"], namespace["input_ids"]
         assert output.shape[:2] == ids.shape

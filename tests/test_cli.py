@@ -26,6 +26,7 @@ from anyformer.core.settings import (
     CheckSettings,
     DemoSettings,
     EvaluateSettings,
+    ExportSettings,
     GenerateSettings,
     InspectSettings,
     RepairSettings,
@@ -108,6 +109,12 @@ class FakeApi(types.ModuleType):
                 on_text(piece)
         return self._answer("generate", ["def f(x):"], run, **keywords)
 
+    def export(self, model: str, **keywords: Any) -> Any:
+        finding = Finding("onnx", "ok", "1.0 MB, by torch.export, opset 18")
+        record = {"format": "onnx", "output_path": "runs/novel/export/model.onnx"}
+        exports = types.SimpleNamespace(folder="runs/novel/export", files=(record,), findings=(finding,))
+        return self._answer("export", exports, model, **keywords)
+
     def inspect(self, model: str, **keywords: Any) -> Any:
         parameter = types.SimpleNamespace(numel=lambda: 124_439_808)
         provenance = types.SimpleNamespace(
@@ -166,6 +173,7 @@ WHOLE = {
     "train": ["model.py"],
     "evaluate": ["runs/novel"],
     "generate": ["runs/novel"],
+    "export": ["runs/novel"],
     "report": ["runs/novel"],
     "runs": [],
 }
@@ -358,7 +366,7 @@ def test_debug_shows_the_traceback(api: FakeApi, capsys: Capture) -> None:
             ["trian"],
             (
                 "there is no command 'trian'\n"
-                "  commands: demo, inspect, check, repair, train, evaluate, generate, report, runs\n"
+                "  commands: demo, inspect, check, repair, train, evaluate, generate, export, report, runs\n"
             ),
         ),
         (["trian"], "  → did you mean anyformer train?\n"),
@@ -439,6 +447,7 @@ def test_resume_starts_from_the_runs_own_settings(api: FakeApi, capsys: Capture,
         ("train", TrainSettings),
         ("demo", DemoSettings),
         ("evaluate", EvaluateSettings),
+        ("export", ExportSettings),
         ("generate", GenerateSettings),
         ("repair", RepairSettings),
         ("inspect", InspectSettings),

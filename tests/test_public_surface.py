@@ -31,6 +31,7 @@ PUBLIC = [
     "DriveBackupCallback",
     "EvaluateSettings",
     "ExportError",
+    "ExportSettings",
     "FastBPETrainer",
     "Finding",
     "GenerateSettings",

@@ -57,7 +57,7 @@ def blocks(language: str) -> list[str]:
 
 def test_commands(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines() if line.strip()]
-    assert [command[1] for command in commands] == ["inspect", "train", "evaluate", "generate"]
+    assert [command[1] for command in commands] == ["inspect", "train", "evaluate", "generate", "export"]
     for command in commands:
         assert cli.main(command[1:]) == 0, capfd.readouterr().err
     out = capfd.readouterr().out

@@ -24,7 +24,9 @@ _HOMES = {
     "anyformer.models.signature": ("ModelSignatureInspector",),
     "anyformer.models.source": ("LoadedModel",),
     "anyformer.core.findings": ("Finding",),
-    "anyformer.core.settings": ("DemoSettings", "EvaluateSettings", "GenerateSettings", "TrainSettings"),
+    "anyformer.core.settings": (
+        *("DemoSettings", "EvaluateSettings", "ExportSettings", "GenerateSettings", "TrainSettings"),
+    ),
     "anyformer.core.errors": (
         *("AnyformerError", "CallError", "CheckpointError", "ConstructError", "CorruptCheckpoint", "DataError"),
         *("DataNotFound", "DependencyError", "ExportError", "Interrupted", "ParityError", "SettingsError"),
@@ -54,6 +56,7 @@ __all__ = [
     "DriveBackupCallback",
     "EvaluateSettings",
     "ExportError",
+    "ExportSettings",
     "FastBPETrainer",
     "Finding",
     "GenerateSettings",
@@ -103,7 +106,7 @@ if TYPE_CHECKING:
         TrustError,
     )
     from anyformer.core.findings import Finding
-    from anyformer.core.settings import DemoSettings, EvaluateSettings, GenerateSettings, TrainSettings
+    from anyformer.core.settings import DemoSettings, EvaluateSettings, ExportSettings, GenerateSettings, TrainSettings
     from anyformer.data import AdaptiveTokenizerDataModule, DatasetLoader
     from anyformer.models.callplan import CallPlan, infer_call_plan
     from anyformer.models.graph import ComputationalGraphExecutor

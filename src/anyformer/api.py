@@ -26,6 +26,7 @@ from anyformer.core.settings import (
     CompileSetting,
     DemoSettings,
     EvaluateSettings,
+    ExportSettings,
     GenerateSettings,
     ObjectiveSetting,
     OptimizerName,
@@ -38,6 +39,7 @@ from anyformer.core.settings import (
 )
 from anyformer.core.view import PlainView, QuietView
 from anyformer.data.streamblocks import SHUFFLE_BUFFER
+from anyformer.export.out import Exports, export_to
 from anyformer.models.callplan import CallPlan
 from anyformer.models.network.gistmodel import all_source
 from anyformer.models.planned import naming, planned
@@ -488,6 +490,35 @@ def generate(
     """A prompt and its continuation by a run's best weights."""
     settings = GenerateSettings(prompt=prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
     return generate_text(run, settings=settings)[0]
+
+
+def export(
+    model: str | Path | nn.Module,
+    *,
+    settings: ExportSettings | None = None,
+    config: dict[str, Any] | None = None,
+    trust: bool = False,
+    approve: Callable[[TrustRequest], bool] | None = None,
+    view: View | None = None,
+) -> Exports:
+    """Files that other programs run, of a run's best weights or of a model as it is: each proven equal, or not written.
+
+    model: a run's folder, or a model as ``load_model`` takes it, with config, trust and approve. What a format cannot
+    hold is a finding that says why. Raises SourceError … CallError where it cannot be loaded, ExportError where files
+    of the same name are there.
+    """
+    chosen, view = settings or ExportSettings(), view or QuietView()
+    view.status("loading the model")
+    if isinstance(model, (str, Path)) and (Path(model) / "run.json").is_file():
+        run = load_run(model)
+        module, plan, folder = run.module, run.plan, run.path / "export"
+    else:
+        loaded = load_model(model, config=config, weights=chosen.weights, trust=trust, approve=approve, view=view)
+        with naming(loaded):
+            module, plan = loaded.module, planned(loaded.module, overrides=loaded.overrides)
+        folder = Path("exports") / loaded.provenance.class_name
+    folder = folder if chosen.output_dir is None else Path(chosen.output_dir)
+    return export_to(module, plan, chosen.formats, folder, opset=chosen.opset, overwrite=chosen.overwrite, view=view)
 
 
 def reproduce(

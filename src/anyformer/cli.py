@@ -31,6 +31,7 @@ from anyformer.core.settings import (
     CheckSettings,
     DemoSettings,
     EvaluateSettings,
+    ExportSettings,
     GenerateSettings,
     InspectSettings,
     RepairSettings,
@@ -257,6 +258,20 @@ def generate(request: Request) -> dict[str, Any]:
     return {"run": run, "prompt": settings.prompt, "texts": texts}
 
 
+def export(request: Request) -> dict[str, Any]:
+    model = _needs(request, "a run or a model", "anyformer export runs/NAME --to onnx,torchscript")
+    settings: ExportSettings = request.settings
+    request.view.line(f"anyformer export · {model} → {', '.join(settings.formats)}\n")
+    api = _api(request)
+    done = api.export(model, settings=settings, trust=request.trust, view=request.view)
+    request.show([f"  {record['output_path']}" for record in done.files])
+    return {
+        "folder": str(done.folder),
+        "files": list(done.files),
+        "findings": [finding.to_dict() for finding in done.findings],
+    }
+
+
 def report(request: Request) -> dict[str, Any]:
     run = _needs(request, "a run", "anyformer report runs/NAME")
     api = _api(request)
@@ -316,6 +331,7 @@ COMMANDS = {
     "train": Command("Train a model on text.", "MODEL", TrainSettings, train),
     "evaluate": Command("Held-out loss of a run, beside its baselines.", "RUN", EvaluateSettings, evaluate),
     "generate": Command("Text from a run.", "RUN", GenerateSettings, generate),
+    "export": Command("Files that other programs run, each proven equal.", "RUN", ExportSettings, export),
     "report": Command("Write a run's report.html anew.", "RUN", None, report),
     "runs": Command(
         "The runs in runs/; runs show NAME tells what happened to one, runs reproduce NAME replays and compares it.",

@@ -332,6 +332,38 @@ class GenerateSettings:
             raise SettingsError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
 
 
+EXPORTS = ("onnx", "torchscript", "torch_export")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Settings of an export: files that other programs run, each proven equal to the model or not written."""
+
+    to: str = "onnx"
+    """Formats, with commas between them: onnx, torchscript, torch_export (.pt2)."""
+    output_dir: str | None = None
+    """Folder for the files; RUN/export of a run, exports/NAME of a model where not given."""
+    opset: int | None = None
+    """Of ONNX: version of the operators; as torch writes it where not given."""
+    overwrite: bool = False
+    """Replace files of the same name."""
+    weights: str | None = None
+    """Of a model that is no run: its weights, a .safetensors file or a state dict."""
+
+    def __post_init__(self) -> None:
+        _typed(self)
+        _positive(self, "opset")
+        if unknown := [name for name in self.formats if name not in EXPORTS]:
+            raise SettingsError(f"there is no format {unknown[0]!r}", fix=f"formats are {', '.join(EXPORTS)}")
+        if not self.formats:
+            raise SettingsError("no format is named", fix=f"--to {','.join(EXPORTS)}")
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Each once, in the order given."""
+        return tuple(dict.fromkeys(name.strip() for name in self.to.split(",") if name.strip()))
+
+
 @dataclass(frozen=True)
 class ReproduceSettings:
     """Settings of a run's replay."""

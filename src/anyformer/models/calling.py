@@ -83,7 +83,7 @@ def call_logits(
         logits = F.pad(logits, (0, 0, 0, shorter))
     if plan.only_length is not None and plan.family != "classifier":
         logits = logits[:, : read.shape[1]]
-    expected = (*read.shape, plan.vocab_size) if plan.family != "classifier" else (len(read), plan.vocab_size)
+    expected = (*read.shape, plan.vocab_size) if plan.family != "classifier" else (read.shape[0], plan.vocab_size)
     if tuple(logits.shape) != expected:
         raise CallError(
             f"the model gave no logits for every position: {tuple(logits.shape)}",
@@ -122,7 +122,7 @@ def raw_output(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
 
 def _of_its_rows(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Any:
     """The output for fewer rows than the module runs at alone: they go in repeated, and what is more is cut."""
-    B, N = len(inputs.input_ids), plan.only_rows
+    B, N = inputs.input_ids.shape[0], plan.only_rows
     assert N is not None
     if B >= N:  # more are its own error
         return _output(module, plan, inputs)
@@ -167,7 +167,7 @@ def arguments(plan: CallPlan, inputs: Inputs) -> dict[str, Any]:
 
 def _states(module: nn.Module, plan: CallPlan, inputs: Inputs) -> dict[str, Any]:
     """What the module's own methods make for as many rows."""
-    return {a.name: made_state(module, a.value, len(inputs.input_ids)) for a in plan.extras if a.role == "state"}
+    return {a.name: made_state(module, a.value, inputs.input_ids.shape[0]) for a in plan.extras if a.role == "state"}
 
 
 def made_state(module: nn.Module, method: str, B: int) -> Any:
@@ -309,9 +309,9 @@ def _laid_out(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Tensor:
 
 def _placed(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Tensor:
     """The tensor at the plan's place as (B, T, V), or (B, C), (B, 1, V) of the last position."""
-    if plan.packed and len(inputs.input_ids) > 1:
-        return torch.cat([_placed(module, plan, row(inputs, i)) for i in range(len(inputs.input_ids))])
-    B, N = len(inputs.input_ids), plan.only_rows
+    if plan.packed and inputs.input_ids.shape[0] > 1:
+        return torch.cat([_placed(module, plan, row(inputs, i)) for i in range(inputs.input_ids.shape[0])])
+    B, N = inputs.input_ids.shape[0], plan.only_rows
     if N is not None and B > N:
         return torch.cat([_placed(module, plan, rows(inputs, slice(i, i + N))) for i in range(0, B, N)])
     if plan.logits_from == "loss":
@@ -330,7 +330,7 @@ def _placed(module: nn.Module, plan: CallPlan, inputs: Inputs) -> Tensor:
             f"the model gave no logits: {type(found).__name__}", f"expected them at {path_text(plan.logits_path)}"
         )
     ids = inputs.target_ids if plan.family == "encoder_decoder" and inputs.target_ids is not None else inputs.input_ids
-    return arrange(found, plan, len(ids))
+    return arrange(found, plan, ids.shape[0])
 
 
 def _cut(plan: CallPlan, found: Any, B: int) -> Any:

@@ -53,7 +53,7 @@ def rows(inputs: Inputs, which: slice | Tensor) -> Inputs:
 
 def repeated(inputs: Inputs, N: int) -> Inputs:
     """The rows over and over, N in all."""
-    return rows(inputs, torch.arange(N, device=inputs.input_ids.device) % len(inputs.input_ids))
+    return rows(inputs, torch.arange(N, device=inputs.input_ids.device) % inputs.input_ids.shape[0])
 
 
 def first_rows(output: Any, B: int, N: int, *, time_first: bool) -> Any:

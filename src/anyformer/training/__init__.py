@@ -14,6 +14,8 @@ _HOMES = {
     "DriveBackupCallback": "anyformer.training.managed",
     "UniversalModelAdapter": "anyformer.training.adapter",
     "TrainingCoordinator": "anyformer.training.reference",
+    "ONNXExporter": "anyformer.export.exporters",
+    "TorchScriptExporter": "anyformer.export.exporters",
     "TrainResult": "anyformer.training.coordinator",
     "DatasetLoader": "anyformer.data.dataset_loader",
     "train_model": "anyformer.api",
