@@ -47,6 +47,8 @@ class Attention:
     """How often in a row."""
     used_raw: bool = False
     """Whether scores were multiplied with values without a softmax."""
+    values: Tensor | None = None
+    """What the weights were multiplied with, (N, S, K)."""
     where: str = ""
     """The submodule that computed it; empty for the module itself."""
 
@@ -135,6 +137,8 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         record = self.records.get(id(left))
         if record is not None and record.kind == "product" and left.shape[-1] in self.lengths:
             record.attention.used_raw = True
+        if record is not None and record.kind == "weights" and record.attention.values is None and right.dim() == 3:
+            record.attention.values = right.detach()
         if left.dim() != 3 or out.shape[-1] not in self.lengths or out.shape[-2] not in self.lengths:
             return
         if record is not None or self.records.get(id(right)) is not None:
@@ -174,6 +178,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = self.factors.get(id(given[0]), 1.0) * self.factors.get(id(given[1]), 1.0)
         found = Attention(q.flatten(0, 1), k.flatten(0, 1), product.flatten(0, 1), before, scores.flatten(0, 1))
         found.where = self.watch.where
+        found.values = given[2].detach().flatten(0, 1)
         found.weights, found.softmaxes = found.scores.softmax(-1), 1  # type: ignore[union-attr]
         self.watch.found.append(found)
 

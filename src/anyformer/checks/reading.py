@@ -6,10 +6,10 @@ B batch, T time, S time of the source.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 
 from anyformer.checks.attended import Attention, attended
 from anyformer.checks.attention import attentions, watched_inputs, weights_of
+from anyformer.checks.places import misplaced
 from anyformer.checks.results import CheckResult
 from anyformer.checks.subject import Subject
 from anyformer.models.calls.probing import difference, tolerance
@@ -70,14 +70,8 @@ def positions(subject: Subject) -> CheckResult:
     if subject.plan.only_length == 1 or subject.plan.packed:
         return CheckResult(name, 1, "n/a", "not for this kind of call")
     cause = "no positions are added, or they are the same everywhere: a bag of words"
-    if (stuck := _stuck(subject)) is not None:
-        table, rows = stuck
-        why = "positions are clamped or taken modulo far too early: later places cannot be told apart"
-        return CheckResult(name, 1, "warn", f"{table} is asked for rows {rows}", expected, why, table)
-    if _turned(subject):
-        measured = "what tells two tokens apart is another direction at each place"
-        why = "positions are multiplied with the tokens' vectors: add them (Vaswani et al. 2017, §3.5)"
-        return CheckResult(name, 1, "warn", measured, "a token's vector, and something added for its place", why)
+    if (wrong := misplaced(subject)) is not None:
+        return CheckResult(name, 1, "warn", wrong.measured, wrong.expected, wrong.cause, wrong.where)
     if not subject.decodes:
         inputs = subject.batch(0)
         order = torch.arange(inputs.input_ids.shape[1] - 1, -1, -1, device=inputs.input_ids.device)
@@ -116,73 +110,3 @@ def _uneven(one: Attention) -> bool:
     seen = last > 0
     share = last * seen.sum(-1, keepdim=True)
     return bool(((share - 1).abs()[seen] > 1e-4).any())
-
-
-def _stuck(subject: Subject) -> tuple[str, str] | None:
-    """An embedding that begins to count places and then repeats rows, though it has more: its name, and the rows."""
-    inputs = watched_inputs(subject)
-    T = subject.read(inputs).shape[1]
-    found: list[tuple[str, list[int]]] = []
-
-    def watching(name: str) -> object:
-        def hook(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-            asked = given[0] if given else None
-            if isinstance(asked, Tensor) and not asked.is_floating_point() and asked.numel() in (T, 2 * T):
-                rows = asked.reshape(-1, T)[0].tolist()
-                counts = rows[:3] == list(range(rows[0], rows[0] + 3)) and rows[0] < 3
-                if counts and len(set(rows)) < T <= module.num_embeddings:  # type: ignore[operator]
-                    found.append((name, rows))
-
-        return hook
-
-    tables = [(n, m) for n, m in subject.awake.named_modules() if isinstance(m, nn.Embedding)]
-    handles = [m.register_forward_hook(watching(n)) for n, m in tables]  # type: ignore[arg-type]
-    try:
-        subject.logits(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    # random tokens may count by chance, once in a million
-    return (found[0][0], ", ".join(map(str, found[0][1]))) if found else None
-
-
-_OTHERWISE = 0.3
-"""Cosine between the differences of two tokens at places far apart: 1 where positions are added, 0 by chance."""
-
-
-def _turned(subject: Subject) -> bool:
-    """Whether the first layers read tokens' vectors of which the place changes the direction, all along."""
-    inputs = watched_inputs(subject)
-    read = subject.read(inputs)
-    T = read.shape[1]
-    first, second = (int(i) for i in read[0, :2])
-    if first == second or T < 8:
-        return False
-    vectors = [
-        _first_read(subject, subject.with_read(inputs, torch.full_like(read, token))) for token in (first, second)
-    ]
-    if vectors[0] is None or vectors[1] is None or vectors[0].shape != vectors[1].shape:
-        return False
-    apart = (vectors[0] - vectors[1]).double()
-    apart = apart / apart.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-    far = torch.ones(T, T, dtype=torch.bool, device=apart.device).triu(3)
-    return float((apart @ apart.T)[far].median()) < _OTHERWISE
-
-
-def _first_read(subject: Subject, inputs: Inputs) -> Tensor | None:
-    """What the first of its modules to read numbers reads, (T, D) of the first row; None where that is no (B, T, D)."""
-    T, found = subject.read(inputs).shape[1], list[Tensor]()
-
-    def hook(module: nn.Module, given: tuple[object, ...]) -> None:
-        read = given[0] if given else None
-        if isinstance(read, Tensor) and read.is_floating_point() and not found:
-            found.append(read.detach().clone())
-
-    handles = [m.register_forward_pre_hook(hook) for m in subject.awake.modules() if not list(m.children())]
-    try:
-        subject.logits(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    fits = bool(found) and found[0].dim() == 3 and found[0].shape[1] == T and found[0].shape[2] > 3
-    return found[0][0] if fits else None

@@ -136,8 +136,8 @@ def run_checks(
     try:
         plan = plan or infer_call_plan(module, overrides=loaded.overrides if loaded else None)
     except CallError as error:
-        results = [_uncalled(error), *_without_a_call(module, trained, limits or Limits())]
-        return CheckReport(name, folded(results), time.monotonic() - begin)
+        held = _without_a_call(module, trained, limits or Limits())
+        return CheckReport(name, _uncalled(error, held), time.monotonic() - begin)
     results = _called(plan)
     with untouched(module), torch.no_grad():
         subject = Subject.of(
@@ -181,12 +181,29 @@ def _waits(label: str, tier: int, results: list[CheckResult], left: float) -> Ch
 _LINE = re.compile(r"([\w.-]+\.py:\d+: [^\n]*)\n\s*([^\n]+)")
 
 
-def _uncalled(error: CallError) -> CheckResult:
-    """No call was found: the first line of the user's code at which one ended, with its error."""
+def _uncalled(error: CallError, held: list[CheckResult]) -> tuple[CheckResult, ...]:
+    """No call was found: the first line of the user's code at which one ended, with its error; or what the call shows.
+
+    held: what is wrong with what the module holds, and may be why.
+    """
     found = _LINE.search(error.detail)
     measured = error.what if found is None else f"{error.what}: {found[2]}"
     cause = (error.fix.partition("\n")[0] or error.detail.partition("\n")[0]).removesuffix("; else")
-    return CheckResult("call", 0, "fail", measured, "logits (B, T, V)", cause, found[1] if found else "")
+    where = found[1] if found else ""
+    expected = _EXPECTED.get(error.check, "logits (B, T, V)")
+    said = CheckResult(error.check, int(error.check != "call"), "fail", measured, expected, cause, where)
+    if error.check == "call":
+        return folded([said, *held])
+    refused = CheckResult("call", 0, "fail", "what it gives is not to be trusted", "logits (B, T, V)")
+    return (replace(refused, under=error.check), *folded([said, *held]))
+
+
+_EXPECTED = {
+    "finite": "every logit finite",
+    "past": "the ids move the logits",
+    "lengths": "any lengths of source and target",
+}
+"""Of a module whose call the plan refuses, for what these checks would have found."""
 
 
 def _without_a_call(module: nn.Module, trained: bool, limits: Limits) -> list[CheckResult]:

@@ -66,7 +66,14 @@ class ConstructError(AnyformerError, ValueError):
 
 
 class CallError(AnyformerError, TypeError):
-    """The module was built but no way to call it could be proven, or what it does blocks training."""
+    """The module was built but no way to call it could be proven, or what it does blocks training.
+
+    check: the check of ``anyformer check`` that measures the cause, where it is known.
+    """
+
+    def __init__(self, what: str, detail: str = "", fix: str = "", *, check: str = "call") -> None:
+        super().__init__(what, detail, fix)
+        self.check = check
 
 
 class DependencyError(AnyformerError, ImportError):

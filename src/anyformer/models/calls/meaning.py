@@ -64,6 +64,7 @@ def call_findings(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding]
             f"{type(prober.module).__name__} gives {what} before any training",
             f"{int(broken.sum()):,} of {first.numel():,} logits{weights}",
             f"initialise {bad[0]}: torch.empty holds whatever was in memory" if bad else mask,
+            check="call" if bad else "finite",
         )
     name = plan.token_arg.lstrip("*")
     if float(difference(first, second).max()) == 0.0:
@@ -71,6 +72,7 @@ def call_findings(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding]
             f"the logits of {type(prober.module).__name__} do not depend on {name}",
             "two random batches gave equal logits",
             "forward should compute its output from the ids",
+            check="past",
         )
     axes = {"T": "(T,)", "1T": "(1, T)"}.get(plan.packed, "(T, B)" if plan.time_first else "(B, T)")
     alone = len([p for p in parameters_of(prober.module) if hint(p.name) not in ("targets", "mask")]) == 1
