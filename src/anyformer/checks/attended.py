@@ -49,6 +49,8 @@ class Attention:
     """Whether scores were multiplied with values without a softmax."""
     values: Tensor | None = None
     """What the weights were multiplied with, (N, S, K)."""
+    applied: Tensor | None = None
+    """What the values were multiplied with, in the end: the weights, dropout and what else was done to them."""
     where: str = ""
     """The submodule that computed it; empty for the module itself."""
 
@@ -138,7 +140,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if record is not None and record.kind == "product" and left.shape[-1] in self.lengths:
             record.attention.used_raw = True
         if record is not None and record.kind == "weights" and record.attention.values is None and right.dim() == 3:
-            record.attention.values = right.detach()
+            record.attention.values, record.attention.applied = right.detach(), left.detach()
         if left.dim() != 3 or out.shape[-1] not in self.lengths or out.shape[-2] not in self.lengths:
             return
         if record is not None or self.records.get(id(right)) is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.checks.attended import Attention, Watch, attended
-from anyformer.checks.forward import unheeded
+from anyformer.checks.padding import unheeded
 from anyformer.checks.results import CheckResult, Series
 from anyformer.checks.subject import Subject
 from anyformer.models.inputs import Inputs

@@ -5,30 +5,23 @@ B batch, T time (of the text whose positions the logits belong to), V vocabulary
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from anyformer.checks.attended import attended
+from anyformer.checks.leak import instead_of_missing
+from anyformer.checks.padding import looked_for
 from anyformer.checks.results import TROUBLE, CheckResult
 from anyformer.checks.subject import Subject
 from anyformer.models.blame import blame
 from anyformer.models.calling import call_logits
 from anyformer.models.calls.causal import in_training, measure
-from anyformer.models.calls.culprit import leak_reason, leaking_part, no_past_reason
+from anyformer.models.calls.culprit import MISSING, leak_reason, leaking_part, no_past_reason
 from anyformer.models.calls.evidence import gather
-from anyformer.models.calls.hiding import hides
-from anyformer.models.calls.masks import with_argument
 from anyformer.models.calls.probing import changed_inputs, difference, tolerance
 from anyformer.models.calls.properties import batch_finding
 from anyformer.models.calls.repeats import repeat_finding
 from anyformer.models.inputs import Inputs, rows
-from anyformer.models.plan import Argument, CallPlan
 
 _SAME = "equal but for rounding"
 _KEPT = "a state kept between calls"  # as repeat_finding begins
@@ -40,7 +33,7 @@ def finite(subject: Subject) -> CheckResult:
     base = subject.batch(0)
     top = int(subject.ids - 1)
     kinds = {f"random ids, batch {seed}": subject.batch(seed) for seed in subject.limits.seeds}
-    padding_ = set().union(*_looked_for(subject, base))  # a text of padding alone need give nothing
+    padding_ = set().union(*looked_for(subject, base))  # a text of padding alone need give nothing
     texts = [id_ for id_ in range(1, top + 1) if id_ not in padding_] or [top]
     for name, id_ in (
         ("one id alone", texts[len(texts) // 2]),
@@ -86,7 +79,7 @@ def state(subject: Subject) -> CheckResult:
         first = subject.logits(a)
         subject.logits(b)
         again = subject.logits(a)
-        worst = max(worst, _apart(first, again, subject))
+        worst = max(worst, subject.apart(first, again))
     if worst <= 1:
         return CheckResult("state", 1, "ok", "nothing is left of a text that was read before", expected)
     return CheckResult("state", 1, "fail", f"after another text the same one differs by {worst:.2g} tolerances",
@@ -99,7 +92,7 @@ def _in_turn(subject: Subject) -> CheckResult:
     for seed in subject.limits.seeds:
         texts = [subject.batch(seed), subject.batch(seed + 10), subject.batch(seed)]
         first, second = ([_read(copy, subject, text) for text in texts] for copy in subject.copies(2))
-        if any(_apart(one, two, subject) > 1 for one, two in zip(first, second, strict=True)):
+        if any(subject.apart(one, two) > 1 for one, two in zip(first, second, strict=True)):
             cause = "what it keeps is no part of the module, or is drawn at random"
             return CheckResult("state", 1, "fail", "two copies differ", expected, cause)
     return CheckResult("state", 1, "ok", "declared stateful: copies that read the same in turn give the same", expected)
@@ -128,7 +121,7 @@ def row_order(subject: Subject) -> CheckResult:
     for seed in subject.limits.seeds:
         inputs = subject.batch(seed)
         order = torch.tensor([2, 0, 1], device=inputs.input_ids.device)
-        worst = max(worst, _apart(subject.logits(inputs)[order], subject.logits(rows(inputs, order)), subject))
+        worst = max(worst, subject.apart(subject.logits(inputs)[order], subject.logits(rows(inputs, order))))
     if worst <= 1:
         return CheckResult("row order", 1, "ok", "rows in another order give the same", _SAME)
     cause = "rows see one another, or their place in the batch: batch_first=True, positions along T"
@@ -145,7 +138,7 @@ def prefix(subject: Subject) -> CheckResult:
         whole = subject.logits(inputs)
         for t in sorted({max(1, T // 4), T // 2, max(1, T - 1)}):
             cut = subject.with_read(inputs, subject.read(inputs)[:, :t].contiguous())
-            apart = _apart(whole[:, :t], subject.logits(cut), subject)
+            apart = subject.apart(whole[:, :t], subject.logits(cut))
             worst, at = (apart, t) if apart > worst else (worst, at)
     if worst <= 1:
         return CheckResult("prefix", 1, "ok", "the beginning of a text gives the beginning of its logits", _SAME)
@@ -171,7 +164,7 @@ def future(subject: Subject) -> CheckResult:
         with subject.training():
             inputs = subject.batch(0)
             first, second = (subject.prober.try_logits(subject.plan, inputs) for _ in range(2))
-        moves = first is not None and second is not None and _apart(first, second, subject) > 1  # it keeps a state then
+        moves = first is not None and second is not None and subject.apart(first, second) > 1  # it keeps a state then
         trained = sight if moves else in_training(subject.prober, subject.plan, target=subject.two)
         normed = any(isinstance(m, _BatchNorm) for m in subject.awake.modules())  # told by "rows in training"
         mixes = normed or "cross-batch" in subject.declared
@@ -187,6 +180,10 @@ def future(subject: Subject) -> CheckResult:
         return CheckResult("future", 1, "ok", measured, expected)
     part = leaking_part(subject.prober, subject.plan, sight.leak)
     cause = leak_reason(subject.prober, subject.plan, sight.leak, gather(subject.module))
+    if MISSING in cause and (why := instead_of_missing(subject)):
+        cause = cause.replace(f"{MISSING}, or this is an encoder", MISSING).replace(MISSING, why)
+        cause = cause.replace(", anyformer repair proposes a mask", "")
+        cause = cause.replace(", --objective masked trains it as an encoder", "")
     return CheckResult("future", 1, "fail", sight.leak.text(), expected, cause, _place(part))
 
 
@@ -248,119 +245,6 @@ _PLACES = 24
 """Of a classifier that takes one length alone: the first ones."""
 
 
-def padding(subject: Subject) -> CheckResult:
-    """What the padding mask hides plays no part, whatever it is."""
-    expected = "hidden tokens move no logit of the others"
-    masks = [a for a in subject.plan.extras if a.role == "mask"]
-    if subject.plan.mask_arg is None and not masks:
-        partly = unheeded(subject)
-        if partly is None:
-            return _own_padding(subject, expected)
-        given, heeded = partly
-        name, cause = given.mask_arg or "", "the mask is not handed to every layer, or takes too little away"
-        measured = f"{name} changes the logits, and hides no token"
-        if not heeded:
-            measured, cause = f"{name} is taken, and nothing comes of it", "it is never added to the scores"
-        return CheckResult("padding", 1, "warn", measured, expected, cause, name)
-    found = hides(subject.prober, subject.plan)
-    plan = subject.plan
-    backwards = found.works and plan.mask_arg == "attention_mask" and plan.mask_form == "masked"
-    # what is handed to nn.MultiheadAttention as it is must be of bool, in which True hides
-    if backwards and hides(subject.prober, replace(plan, mask_dtype="int64")).works:
-        cause = "elsewhere 1 keeps a token: whoever hands it a tokenizer's mask hides the text and shows the padding"
-        return CheckResult(
-            "padding", 1, "warn", "attention_mask hides where it is 1", expected, cause, "attention_mask"
-        )
-    if found.works:
-        return CheckResult("padding", 1, "ok", "hidden tokens move no other logit", expected)
-    cause = "the mask is not handed to every layer, has no effect, or is the wrong way round (1 = keep)"
-    return CheckResult("padding", 1, "warn", found.why, expected, cause)
-
-
-def unheeded(subject: Subject) -> tuple[CallPlan, bool] | None:
-    """The call with the padding mask that is left out, as it hides nothing; and whether anything comes of it."""
-    told = [f for f in subject.plan.findings if f.name == "mask" and f.verdict == "note" and _NOT_HIDDEN in f.reason]
-    for finding in told:
-        name = finding.measured.partition(" ")[0]
-        given = with_argument(subject.plan, Argument(name, "mask", "BT", "int64", "keep"))
-        heeded = not hides(subject.prober, given, against=subject.plan).idle
-        if heeded or (_PADDING.search(name) and _attends(subject)):
-            return given, heeded
-    return None
-
-
-def _attends(subject: Subject) -> bool:
-    """Whether products of queries and keys are seen: what has none may take a mask for its callers' sake alone."""
-    inputs = subject.batch(0)
-    with attended(subject.read(inputs).shape[1], inputs.input_ids.shape[1]) as watch:
-        subject.logits(inputs)
-    return bool(watch.found)
-
-
-_PADDING = re.compile(r"^(attention|attn)_mask$|pad")
-_NOT_HIDDEN = "a padded token is not hidden"
-
-
-class _Compared(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Ids that a module compares its tokens with."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.tokens = tokens
-        self.ids: set[int] = set()
-
-    def _is_tokens(self, tensor: Any) -> bool:
-        if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.numel() != self.tokens.numel():
-            return False
-        if tensor.dim() == 2 and tensor.shape != self.tokens.shape:
-            tensor = tensor.t()
-        return torch.equal(tensor.reshape(self.tokens.shape).to(self.tokens), self.tokens)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func).split(".")[1]
-        if name in ("eq", "ne") and self._is_tokens(args[0]):
-            other = args[1].item() if isinstance(args[1], Tensor) and args[1].numel() == 1 else args[1]
-            if isinstance(other, int):
-                self.ids.add(other)
-        return func(*args, **(kwargs or {}))
-
-
-def _looked_for(subject: Subject, inputs: Inputs) -> tuple[set[int], set[int]]:
-    """Ids that the module compares its tokens with, of padding as a rule: those of the (source) text, of the target."""
-    target = inputs.input_ids if inputs.target_ids is None else inputs.target_ids
-    with _Compared(inputs.input_ids) as source, _Compared(target) as written:
-        subject.logits(inputs)
-    most = subject.plan.embedding_rows
-    return tuple({i for i in seen.ids if i >= 0 and (most is None or i < most)} for seen in (source, written))  # type: ignore[return-value]
-
-
-def _own_padding(subject: Subject, expected: str) -> CheckResult:
-    """Of a module that makes its mask from an id: a text behind whose end lie more of these gives the same."""
-    short = subject.length - 3
-    inputs = subject.batch(0)
-    in_source, in_target = _looked_for(subject, inputs)
-    ids = sorted(in_source or in_target)
-    if not ids or subject.plan.only_length or short < 2 or subject.plan.layout == "last":
-        return CheckResult("padding", 1, "n/a", "it takes no padding mask", expected)
-    pad = ids[0]
-    cut = replace(inputs, input_ids=inputs.input_ids[:, :short].contiguous())
-    padded = torch.full_like(inputs.input_ids, pad)
-    padded[:, :short] = inputs.input_ids[:, :short]
-    whole = subject.logits(replace(inputs, input_ids=padded))
-    part = subject.logits(cut)
-    whole = whole[:, : part.shape[1]] if subject.writes else whole
-    apart = _apart(part, whole, subject)
-    if apart <= 1:
-        return CheckResult("padding", 1, "ok", f"tokens of id {pad}, which it hides by itself, move no other", expected)
-    cause = "the mask that it makes is not handed to every layer, or is the wrong way round"
-    where = "" if in_source else " in the target alone"
-    measured = f"it looks for id {pad}{where}, yet such tokens behind the end move the logits by {apart:.2g} tolerances"
-    if not in_source:
-        measured = measured.replace("behind the end", "behind the source's end")
-        cause = "the source's padding is hidden neither from the encoder nor from the attention to what it gives"
-    return CheckResult("padding", 1, "warn", measured, expected, cause)
-
-
 def rows_in_training(subject: Subject) -> CheckResult:
     """In training mode, dropout apart, a row alone gives what it gives in a batch, too."""
     name, expected = "rows in training", "a row alone = the row in a batch"
@@ -370,7 +254,7 @@ def rows_in_training(subject: Subject) -> CheckResult:
     try:
         with subject.training():
             whole, again = subject.logits(inputs), subject.logits(inputs)
-            if _apart(whole, again, subject) > 1:
+            if subject.apart(whole, again) > 1:
                 return CheckResult(name, 1, "n/a", "in training mode the same text gives other logits", expected)
             single = torch.cat([subject.logits(rows(inputs, slice(i, i + 1))) for i in range(len(whole))])
     except Exception as error:  # (a stranger's forward may raise anything; it is the result)
@@ -381,20 +265,13 @@ def rows_in_training(subject: Subject) -> CheckResult:
             cause = "what runs in training mode alone was never tried: dropout, self.training"
             return CheckResult(name, 1, "fail", f"in training mode it ends with {words}", expected, cause, line)
         single = torch.empty(0)
-    if single.shape == whole.shape and _apart(whole, single, subject) <= 1:
+    if single.shape == whole.shape and subject.apart(whole, single) <= 1:
         return CheckResult(name, 1, "ok", "a row alone = the row in a batch", expected)
     norms = [n for n, m in subject.awake.named_modules() if isinstance(m, _BatchNorm)]
     cause = "BatchNorm takes its mean over rows and places, later ones among them: LayerNorm or RMSNorm does not"
     if not norms:
         cause = "in training mode rows see one another: a mean over the batch, experts of limited capacity"
     return CheckResult(name, 1, "warn", "they differ", expected, cause, norms[0] if norms else "")
-
-
-def _apart(first: Tensor, second: Tensor, subject: Subject) -> float:
-    """Their largest difference, in tolerances; infinite where shapes differ."""
-    if first.shape != second.shape:
-        return float("inf")
-    return float(difference(first, second).max()) / tolerance(first, subject.limits.share)
 
 
 def why_not(subject: Subject) -> str:

@@ -16,7 +16,7 @@ from anyformer.core.protocols import View
 from anyformer.core.view import QuietView
 from anyformer.models.calls.calm import calm
 from anyformer.models.calls.overrides import stated
-from anyformer.models.calls.probing import Prober, high, target_high, woken
+from anyformer.models.calls.probing import Prober, difference, high, target_high, tolerance, woken
 from anyformer.models.files.limits import available_memory
 from anyformer.models.inputs import Inputs
 from anyformer.models.plan import CallPlan
@@ -207,6 +207,12 @@ class Subject:
     def with_read(self, inputs: Inputs, ids: Tensor) -> Inputs:
         """The inputs with another such text."""
         return replace(inputs, target_ids=ids) if inputs.target_ids is not None else replace(inputs, input_ids=ids)
+
+    def apart(self, first: Tensor, second: Tensor) -> float:
+        """Their largest difference, in tolerances; infinite where shapes differ."""
+        if first.shape != second.shape:
+            return float("inf")
+        return float(difference(first, second).max()) / tolerance(first, self.limits.share)
 
     def parameters(self) -> int:
         """Numbers that are trained or frozen, each once."""
