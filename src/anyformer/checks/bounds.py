@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from anyformer.checks.places import alike_behind
 from anyformer.checks.results import CheckResult
 from anyformer.checks.subject import Subject
 from anyformer.models.blame import blame
@@ -33,6 +34,9 @@ def lengths(subject: Subject) -> CheckResult:
     if rows and rows <= subject.limits.longest and T is None and _error(subject, beyond) is None:
         measured = f"{beyond:,} tokens run, with {rows:,} positions"
         return CheckResult("lengths", 1, "fail", measured, f"{beyond:,} tokens raise", _CLAMPED)
+    if T is None and (named := alike_behind(subject)):
+        measured = f"{named + 4:,} tokens run, with {named:,} positions"
+        return CheckResult("lengths", 1, "fail", measured, f"{named + 1:,} tokens raise", _CLAMPED)
     if T and _runs(subject, T + 1):
         measured = f"{T + 1:,} tokens run, and give logits for fewer"
         cause = "a text that is too long is cut without a word: raise instead, or cut where the ids are made"
@@ -42,6 +46,10 @@ def lengths(subject: Subject) -> CheckResult:
         measured = f"{table} has {held:,} places, of which {T:,} can be used: the first token asks for row {first}"
         cause = f"positions are counted from {first}: count them from 0, or it never takes as long a text as it names"
         return CheckResult("lengths", 1, "warn", measured, f"{held:,} tokens run", cause, table)
+    if T and (named := _longer_named(subject, T, rows)):
+        measured = f"{T + 1:,} tokens raise, while it names {named:,}"
+        cause = "a table of positions with too few rows, or a limit that is another number than the one it names"
+        return CheckResult("lengths", 1, "warn", measured, f"{named:,} tokens run", cause)
     if failed:
         n, error = failed[0]
         line, _, words = blame(error).rpartition("\n")
@@ -50,6 +58,23 @@ def lengths(subject: Subject) -> CheckResult:
         return CheckResult("lengths", 1, "warn", measured, expected, cause if n < 3 else "", line)
     most = f"up to {T:,}, where one more raises" if T else "no limit found"
     return CheckResult("lengths", 1, "ok", f"1 and 2 tokens run; {most}", expected)
+
+
+def _longer_named(subject: Subject, T: int, rows: int | None) -> int | None:
+    """The least length that the module names, where it names longer ones than it takes alone.
+
+    A table with more rows than can be asked for counts from another number (RoBERTa, OPT), which is meant so.
+    """
+    named = named_lengths(subject.module)
+    if subject.trained or not named or min(named) <= T or (rows is not None and rows > T):
+        return None
+    least = min(named)
+    tables = {m.num_embeddings for m in subject.awake.modules() if isinstance(m, nn.Embedding)}
+    return None if least in tables and least - T <= _OFFSET else least
+
+
+_OFFSET = 2
+"""Rows before the first place: fairseq counts from the padding's id + 1."""
 
 
 def _position_rows(subject: Subject) -> list[int]:
@@ -132,6 +157,11 @@ def ids(subject: Subject) -> CheckResult:
         if (raised := error(id_)) is not None:
             line, _, words = blame(raised).rpartition("\n")
             return CheckResult("ids", 1, "fail", f"id {id_:,}: {words}", expected, "", line)
+    held = max((m.num_embeddings for m in subject.awake.modules() if isinstance(m, nn.Embedding)), default=0)
+    if subject.writes and rows < plan.vocab_size <= held and error(rows) is not None:
+        measured = f"id {rows:,} raises, with {held:,} rows in the embedding and {plan.vocab_size:,} logits"
+        cause = "ids are counted from another number inside: the last one that can be written cannot be read"
+        return CheckResult("ids", 1, "warn", measured, expected, cause)
     if error(rows) is None:
         measured = f"id {rows:,} runs, with {rows:,} rows in the embedding"
         cause = "ids are clamped or taken modulo V: a tokenizer that does not fit would train without a word"

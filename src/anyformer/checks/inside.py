@@ -45,13 +45,20 @@ def _residual(subject: Subject, seed: int) -> CheckResult:
         return _between_norms(subject, seed)
     told = 0
     for call in judged:
-        likeness, slope = _passed_on(call)
+        likeness, slope, normed = _passed_on(call)
         if likeness is None:
             continue
         told += 1
         if likeness < subject.limits.likeness:
             cause = "x = x + layer(norm(x)): the input is dropped, or replaced by what a layer makes of it"
             measured = f"what comes out has a correlation of {likeness:.2f} with what goes in"
+            return CheckResult(name, 2, "warn", measured, expected, cause, call.name)
+        if slope < _HARDLY and not subject.trained and not normed:
+            cause = (
+                "x + layer(norm(x)) in place of h + layer(h) with h = norm(x): the text's own vectors are lost at each"
+                " block (meant so, it is Megatron's apply_residual_connection_post_layernorm)"
+            )
+            measured = "scaled up, its input comes out as before: it goes through the norm itself"
             return CheckResult(name, 2, "warn", measured, expected, cause, call.name)
         if slope > 1.5:
             measured = (
@@ -87,6 +94,16 @@ def _between_norms(subject: Subject, seed: int) -> CheckResult:
         )
     measured = f"{missing.name} reads {missing.times:.2g} times what was read before"
     return CheckResult(name, 2, "warn", measured, expected, "the input is added twice", missing.name)
+
+
+_HARDLY = 0.01
+"""Of a block's input, scaled up: less comes out where it is the norm of it that goes on."""
+
+
+def _of_one_size(out: Tensor) -> bool:
+    """Whether all rows are as large: a norm comes last, as in Vaswani et al. 2017."""
+    sizes = out.double().square().mean(-1)
+    return float(sizes.std()) < 1e-3 * float(sizes.mean())
 
 
 def _rms(x: Tensor | None) -> float:
@@ -157,8 +174,8 @@ _LOUD = 1e4
 """Times the input of a block: what it adds behind a norm is then small beside it."""
 
 
-def _passed_on(call: _Call) -> tuple[float | None, float]:
-    """Correlation of a block's output with its input, at the input's own size or far larger, and the slope there."""
+def _passed_on(call: _Call) -> tuple[float | None, float, bool]:
+    """Correlation of a block's output with its input, small or large; then slope, and one size of all rows."""
     hidden = _hidden(call.args, call.kwargs)
     assert hidden is not None
     loud = hidden.detach() * (_LOUD / max(_rms(hidden), 1e-30))
@@ -170,13 +187,13 @@ def _passed_on(call: _Call) -> tuple[float | None, float]:
         with torch.no_grad():
             out = call.block(*map(swapped, call.args), **{k: swapped(v) for k, v in call.kwargs.items()})
     except Exception:  # noqa: BLE001  (a stranger's block may refuse other numbers: then nothing is told)
-        return None, 0.0
+        return None, 0.0, False
     made = _first_tensor(out)
     if not bool(made.isfinite().all()):
-        return None, 0.0
+        return None, 0.0, False
     likeness = max(_likeness(hidden, call.out), _likeness(loud, made))
     x, y = loud.double().flatten(), made.double().flatten()
-    return likeness, float((x * y).sum() / (x * x).sum())
+    return likeness, float((x * y).sum() / (x * x).sum()), _of_one_size(made)
 
 
 def _likeness(x: Tensor, y: Tensor) -> float:

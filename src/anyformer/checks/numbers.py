@@ -8,16 +8,19 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyformer.checks.results import CheckResult, Series
 from anyformer.checks.subject import Limits, Subject
 from anyformer.core.errors import AnyformerError
 from anyformer.core.findings import Verdict
-from anyformer.models.blame import blame
+from anyformer.models.blame import blame, here
 from anyformer.models.calling import call_logits
 from anyformer.models.calls.probing import difference, seeded
 from anyformer.models.calls.properties import of_large_weights, squashed
@@ -130,6 +133,10 @@ def weights_at_start(module: nn.Module, limits: Limits, trained: bool) -> CheckR
     if len(zero) > 1 and 2 * len(zero) > len(matrices):
         cause = "weights that begin at 0 stay alike; only the last one of a branch may: draw the others at random"
         return CheckResult(name, 1, "fail", f"{len(zero)} of {len(matrices)} matrices are 0", expected, cause, zero[0])
+    if silent := _silent_norms(module):
+        cause = "a weight of a norm begins at 1 (at 0 where 1 is added to it): nothing passes through it"
+        measured = f"{len(silent)} norms give 0, whatever they read: {', '.join(silent[:3])}"
+        return CheckResult(name, 1, "warn", measured, expected, cause, silent[0])
     broken, flat, wide = [], [], []
     for key, p in module.named_parameters():
         values = p.detach()
@@ -154,6 +161,28 @@ def weights_at_start(module: nn.Module, limits: Limits, trained: bool) -> CheckR
     return CheckResult(name, 1, "ok", "finite, none constant, none large", expected, series=(_spreads(module),))
 
 
+def _silent_norms(module: nn.Module) -> list[str]:
+    """Norms that give 0 for anything, where they are more than half of all; the last of a branch may begin so."""
+    silent, count = [], 0
+    for name, part in module.named_modules():
+        weights = list(part.parameters(recurse=False))
+        if "norm" not in type(part).__name__.lower() or not weights or any(p.dim() != 1 for p in weights):
+            continue
+        count += 1
+        if bool(torch.cat([p.detach().flatten() for p in weights]).any()):
+            continue
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, 3, weights[0].numel(), generator=generator).to(weights[0])
+        try:
+            with torch.no_grad():
+                made = part(x)
+        except Exception:  # noqa: BLE001  (a stranger's norm may want other shapes: then nothing is told)
+            continue
+        if isinstance(made, Tensor) and not bool(made.any()):
+            silent.append(name)
+    return silent if 2 * len(silent) > count else []
+
+
 def _spreads(module: nn.Module) -> Series:
     """The standard deviation of each matrix."""
     named = [(key, p.detach().float()) for key, p in module.named_parameters() if p.dim() > 1]
@@ -165,6 +194,7 @@ def dropout(subject: Subject) -> CheckResult:
     """Training mode leaves something of the text."""
     name, expected = "dropout", f"below {_MOST:.0%}"
     rates = {n: m.p for n, m in subject.module.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd)}
+    rates |= _called_dropout(subject)
     if not rates:
         return CheckResult(name, 0, "n/a", "it has no layer of dropout")
     place = max(rates, key=lambda n: rates[n])
@@ -173,6 +203,51 @@ def dropout(subject: Subject) -> CheckResult:
         verdict: Verdict = "fail" if rates[place] >= 1 else "warn"
         return CheckResult(name, 0, verdict, f"{place} drops {rates[place]:.0%}", expected, cause, place)
     return CheckResult(name, 0, "ok", f"{len(rates)} layers, up to {rates[place]:.0%}", expected)
+
+
+def _called_dropout(subject: Subject) -> dict[str, float]:
+    """Where F.dropout is called in training mode → its rate."""
+    modes = [(m, m.training) for m in subject.awake.modules()]
+    try:
+        set_mode(subject.awake, True)
+        dropped = _Dropped()
+        with dropped:
+            subject.prober.try_logits(subject.plan, subject.batch(0, 2))
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    return dropped.rates
+
+
+class _Dropped(TorchFunctionMode):
+    """The rates of calls of F.dropout that drop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates: dict[str, float] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.dropout:
+            given = dict(zip(("input", "p", "training"), args, strict=False)) | (kwargs or {})
+            line = here()
+            if given.get("training", True) and line:
+                self.rates.setdefault(line.partition(": ")[0], float(given.get("p", 0.5)))
+        return func(*args, **(kwargs or {}))
+
+
+class _Halved(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The first line at which numbers of the text are turned into half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.line = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not self.line and "_to_copy" in str(func) and isinstance(out, Tensor) and out.dim() > 2:
+            halved = out.dtype in (torch.float16, torch.bfloat16) and args[0].dtype == torch.float32
+            self.line = here() if halved else ""
+        return out
 
 
 _MOST = 0.75
@@ -198,7 +273,11 @@ def float64(subject: Subject) -> CheckResult:
         return CheckResult(name, 1, "warn", words, expected, cause, line)
     finally:
         torch.set_default_dtype(before)
-    ours = _as_it_is(subject, subject.awake, inputs.input_ids, inputs.target_ids)
+    with _Halved() as halved:
+        ours = _as_it_is(subject, subject.awake, inputs.input_ids, inputs.target_ids)
+    if halved.line:
+        cause = "three digits are left of them: autocast chooses what may be computed so"
+        return CheckResult(name, 1, "warn", "numbers are rounded to half precision", expected, cause, halved.line)
     scale = float(ours[ours.isfinite()].abs().median()) or 1.0
     apart = float(difference(ours.double(), theirs.double()).max()) / scale
     if not _numbers(theirs) or apart > 1e-3:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyformer.checks.attended import attended
@@ -117,13 +117,13 @@ def _own_padding(subject: Subject, expected: str) -> CheckResult:
     if not ids or subject.plan.only_length or short < 2 or subject.plan.layout == "last":
         return CheckResult("padding", 1, "n/a", "it takes no padding mask", expected)
     pad = ids[0]
-    cut = replace(inputs, input_ids=inputs.input_ids[:, :short].contiguous())
-    padded = torch.full_like(inputs.input_ids, pad)
-    padded[:, :short] = inputs.input_ids[:, :short]
-    whole = subject.logits(replace(inputs, input_ids=padded))
-    part = subject.logits(cut)
-    whole = whole[:, : part.shape[1]] if subject.writes else whole
-    apart = subject.apart(part, whole)
+    told = {m.padding_idx for m in subject.awake.modules() if isinstance(m, nn.Embedding)} - {None}
+    if told and not told & (in_source | in_target):
+        other = min(i for i in told if i is not None)
+        cause = "the mask hides another token, and shows the padding: one number for both"
+        measured = f"it looks for id {pad}, its embedding's padding is id {other}"
+        return CheckResult("padding", 1, "warn", measured, expected, cause)
+    apart = max(_behind(subject, inputs, pad, few) for few in sorted({2, short}))
     if apart <= 1:
         return CheckResult("padding", 1, "ok", f"tokens of id {pad}, which it hides by itself, move no other", expected)
     cause = "the mask that it makes is not handed to every layer, or is the wrong way round"
@@ -133,3 +133,13 @@ def _own_padding(subject: Subject, expected: str) -> CheckResult:
         measured = measured.replace("behind the end", "behind the source's end")
         cause = "the source's padding is hidden neither from the encoder nor from the attention to what it gives"
     return CheckResult("padding", 1, "warn", measured, expected, cause)
+
+
+def _behind(subject: Subject, inputs: Inputs, pad: int, short: int) -> float:
+    """By how much padding behind so many tokens moves the logits, in tolerances."""
+    cut = replace(inputs, input_ids=inputs.input_ids[:, :short].contiguous())
+    padded = torch.full_like(inputs.input_ids, pad)
+    padded[:, :short] = inputs.input_ids[:, :short]
+    whole = subject.logits(replace(inputs, input_ids=padded))
+    part = subject.logits(cut)
+    return subject.apart(part, whole[:, : part.shape[1]] if subject.writes else whole)

@@ -14,12 +14,17 @@ from torch import Tensor, nn
 
 from anyformer.checks.attended import Attention, attended
 from anyformer.checks.subject import Subject
+from anyformer.models.calls.positions import named_lengths
 from anyformer.models.inputs import Inputs
 
 _LONG = 64
 """Tokens of the texts: positions that are clamped or begin anew do so at a round number."""
 _SHIFTS = 0.4
 """Of the difference of two tokens, the share that may change with the place: 0 where positions are added."""
+_TRIED = 2048
+"""Tokens of the longest text that is tried for what lies behind the last place."""
+_DROWNED = 2e-3
+"""Size of what is added for places, beside what tells two tokens apart: 0.01 with N(0, 1) times the root of 4096."""
 _STRAIGHT = 0.99
 """Cosine of what may be called the same direction: rounding of angles is far below."""
 _EDGE = 4
@@ -44,7 +49,11 @@ def misplaced(subject: Subject) -> Misplaced | None:
         if inputs is None:
             continue
         asked, vectors, own = _seen(subject, inputs, text)
-        found = asked or _of_vectors(vectors) or (_of_products(own) if own is not None and _alike(vectors) else None)
+        found = (
+            asked
+            or _of_vectors(vectors, subject)
+            or (_of_products(own) if own is not None and _alike(vectors) else None)
+        )
         if found is not None:
             return found
     return None
@@ -84,11 +93,13 @@ def _seen(subject: Subject, inputs: Inputs, text: str) -> tuple[Misplaced | None
         x = given[0] if given else None
         if not isinstance(x, Tensor) or vectors or not x.is_floating_point():
             return
-        if x.dim() == 3 and x.shape[:2] == (2, T) and x.shape[2] > 3:
-            vectors.append(x.detach().clone())
+        if x.dim() == 3 and x.shape[0] == 2 and x.shape[1] in (T, T + 1) and x.shape[2] > 3:
+            vectors.append(x.detach()[:, -T:].clone())  # a class token may stand before the text
 
     handles = [m.register_forward_pre_hook(table(n)) for n, m in _tables(subject.awake)]
-    handles += [m.register_forward_pre_hook(read) for m in subject.awake.modules() if not list(m.children())]
+    # nn.MultiheadAttention has a child, and reads before it
+    first = [m for m in subject.awake.modules() if isinstance(m, nn.MultiheadAttention) or not list(m.children())]
+    handles += [m.register_forward_pre_hook(read) for m in first]
     try:
         with attended(T) as watch:
             subject.logits(inputs)
@@ -119,7 +130,7 @@ def _alike(vectors: Tensor | None) -> bool:
     )
 
 
-def _of_vectors(vectors: Tensor | None) -> Misplaced | None:
+def _of_vectors(vectors: Tensor | None, subject: Subject) -> Misplaced | None:
     """vectors: of each row's one token, with its place, (2, T, D)."""
     if vectors is None or _alike(vectors):
         return None
@@ -127,16 +138,44 @@ def _of_vectors(vectors: Tensor | None) -> Misplaced | None:
     common = apart.mean(0, keepdim=True)
     changes = float((apart - common).norm()) / max(float(apart.norm()), 1e-30)
     row = vectors[0]
-    near = torch.cdist(row, row) <= 1e-6 * row.norm(dim=-1).max()
-    again = near.triu(1).nonzero()
-    if len(again) and changes < 1e-4:  # what a convolution, or a state, gives comes to rest
-        first, second = (int(i) for i in again[0])
+    if (again := _again(vectors)) is not None:
+        first, second = again
+        if first + 1 in named_lengths(subject.module):
+            return None  # behind the last place that there is: told by its lengths
         why = "positions are clamped, or begin anew: what lies at both places cannot be told apart"
         return Misplaced(f"places {first} and {second} have the same vector", "each place its own", why)
+    share = float((row - row.mean(0)).square().mean().sqrt()) / max(float(common.square().mean().sqrt()), 1e-30)
+    zeros = any(p.dim() > 1 and not bool(p.detach().any()) for p in subject.module.parameters())  # places yet to learn
+    if changes < 1e-3 and share < _DROWNED and not zeros:
+        why = "tokens' vectors are far too large beside it: embeddings times √width, not times the width or more"
+        return Misplaced(f"what is added for places is {share:.1g} of what tells tokens apart", "the order counts", why)
     if changes > _SHIFTS and not _scaled(apart):
         measured = "what tells two tokens apart is another direction at each place"
         why = "positions are multiplied with the tokens' vectors: add them (Vaswani et al. 2017, §3.5)"
         return Misplaced(measured, "a token's vector, and something added for its place", why)
+    return None
+
+
+def _again(vectors: Tensor) -> tuple[int, int] | None:
+    """The first two places with one vector, where something is added for each: (2, T, D)."""
+    apart = vectors[0] - vectors[1]
+    if float((apart - apart.mean(0, keepdim=True)).norm()) > 1e-4 * float(apart.norm()):
+        return None  # what a convolution, or a state, gives comes to rest
+    row = vectors[0]
+    near = torch.cdist(row, row) <= 1e-6 * row.norm(dim=-1).max()
+    found = near.triu(1).nonzero()
+    return (int(found[0][0]), int(found[0][1])) if len(found) else None
+
+
+def alike_behind(subject: Subject) -> int | None:
+    """The length that the module names, and behind which all places are alike; None where that cannot be told."""
+    for length in sorted(n for n in named_lengths(subject.module) if 4 <= n <= _TRIED):
+        inputs = _two_tokens(subject, length + 4, "read")
+        if inputs is None or subject.prober.run(subject.plan, inputs)[1] is not None:
+            continue
+        _, vectors, _ = _seen(subject, inputs, "read")
+        if vectors is not None and not _alike(vectors) and _again(vectors) == (length - 1, length):
+            return length
     return None
 
 

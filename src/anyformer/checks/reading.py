@@ -28,6 +28,11 @@ def source(subject: Subject) -> CheckResult:
         return CheckResult(name, 1, "fail", f"source token {unread} moves no logit, whatever it is", expected, cause)
     if T == S:
         return CheckResult(name, 1, "n/a", "source and target have one length: they cannot be told apart", expected)
+    with attended(T, S, 1) as watch:
+        subject.logits(inputs)
+    if any(one.product.shape[-2:] == (T, 1) and one.weights is not None for one in watch.found):
+        cause = "what the decoder is given of the encoder is one place of it: memory[:, :1], a pooled vector"
+        return CheckResult(name, 1, "warn", "the target attends to one place of the source alone", expected, cause)
     crossed = [one for one in attentions(subject) if one.product.shape[-2:] == (T, S) and one.weights is not None]
     if not crossed:
         return CheckResult(name, 1, "n/a", "not visible: no attention from target to source was seen", expected)
@@ -72,6 +77,12 @@ def positions(subject: Subject) -> CheckResult:
     cause = "no positions are added, or they are the same everywhere: a bag of words"
     if (wrong := misplaced(subject)) is not None:
         return CheckResult(name, 1, "warn", wrong.measured, wrong.expected, wrong.cause, wrong.where)
+    if subject.two and not subject.plan.only_length:
+        inputs = subject.batch(0)
+        turned = Inputs(inputs.input_ids.flip(1), target_ids=inputs.target_ids)
+        if torch.allclose(subject.logits(inputs), subject.logits(turned), rtol=1e-4, atol=1e-6):
+            why = "no positions are added to the source: of what is read it knows the words, and not their order"
+            return CheckResult(name, 1, "warn", "the source in reverse gives the same", "its order plays a part", why)
     if not subject.decodes:
         inputs = subject.batch(0)
         order = torch.arange(inputs.input_ids.shape[1] - 1, -1, -1, device=inputs.input_ids.device)

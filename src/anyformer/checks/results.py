@@ -127,15 +127,20 @@ _REPEATED = ("rows", "row order", "prefix", "future", "future gradient", "float6
 _LEARNED = ("overfit", "previous token", "copy")
 
 EXPLAINS: dict[str, tuple[str, ...]] = {
-    "initial weights": ("call", "loss at the start", "finite", *_LEARNED),
+    "initial weights": (
+        *("call", "loss at the start", "finite", "positions", "output", "float64", "bfloat16", "past", "attention"),
+        *("gradients", *_LEARNED),
+    ),
     "call": ("*",),
     "registered": ("reload", "new process", "device", "float64", "bfloat16", "save and go on"),
     "finite": ("repeat", "state", "rows", "row order", "prefix", "loss at the start", "float64", "bfloat16", *_LEARNED),
     "state": ("repeat", *_REPEATED),
-    "repeat": _REPEATED,
-    "output": ("own loss", "gradients", *_LEARNED),
+    "repeat": (*_REPEATED, "device", "gradients"),
+    "dropout": ("order", "output", "teacher forcing", *_LEARNED),
+    "output": ("own loss", "gradients", "loss at the start", "positions", "teacher forcing", *_LEARNED),
     "attention": ("future", "future gradient", "prefix", "padding", "noise", "past", *_LEARNED),
-    "source": ("padding",),
+    "source": ("padding", "gradients"),
+    "padding": ("gradients",),
     "backward pass": ("gradients", "future gradient", "checkpointing", *_LEARNED),
     "parts": ("gradients", "past", *_LEARNED),
     "places": ("future", "future gradient", "prefix", "gradients", "past", *_LEARNED),

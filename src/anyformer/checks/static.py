@@ -148,6 +148,10 @@ class _Mixed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = [t for t in tree_flatten((args, kwargs or {}))[0] if isinstance(t, Tensor)]
         kinds = {t.device.type for t in given if t.dim() or t.device.type != "cpu"}
         name = str(func)
+        moved = "_to_copy" in name and (kwargs or {}).get("device") is not None and kinds == {"meta"}
+        moved = moved and given[0].dim() > 1  # pack_padded_sequence wants the lengths there
+        if self.line is None and moved and torch.device((kwargs or {})["device"]).type == "cpu":
+            self.line = here()
         if self.line is None and len(kinds) > 1 and not any(free in name for free in ("index", "copy")):
             self.line = here()
         return func(*args, **(kwargs or {}))
@@ -166,6 +170,10 @@ def tying(subject: Subject) -> CheckResult:
         return CheckResult(
             name, 0, "warn", f"one and the same: {' = '.join(repeated[:4])}", expected, cause, repeated[0]
         )
+    doubled = _two_names(subject.module)
+    if doubled:
+        cause = "one part does two things: build one for each; meant so, nothing needs to change"
+        return CheckResult(name, 0, "warn", f"one and the same: {' = '.join(doubled)}", expected, cause, doubled[0])
     copied = None if subject.trained else _copied(subject.module)
     if copied:
         cause = "only the values were copied: the two part ways at the first step; head.weight = embedding.weight ties"
@@ -189,6 +197,21 @@ def _one_in_many_places(module: nn.Module) -> list[str]:
         for found in places.values():
             if len(found) > 1:
                 return found
+    return []
+
+
+def _two_names(module: nn.Module) -> list[str]:
+    """Names under which one parent has one part with weights twice: a norm, an attention."""
+    for name, parent in module.named_modules():
+        if isinstance(parent, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            continue
+        places: dict[int, list[str]] = {}
+        for key, child in parent._modules.items():
+            if child is not None and not isinstance(child, nn.Embedding) and next(child.parameters(), None) is not None:
+                places.setdefault(id(child), []).append(f"{name}.{key}" if name else key)
+        twice = next((found for found in places.values() if len(found) > 1), [])
+        if twice and name:  # of the whole model a head, or an alias, may have two names
+            return twice
     return []
 
 

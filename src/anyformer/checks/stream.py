@@ -45,7 +45,7 @@ class Lost:
 def lost(norms: list[_Norm]) -> tuple[Lost | None, int]:
     """The first place where a norm reads the branch alone, or the stream more than once; and how many were told."""
     told = 0
-    for number, one in enumerate(norms[:-1]):
+    for number, one in enumerate(norms[:-2]):  # the last one may belong to a head
         times = [_times(one, later, between) for later, between in _after(norms, number)]
         if not times or times[0] is None:
             continue
@@ -72,9 +72,13 @@ def _times(one: _Norm, later: _Norm, between: list[Tensor]) -> float | None:
     found = []
     for base in (one.read, one.made):
         x = base.double().flatten()
+        if x.shape != read.shape:  # of the other text
+            continue
         if float((read - x).norm()) < _EXACT * size:
             return 1.0
         for given in between:
+            if given.shape != later.read.shape:
+                continue
             pair = torch.stack([x, given.double().flatten()], 1)
             fit = torch.linalg.lstsq(pair, read[:, None]).solution
             if float((read - (pair @ fit)[:, 0]).norm()) < _EXACT * size and abs(float(fit[1])) > _SAME:

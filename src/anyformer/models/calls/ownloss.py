@@ -80,7 +80,28 @@ def own_loss(prober: Prober, plan: CallPlan) -> OwnLoss:
     if not calls:
         return OwnLoss(name, about_targets)
     finding, in_place = _compare(prober, plan, inputs, calls, name)
+    if finding is not None and finding.verdict == "ok" and not _trains(prober, plan, inputs, name, calls[0].targets):
+        why = "loss.item(), detach() or no_grad: whoever calls backward() on it trains nothing; ours is computed anew"
+        finding = Finding("own loss", "warn", "its own loss has no gradient", "one for each weight", why)
     return OwnLoss(name, (*about_targets, finding) if finding else about_targets, in_place)
+
+
+def _trains(prober: Prober, plan: CallPlan, inputs: Inputs, name: str | None, targets: Tensor) -> bool:
+    """Whether a gradient of its own loss reaches any weight; True where it has none that could."""
+    weights = [p for p in prober.module.parameters() if p.requires_grad]
+    if not weights:
+        return True
+    with torch.enable_grad():
+        call, _ = _run(prober, plan, inputs, name, targets, graph=True)
+        if call is None:
+            return True
+        if not call.loss.requires_grad:
+            return False
+        try:
+            found = torch.autograd.grad(call.loss, weights, allow_unused=True)
+        except RuntimeError:  # a backward pass that raises is told by itself
+            return True
+        return any(g is not None for g in found)
 
 
 def _targets_name(prober: Prober, plan: CallPlan) -> str | None:
@@ -105,9 +126,9 @@ def _targets_finding(prober: Prober, plan: CallPlan, name: str | None, inputs: I
 
 
 def _run(
-    prober: Prober, plan: CallPlan, inputs: Inputs, name: str | None, targets: Tensor
+    prober: Prober, plan: CallPlan, inputs: Inputs, name: str | None, targets: Tensor, *, graph: bool = False
 ) -> tuple[_Call | None, Exception | None]:
-    """The scalar that the module gives with these targets."""
+    """The scalar that the module gives with these targets; with the graph of its backward pass where asked for."""
     bare = replace(plan, needs_targets=False)
     given = arguments(bare, inputs)
     if name is not None and name != plan.target_arg:
@@ -116,7 +137,7 @@ def _run(
     before = {k: id(v) for k, v in vars(module).items()}
     seeded()
     try:
-        with torch.no_grad(), LossTap(module):
+        with torch.set_grad_enabled(graph), LossTap(module):
             ids = oriented(plan, inputs.input_ids)
             if plan.token_arg.startswith("*"):
                 output = module(ids, **given)
