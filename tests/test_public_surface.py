@@ -18,6 +18,7 @@ PUBLIC = [
     "CallError",
     "CallPlan",
     "CharacterLevelTokenizer",
+    "CheckSettings",
     "CheckpointError",
     "CheckpointManager",
     "ComputationalGraphExecutor",

@@ -25,7 +25,7 @@ _HOMES = {
     "anyformer.models.source": ("LoadedModel",),
     "anyformer.core.findings": ("Finding",),
     "anyformer.core.settings": (
-        *("DemoSettings", "EvaluateSettings", "ExportSettings", "GenerateSettings", "TrainSettings"),
+        *("CheckSettings", "DemoSettings", "EvaluateSettings", "ExportSettings", "GenerateSettings", "TrainSettings"),
     ),
     "anyformer.core.errors": (
         *("AnyformerError", "CallError", "CheckpointError", "ConstructError", "CorruptCheckpoint", "DataError"),
@@ -43,6 +43,7 @@ __all__ = [
     "CallError",
     "CallPlan",
     "CharacterLevelTokenizer",
+    "CheckSettings",
     "CheckpointError",
     "CheckpointManager",
     "ComputationalGraphExecutor",
@@ -106,7 +107,14 @@ if TYPE_CHECKING:
         TrustError,
     )
     from anyformer.core.findings import Finding
-    from anyformer.core.settings import DemoSettings, EvaluateSettings, ExportSettings, GenerateSettings, TrainSettings
+    from anyformer.core.settings import (
+        CheckSettings,
+        DemoSettings,
+        EvaluateSettings,
+        ExportSettings,
+        GenerateSettings,
+        TrainSettings,
+    )
     from anyformer.data import AdaptiveTokenizerDataModule, DatasetLoader
     from anyformer.models.callplan import CallPlan, infer_call_plan
     from anyformer.models.graph import ComputationalGraphExecutor

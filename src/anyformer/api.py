@@ -358,6 +358,7 @@ def check(
     config: dict[str, Any] | None = None,
     weights: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
+    tier: int | None = None,
     settings: CheckSettings | None = None,
     trust: bool = False,
     approve: Callable[[TrustRequest], bool] | None = None,
@@ -366,10 +367,11 @@ def check(
     """Whether a model is right, measured from outside on tiny batches; it is left as it was.
 
     What the model does wrong is a result, not an error. Raises SourceError … ConstructError where it cannot be built.
-    overrides: as in ``inspect``. config, weights (they win over those of ``settings``), trust, approve: as in
-    ``load_model``.
+    overrides: as in ``inspect``. tier: the last one to run; it wins over that of ``settings``, and so do weights.
+    config, weights, trust, approve: as in ``load_model``.
     """
     chosen, view = settings or CheckSettings(), view or QuietView()
+    chosen = chosen if tier is None else replace(chosen, tier=tier)
     given = weights if weights is not None else chosen.weights
     view.status("loading the model")
     loaded = load_model(model, config=config, weights=given, trust=trust, approve=approve, view=view)

@@ -109,5 +109,5 @@ def test_what_a_norm_reads_is_kept_as_it_was_then() -> None:
         module(torch.randint(0, V, (2, 9)))
     assert [one.name for one in norms] == ["layers.0.2", "layers.0.3", "layers.1.2", "layers.1.3", "norm"]
     torch.testing.assert_close(norms[1].read, norms[0].read + norms[0].outputs[-1])
-    assert lost(norms) == (None, 4)
+    assert lost(norms) == (None, 3)  # the last norm may be of a head
     assert not any(part._forward_hooks for part in module.modules())

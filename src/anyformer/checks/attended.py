@@ -47,6 +47,8 @@ class Attention:
     """How often in a row."""
     used_raw: bool = False
     """Whether scores were multiplied with values without a softmax."""
+    shares: bool = False
+    """Whether values were multiplied with numbers that are none below 0, and no softmax: a sigmoid, a squared ReLU."""
     values: Tensor | None = None
     """What the weights were multiplied with, (N, S, K)."""
     applied: Tensor | None = None
@@ -138,7 +140,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _product(self, left: Tensor, right: Tensor, out: Tensor, product: Tensor) -> None:
         record = self.records.get(id(left))
         if record is not None and record.kind == "product" and left.shape[-1] in self.lengths:
-            record.attention.used_raw = True
+            _written_out(record.attention, left.detach(), right.detach())
         if record is not None and record.kind == "weights" and record.attention.values is None and right.dim() == 3:
             record.attention.values, record.attention.applied = right.detach(), left.detach()
         if left.dim() != 3 or out.shape[-1] not in self.lengths or out.shape[-2] not in self.lengths:
@@ -183,6 +185,21 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found.values = given[2].detach().flatten(0, 1)
         found.weights, found.softmaxes = found.scores.softmax(-1), 1  # type: ignore[union-attr]
         self.watch.found.append(found)
+
+
+def _written_out(attention: Attention, used: Tensor, values: Tensor) -> None:
+    """What values were multiplied with, where no softmax was seen: one by hand, other shares, or scores."""
+    if used.numel() != attention.product.numel():
+        return
+    shares = used.reshape(attention.product.shape)
+    if not bool((shares >= 0).all()):
+        attention.used_raw = True
+        return
+    over = next((axis for axis in (-1, -2) if float((shares.sum(axis) - 1).abs().max()) < 1e-4), None)
+    attention.shares = over is None
+    if over is not None:
+        attention.weights, attention.applied, attention.values = shares, shares, values
+        attention.over, attention.softmaxes = over, 1
 
 
 def _number(value: Any) -> float | None:

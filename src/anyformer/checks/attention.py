@@ -92,13 +92,15 @@ def _attention(subject: Subject, seed: int) -> CheckResult:
         if one.softmaxes > 1:
             cause = "the second softmax flattens what the first one told apart: leave one out"
             return CheckResult(name, 1, "warn", f"{one.softmaxes} softmaxes in a row", expected, cause, where)
-        if one.scores is not None and one.over != -1:
+        if one.weights is not None and one.over != -1:
             what = {-2: "queries", -3: "heads"}.get(one.over, "rows")
             cause = f"softmax(dim=-1) in place of dim={one.over}: the weights of one query must add up to 1"
             return CheckResult(name, 1, "warn", f"a softmax over the {what}", expected, cause, where)
     seen = [one for one in found if one.weights is not None]
     if not seen:
-        return CheckResult(name, 1, "note", f"{len(found)} products of queries and keys, no softmax seen", expected)
+        other = ", yet numbers from 0 on" if any(one.shares for one in found) else ""
+        measured = f"{len(found)} products of queries and keys, no softmax seen{other}"
+        return CheckResult(name, 1, "note", measured, expected)
     spreads = [_spread(one) for one in seen]
     narrowest = min(float(spread.mean()) for spread in spreads)
     measured = f"{len(seen)} × a softmax over the keys; the narrowest spreads over {narrowest:.0%} of what it may see"

@@ -179,11 +179,9 @@ def future(subject: Subject) -> CheckResult:
         measured = f"{sight.checked} tokens changed, in texts of up to {sight.longest}: no logit before them moves"
         return CheckResult("future", 1, "ok", measured, expected)
     part = leaking_part(subject.prober, subject.plan, sight.leak)
-    cause = leak_reason(subject.prober, subject.plan, sight.leak, gather(subject.module))
+    cause = leak_reason(subject.prober, subject.plan, sight.leak, gather(subject.module), ways_on=False)
     if MISSING in cause and (why := instead_of_missing(subject)):
         cause = cause.replace(f"{MISSING}, or this is an encoder", MISSING).replace(MISSING, why)
-        cause = cause.replace(", anyformer repair proposes a mask", "")
-        cause = cause.replace(", --objective masked trains it as an encoder", "")
     return CheckResult("future", 1, "fail", sight.leak.text(), expected, cause, _place(part))
 
 

@@ -35,11 +35,14 @@ def output(subject: Subject) -> CheckResult:
         cause = "cross-entropy takes logits: without the softmax inside, training is exact (their logarithm is used)"
         return CheckResult("output", 1, "warn", "probabilities", expected, cause)
     limited = squashed(subject.prober, subject.plan, subject.batch(0))
+    logits = torch.stack([subject.logits(subject.batch(seed)) for seed in subject.limits.seeds])
+    if limited == "sigmoid" and subject.writes and float((logits.sum(-2) - 1).abs().max()) < 1e-4:
+        cause = "softmax(dim=1) is over the axis of time: leave it out, cross-entropy takes logits"
+        return CheckResult("output", 1, "fail", "a softmax over time", expected, cause)
     if limited:
         cause = f"the {limited} keeps logits within one unit of each other: no token can ever be likely; leave it out"
         return CheckResult("output", 1, "warn", f"numbers of a {limited}", expected, cause)
-    logits = torch.stack([subject.logits(subject.batch(seed)) for seed in subject.limits.seeds])
-    if subject.writes and bool((logits >= 0).all()):
+    if subject.writes and bool((logits >= 0).all()) and bool((logits == 0).any()):
         cause = "a ReLU at the end: a token's logit cannot fall below 0, and gets no gradient there; leave it out"
         return CheckResult("output", 1, "warn", "no logit is negative", expected, cause)
     if kind == "logits" and (found := _shaped(subject, logits)):
@@ -54,7 +57,8 @@ def _shaped(subject: Subject, logits: Tensor) -> tuple[str, str] | None:
     if plan.layout == "B" or V < 3:
         return None
     grown = of_large_weights(subject.prober, plan, subject.batch(0))
-    if grown is not None and float(grown.min()) > -1 and float(grown.max()) > _FAR:
+    capped = grown is not None and float((grown > 0.99 * grown.max()).float().mean()) > 0.1  # sigmoid times 30
+    if grown is not None and not capped and float(grown.min()) > -1 and float(grown.max()) > _FAR:
         cause = "an activation at the end (GELU, SiLU, softplus …): no token can be unlikely; leave it out"
         return f"with weights a thousandfold none is below {float(grown.min()):.2g}", cause
     rows = logits.double().flatten(0, -2)

@@ -169,11 +169,12 @@ def folded(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
                 under[name] = cause
     # attention that is wrong weighs as much as the leak that comes of it; noise, say, only blurs what it explains
     grave = {"attention"} & {under.get(result.name) for result in listed if result.verdict == "fail"}
-    return tuple(
-        replace(
-            result,
-            under=under.get(result.name, ""),
-            verdict="fail" if result.name in grave and result.verdict == "warn" else result.verdict,
-        )
-        for result in listed
-    )
+    loose = {name for name, cause in under.items() if failed[cause].verdict == "warn" and cause == "repeat"}
+
+    def judged(result: CheckResult) -> Verdict:
+        if result.name in grave and result.verdict == "warn":
+            return "fail"
+        # numbers drawn at each call: what differs with them is no graver than they are
+        return "warn" if result.name in loose and result.verdict == "fail" else result.verdict
+
+    return tuple(replace(result, under=under.get(result.name, ""), verdict=judged(result)) for result in listed)

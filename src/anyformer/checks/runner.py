@@ -190,7 +190,7 @@ def _uncalled(error: CallError, held: list[CheckResult]) -> tuple[CheckResult, .
     found = _LINE.search(error.detail)
     measured = error.what if found is None else f"{error.what}: {found[2]}"
     cause = (error.fix.partition("\n")[0] or error.detail.partition("\n")[0]).removesuffix("; else")
-    where = found[1] if found else ""
+    where = found[1] if found else error.where
     expected = _EXPECTED.get(error.check, "logits (B, T, V)")
     said = CheckResult(error.check, int(error.check != "call"), "fail", measured, expected, cause, where)
     if error.check == "call":
@@ -202,6 +202,7 @@ def _uncalled(error: CallError, held: list[CheckResult]) -> tuple[CheckResult, .
 _EXPECTED = {
     "finite": "every logit finite",
     "past": "the ids move the logits",
+    "source": "each source token moves the logits",
     "lengths": "any lengths of source and target",
 }
 """Of a module whose call the plan refuses, for what these checks would have found."""
@@ -217,6 +218,8 @@ def _called(plan: CallPlan) -> list[CheckResult]:
     """That it can be called, and what the plan found to be wrong with it, each under its own name."""
     shape = "(B, C)" if plan.family == "classifier" else "(B, T, V)"
     said = f"{plan.family.replace('_', '-')}: {shape} from {plan.token_arg}"
+    if plan.layout == "last":
+        said += "; it gives the last position alone, so that each position takes a call of its own"
     wrong = [f for f in plan.findings if f.verdict == "fail" and f.name not in _ELSEWHERE]
     wrong += [f for f in plan.findings if f.name in ("own loss", "criterion") and f.verdict != "fail"]
     return [

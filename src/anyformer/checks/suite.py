@@ -13,6 +13,7 @@ from anyformer.checks.results import CheckReport, CheckResult
 from anyformer.checks.runner import run_checks
 from anyformer.checks.subject import Trials
 from anyformer.checks.text import check_lines
+from anyformer.core.errors import SettingsError
 from anyformer.core.settings import CheckSettings
 
 _WIDTH = 100
@@ -37,7 +38,9 @@ def _shown(
 
 def _agrees(report: CheckReport, config: Any) -> CheckResult:
     """Whether the module is as large as its configuration says."""
-    values = config if isinstance(config, dict) else vars(config)
+    values = config if isinstance(config, dict) else getattr(config, "__dict__", None)
+    if not isinstance(values, dict):
+        raise SettingsError(f"config is {config!r:.60}; it must be a dict or an object with attributes")
     vocabulary = next((values[key] for key in _VOCABULARY if isinstance(values.get(key), int)), None)
     length = next((values[key] for key in _LENGTH if isinstance(values.get(key), int)), None)
     if report.plan is None or (vocabulary is None and length is None):

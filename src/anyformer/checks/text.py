@@ -7,6 +7,7 @@ import shlex
 from anyformer.checks.results import CheckReport, CheckResult
 from anyformer.core.findings import MARKS, Verdict
 from anyformer.core.view import wrapped
+from anyformer.models.calls.culprit import MISSING
 
 TIERS = {
     0: "tier 0 · what it holds",
@@ -60,6 +61,8 @@ def verdict(report: CheckReport) -> tuple[str, str]:
     """The sign and the sentence that tell whether the model is right."""
     if report.blocked:
         return MARKS["fail"], "not right as it is"
+    if all(result.verdict == "n/a" for result in report.results if result.name != "call"):
+        return MARKS["n/a"], "nothing was checked"
     if report.causes:
         return MARKS["warn"], "can be trained; look at the lines above"
     return MARKS["ok"], "nothing wrong found"
@@ -69,7 +72,13 @@ def way_on(report: CheckReport, model: str) -> str:
     """What to do next. model: as a command line takes it."""
     names = {cause.name for cause in report.causes if cause.verdict == "fail"}
     if not report.blocked:
-        return f"anyformer train {model} --data FILE"
-    if "future" in names:
-        return f"anyformer repair {model} shows a corrected file; --objective masked, if it is meant as an encoder"
+        deeper = (
+            ""
+            if any(result.tier > 1 for result in report.results)
+            else f" · anyformer check {model} --tier 2 looks inside"
+        )
+        return f"anyformer train {model} --data FILE{deeper}"
+    if "future" in names and any(MISSING in cause.cause for cause in report.causes):
+        encoder = "call: {family: encoder} in an anyformer.yaml beside it, if it is meant as one"
+        return f"anyformer repair {model} may show a corrected file; {encoder}"
     return f"mend what is marked {MARKS['fail']}, then: anyformer check {model}"

@@ -68,12 +68,13 @@ class ConstructError(AnyformerError, ValueError):
 class CallError(AnyformerError, TypeError):
     """The module was built but no way to call it could be proven, or what it does blocks training.
 
-    check: the check of ``anyformer check`` that measures the cause, where it is known.
+    check: the check of ``anyformer check`` that measures the cause, where it is known. where: the submodule at fault.
     """
 
-    def __init__(self, what: str, detail: str = "", fix: str = "", *, check: str = "call") -> None:
+    def __init__(self, what: str, detail: str = "", fix: str = "", *, check: str = "call", where: str = "") -> None:
         super().__init__(what, detail, fix)
         self.check = check
+        self.where = where
 
 
 class DependencyError(AnyformerError, ImportError):

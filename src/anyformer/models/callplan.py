@@ -27,7 +27,7 @@ from anyformer.models.calls.criteria import criteria_finding, yes_or_no
 from anyformer.models.calls.culprit import leak_reason, no_past_reason
 from anyformer.models.calls.evidence import Evidence, gather, says_masked, sees_nothing_later
 from anyformer.models.calls.exports import by_graph
-from anyformer.models.calls.failures import OneNumber, SampledItems, nothing_found, sameness
+from anyformer.models.calls.failures import OneNumber, SampledItems, nothing_found, sameness, unread_source
 from anyformer.models.calls.forcing import order_findings, settle_forcing
 from anyformer.models.calls.labels import tagger_finding
 from anyformer.models.calls.lastposition import by_beginnings, last_position_finding
@@ -208,6 +208,8 @@ def _find(prober: Prober, said: Stated, objective: Objective | None) -> Found:
                     if sameness(failure).strip() not in told:
                         more.setdefault(sameness(failure).strip(), failure)
                 error.detail += "".join(f"\n{f}" for f in list(more.values())[:3])
+            if (unread := unread_source(prober, failures, error.detail)) is not None:
+                raise unread from error
             if not isinstance(error, SampledItems | OneNumber):
                 refuse_equal_lengths(prober, said, error.detail)
             raise

@@ -161,6 +161,8 @@ def _kept_directory() -> Iterator[None]:
 def _load(
     model: str | Path | nn.Module, config: dict[str, Any] | None, seed: int | None, fallback: dict[str, Any] | None
 ) -> LoadedModel:
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise SourceError(f"{model.__name__} is a class, not a module", fix=f"build it first: {model.__name__}(…)")
     if isinstance(model, nn.Module):
         if config:
             raise ConstructError("config is given together with a finished module", fix="leave one of them out")

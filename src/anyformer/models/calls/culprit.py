@@ -56,8 +56,8 @@ def no_past_reason(prober: Prober, plan: CallPlan, *, insisted: bool) -> str:
     )
 
 
-def leak_reason(prober: Prober, plan: CallPlan, leak: Leak, evidence: Evidence) -> str:
-    """Why it leaks, as far as it can be known, and the ways on: one line."""
+def leak_reason(prober: Prober, plan: CallPlan, leak: Leak, evidence: Evidence, *, ways_on: bool = True) -> str:
+    """Why it leaks, as far as it can be known, and, where asked for, the flags of ``train`` that go on: one line."""
     part = leaking_part(prober, plan, leak)
     size = _size(prober, plan, leak)
     lines = [f"small: {leak.size:.2g} of logits of about {size:.2g}, yet a leak" if leak.size < _SMALL * size else COPY]
@@ -71,6 +71,8 @@ def leak_reason(prober: Prober, plan: CallPlan, leak: Leak, evidence: Evidence) 
         f"for another objective: {e}" for e in evidence.neither[:1]
     ]
     lines[-1] += f" ({', '.join(against)})" if against else ""
+    if not ways_on:
+        return "; ".join(lines)
     masked = [] if evidence.neither or turned else ["--objective masked trains it as an encoder"]
     mended = ["anyformer repair proposes a mask"] if "causal mask" in " ".join(lines) else []
     return "; ".join([*lines, ", ".join(["--objective causal trains it as it is", *masked, *mended])])

@@ -77,6 +77,21 @@ def _one_line(failures: list[str]) -> str:
     return f"every call ended with an error at {line}: if that line is at fault, mend it there; else\n" if line else ""
 
 
+_UNREAD = "changing source tokens moves no logits"
+
+
+def unread_source(prober: Prober, failures: list[str], detail: str) -> CallError | None:
+    """Of an encoder-decoder that reads nothing of its source, what is wrong with it."""
+    if not any(_UNREAD in failure for failure in failures):
+        return None
+    return CallError(
+        f"nothing of what {type(prober.module).__name__} is given as its source moves its logits",
+        detail,
+        "give the encoder the source, the decoder what the encoder made of it (memory), and attend to it there",
+        check="source",
+    )
+
+
 def nothing_found(
     prober: Prober, parameters: list[inspect.Parameter], failures: list[str], stated: Stated
 ) -> CallError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +61,13 @@ def call_findings(prober: Prober, plan: CallPlan, said: Stated) -> list[Finding]
         weights = f"; not finite: {', '.join(bad[:4])}{' …' if len(bad) > 4 else ''}" if bad else ""
         mask = "look for a row of the attention mask that hides everything, or for weights that are not initialised"
         what = "NaN" if bool(first.isnan().any()) else "infinite logits"
+        part = first_broken(prober, plan)
         raise CallError(
             f"{type(prober.module).__name__} gives {what} before any training",
-            f"{int(broken.sum()):,} of {first.numel():,} logits{weights}",
+            f"{int(broken.sum()):,} of {first.numel():,} logits{weights}" + (f"; first in {part}" if part else ""),
             f"initialise {bad[0]}: torch.empty holds whatever was in memory" if bad else mask,
             check="call" if bad else "finite",
+            where="" if bad else part,
         )
     name = plan.token_arg.lstrip("*")
     if float(difference(first, second).max()) == 0.0:
@@ -374,3 +377,25 @@ def _says_classes(module: nn.Module, C: int) -> bool:
         if any(_COUNTS.fullmatch(key) and value == C for key, value in kept.items() if isinstance(value, int)):
             return True
     return False
+
+
+def first_broken(prober: Prober, plan: CallPlan) -> str:
+    """The submodule that first makes NaN of numbers: "blocks.0.attn (Attention)"; "" where none does."""
+    found: list[str] = []
+
+    def watching(name: str) -> Any:
+        def hook(module: nn.Module, given: Any, named: Any, output: Any) -> None:
+            read = [t for _, t in tensors_in([*given, *named.values()]) if t.is_floating_point()]
+            made = [t for _, t in tensors_in(output) if t.is_floating_point()]
+            if not found and any(t.isnan().any() for t in made) and not any(t.isnan().any() for t in read):
+                found.append(f"{name} ({type(module).__name__})")
+
+        return hook
+
+    handles = [m.register_forward_hook(watching(n), with_kwargs=True) for n, m in prober.module.named_modules() if n]
+    try:
+        prober.run(plan, prober.inputs(plan, *prober.sizes[0][:2], 0, prober.sizes[0][2]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else ""

@@ -71,6 +71,9 @@ def parts_finding(prober: Prober, plan: CallPlan) -> list[Finding]:
     beside = all(_BESIDE.search(name) for name in idle)
     verdict = "fail" if share > _MOST_LAYERS else "note" if beside else "warn"
     measured = f"{shown}: {share:.0%} of the layers' weights take no part in these logits"
+    if verdict == "fail" and _moves(prober, plan, [layers[name] for name in idle]):
+        measured = f"{shown}: {share:.0%} of the layers' weights move these logits, and get no gradient"
+        why = "forward cuts them off: torch.no_grad(), .detach() or .data; they would stay as they are"
     return [*about, Finding("parts", verdict, measured, "all do", why)]  # type: ignore[arg-type]
 
 
@@ -118,6 +121,23 @@ def _logits(prober: Prober, plan: CallPlan) -> Tensor:
     with torch.enable_grad():
         seeded()
         return call_logits(prober.module, plan, inputs.input_ids, target_ids=inputs.target_ids)
+
+
+def _moves(prober: Prober, plan: CallPlan, weights: list[nn.Parameter]) -> bool:
+    """Whether other values of these give other logits."""
+    inputs = prober.inputs(plan, *prober.sizes[0][:2], 3, prober.sizes[0][2])
+    before = prober.try_logits(plan, inputs)
+    kept = [p.detach().clone() for p in weights]
+    try:
+        with torch.no_grad():
+            for p in weights:
+                p.mul_(1.5)
+        after = prober.try_logits(plan, inputs)
+    finally:
+        with torch.no_grad():
+            for p, value in zip(weights, kept, strict=True):
+                p.copy_(value)
+    return before is not None and after is not None and not torch.equal(before, after)
 
 
 def _graded(logits: Tensor, layers: dict[str, nn.Parameter], names: list[str]) -> dict[str, bool]:
