@@ -16,7 +16,7 @@ from anyformer.checks.subject import Subject
 from anyformer.models.blame import blame
 from anyformer.models.calling import call_logits
 from anyformer.models.calls.causal import in_training, measure
-from anyformer.models.calls.culprit import MISSING, leak_reason, leaking_part, no_past_reason
+from anyformer.models.calls.culprit import LETS_IN, MISSING, leak_reason, leaking_part, no_past_reason
 from anyformer.models.calls.evidence import gather
 from anyformer.models.calls.probing import changed_inputs, difference, tolerance
 from anyformer.models.calls.properties import batch_finding
@@ -180,8 +180,9 @@ def future(subject: Subject) -> CheckResult:
         return CheckResult("future", 1, "ok", measured, expected)
     part = leaking_part(subject.prober, subject.plan, sight.leak)
     cause = leak_reason(subject.prober, subject.plan, sight.leak, gather(subject.module), ways_on=False)
-    if MISSING in cause and (why := instead_of_missing(subject)):
+    if (MISSING in cause or LETS_IN in cause) and (why := instead_of_missing(subject)):
         cause = cause.replace(f"{MISSING}, or this is an encoder", MISSING).replace(MISSING, why)
+        cause = cause.replace(LETS_IN, f"{LETS_IN}: {why}")
     return CheckResult("future", 1, "fail", sight.leak.text(), expected, cause, _place(part))
 
 

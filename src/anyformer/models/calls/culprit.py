@@ -32,6 +32,7 @@ _SMALL = 1e-2
 """Of the usual logit: what so little tells is hardly worth copying."""
 _LENGTHS = (13, 11, 14, 9, 22)
 MISSING = "a causal mask is missing"
+LETS_IN = "lets later positions into earlier ones"
 TURNED = "its mask is the wrong way round, and hides earlier ones"
 COPY = "trained on the next token it would learn to copy it"
 
@@ -164,7 +165,7 @@ def _words(name: str, part: nn.Module, whole: bool) -> str:
         return f"{kind} sees tokens ahead of its own: pad {reach} on the left alone, nothing on the right"
     if isinstance(part, nn.MultiheadAttention) or _ATTENTION.search(type(part).__name__):
         return f"in {kind} each position sees later ones: {MISSING}"
-    return f"{kind} lets later positions into earlier ones"
+    return f"{kind} {LETS_IN}"
 
 
 def _turned(part: tuple[str, nn.Module, bool] | None) -> str:
