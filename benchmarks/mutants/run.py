@@ -117,11 +117,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "anyformer-mutants")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    for held_out, title in ((False, "Mistakes that the checks were written on"), (True, "Mistakes held out")):
-        mutants = {m.name: m for m in planted.mutants(held_out) if given.only in m.name}
-        name = "heldout.jsonl" if held_out else "mutants.jsonl"
-        if rows := kept(given.folder / name, mutants, judged, given.workers):
-            print(f"## {title}\n\n{table(rows)}\n")
+    for of in planted.SETS:
+        mutants = {m.name: m for m in planted.mutants(of) if given.only in m.name}
+        if rows := kept(given.folder / f"{of}.jsonl", mutants, judged, given.workers):
+            print(f"## Mistakes: {of}\n\n{table(rows)}\n")
     models = [name for name in good.good_models() if given.only in name]
     jobs = {f"{name}, seed {seed}": (name, seed) for name in models for seed in _SEEDS}
     if runs := kept(given.folder / "good.jsonl", jobs, passed, given.workers):

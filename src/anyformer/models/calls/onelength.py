@@ -61,7 +61,7 @@ def refuse_equal_lengths(prober: Prober, stated: Stated, detail: str) -> None:
                 f"{plan.token_arg} (2, 5) and {plan.target_arg} (2, 7):\n{blame(apart)}\n{detail}",
                 f"source and target seldom have: let the attention between them take the length of {plan.token_arg} and"
                 f" that of {plan.target_arg} each from its own tensor",
-                check="lengths",
+                check="source",
             )
 
 
