@@ -237,8 +237,7 @@ def test_a_check_shows_the_cause_first_and_exits_with_1(api: FakeApi, capsys: Ca
         "  ✗ prefix  they differ (with: future)",
         "",
         "GPT: ✗ not right as it is   1 ok · 2 wrong · 1.2 s",
-        "→ anyformer repair 'my model.py' shows a corrected file; --objective masked, if it is meant as an",
-        "  encoder",
+        "→ mend what is marked ✗, then: anyformer check 'my model.py'",
     ]
     assert cli.main(["check", "model.py", "--json"]) == 1
     record = json.loads(capsys.readouterr().out)

@@ -36,7 +36,8 @@ def found(module: nn.Module, name: str) -> CheckResult:
     [
         (lambda x, training: F.gelu(x), "none is below -0.1"),
         (lambda x, training: F.silu(x), "none is below -0.2"),
-        (lambda x, training: F.softplus(x), "no logit is negative"),
+        (lambda x, training: F.softplus(x), "none is below 0"),
+        (lambda x, training: F.relu(x), "no logit is negative"),
         (lambda x, training: F.layer_norm(x, (V,)), "a mean of 0 and a spread of 1"),
         (lambda x, training: F.dropout(x, 0.1, training), "of the logits are 0"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,8 @@ from anyformer import api
 from anyformer.checks import CheckResult, run_all_tier1_tests, run_checks
 from anyformer.checks.text import verdict
 from anyformer.core.errors import SettingsError, SourceError
-from tests.checks.hosts import GPT, POSITIONS, Block, D, V
+from anyformer.models.callplan import infer_call_plan
+from tests.checks.hosts import GPT, POSITIONS, Attention, Block, D, V
 
 
 def found(module: nn.Module, name: str) -> CheckResult:
@@ -48,9 +50,30 @@ class OnTheCpu(GPT):
         return tokens + places.cpu().to(tokens.device)
 
 
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class OnTheFilesDevice(GPT):
+    """As scripts have it: the file chooses a device once."""
+
+    def added(self, tokens: Tensor, places: Tensor) -> Tensor:
+        return tokens + self.positions(torch.arange(tokens.shape[1], device=device))
+
+
 class Halved(GPT):
     def added(self, tokens: Tensor, places: Tensor) -> Tensor:
         return (tokens + places).half().to(tokens.dtype)
+
+
+class DividedInPlace(Attention):
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        scores = q @ k.transpose(-2, -1)
+        scores /= q.shape[-1] ** 0.5
+        return scores
+
+
+class InPlace(GPT):
+    attention = DividedInPlace
 
 
 class Silent(GPT):
@@ -89,6 +112,8 @@ class Capped(GPT):
         (Functional, "dropout", "fail", "drops 100%"),
         (Milder, "dropout", "ok", "up to 10%"),
         (OnTheCpu, "device", "warn", "a tensor on the CPU meets those elsewhere"),
+        (OnTheFilesDevice, "device", "note", "made on device, which its file chooses once"),
+        (InPlace, "attention scale", "ok", ""),
         (GPT, "device", "ok", "every tensor moves with the module"),
         (Halved, "float64", "warn", "numbers are rounded to half precision"),
         (GPT, "float64", "ok", ""),
@@ -286,3 +311,39 @@ def test_doors_of_python() -> None:
     with pytest.raises(SettingsError, match="config is 5"):
         run_all_tier1_tests(GPT(), 5)
     assert verdict(run_checks(GPT(), only=("source",)))[1] == "nothing was checked"
+
+
+def test_a_state_of_the_last_call_alone_is_no_chance() -> None:
+    class Remembering(GPT):
+        """Adds what it read last to what it reads now."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = torch.zeros(1)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            before, self.last = self.last, self.tokens(ids).detach().mean((0, 1))
+            return super().forward(ids) + before.sum()
+
+    report = run_checks(Remembering(), tiers=(1,))
+    assert report.causes[0].name == "state"
+    assert report.blocked
+
+
+def test_a_module_that_hangs_is_not_waited_for_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from anyformer.checks import runner
+
+    class Hanging(GPT):
+        def forward(self, ids: Tensor) -> Tensor:
+            if ids.shape[1] in (11, 12):
+                time.sleep(30)
+            return super().forward(ids)
+
+    plan = infer_call_plan(GPT())
+    monkeypatch.setattr(runner, "_SECONDS", 0.2)
+    begin = time.monotonic()
+    report = run_checks(Hanging(), plan=plan, tiers=(0, 1))
+    cut = [r for r in report.results if r.measured.endswith("and cut off")]
+    left = [r for r in report.results if r.measured.startswith("not tried: 4 checks took too long")]
+    assert (len(cut), len(left) > 10) == (4, True)
+    assert time.monotonic() - begin < 20

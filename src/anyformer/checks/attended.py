@@ -148,8 +148,8 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if record is not None or self.records.get(id(right)) is not None:
             return
         before = self.factors.get(id(left), 1.0) * self.factors.get(id(right), 1.0)
-        attention = Attention(left.detach(), right.detach().transpose(1, 2), product.detach(), before)
-        attention.where = self.watch.where
+        attention = Attention(left.detach(), right.detach().transpose(1, 2), product.detach().clone(), before)
+        attention.where = self.watch.where  # (a clone: scores may be divided in place)
         self.watch.found.append(attention)
         self.records[id(out)] = _Record(attention, "product")
 

@@ -164,11 +164,17 @@ def _loaded_weights(loaded: LoadedModel) -> bool:
     return any(finding.name == "initialisation" and finding.verdict == "n/a" for finding in loaded.findings)
 
 
+_CUT = "and cut off"
+_PATIENCE = 4
+"""Checks that are cut off before no other is begun: a module that hangs would cost a minute each."""
 _TASKS = ("overfit", "noise", "previous token", "copy", "fine-tuning", "benchmark")
 
 
 def _waits(label: str, tier: int, results: list[CheckResult], left: float) -> CheckResult | None:
     """A task takes many steps: of a module in which something is wrong already it would tell nothing new."""
+    cut = sum(result.measured.endswith(_CUT) for result in results)
+    if cut >= _PATIENCE and tier < 3:
+        return CheckResult(label, tier, "n/a", f"not tried: {cut} checks took too long")
     if left <= 0:
         return CheckResult(label, tier, "n/a", "not tried: the time for the checks was up")
     wrong = next((result.name for result in results if result.verdict == "fail"), None)
@@ -259,7 +265,7 @@ def _run(subject: Subject, label: str, tier: int, check: Check, left: float = ma
         ):
             result = check(subject)
     except OutOfTime:
-        result = CheckResult(label, tier, "warn", f"not done after {most:.0f} s, and cut off")
+        result = CheckResult(label, tier, "warn", f"not done after {most:.0f} s, {_CUT}")
     except Exception as error:  # noqa: BLE001  (a stranger's code may raise anything: that is the result)
         line, _, words = blame(error).rpartition("\n")
         # no line of the user's: it may be the check that is at fault, which blocks nobody's training

@@ -6,6 +6,8 @@ B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import copy
+import re
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -127,11 +129,24 @@ def device(subject: Subject) -> CheckResult:
             return CheckResult("device", 0, "n/a", f"cannot be told without values: {type(error).__name__}", expected)
         if mixed.line is None:
             return CheckResult("device", 0, "warn", f"{type(error).__name__}: {_first(words)}", expected, cause, line)
+    if mixed.line is not None and (name := _global_device(subject.module, mixed.line)):
+        measured = f"tensors are made on {name}, which its file chooses once: it runs there alone"
+        return CheckResult("device", 0, "note", measured, expected, "", mixed.line)
     if mixed.line is not None:
         return CheckResult(
             "device", 0, "warn", "a tensor on the CPU meets those elsewhere", expected, cause, mixed.line
         )
     return CheckResult("device", 0, "ok", "every tensor moves with the module", expected)
+
+
+def _global_device(module: nn.Module, line: str) -> str:
+    """A name of the file's own, of a device, that a line of it gives: device = "cuda" if … else "cpu" at its top."""
+    named = re.findall(r"device\s*=\s*([A-Za-z_]\w*)\b(?!\s*[.(])|\.to\(([A-Za-z_]\w*)\)", line)
+    known = [vars(sys.modules.get(type(m).__module__, object)) for m in module.modules()]
+    for name in (a or b for a, b in named):
+        if any(isinstance(scope.get(name), str | torch.device) for scope in known):
+            return str(name)
+    return ""
 
 
 class _Mixed(TorchDispatchMode):  # type: ignore[no-untyped-call]

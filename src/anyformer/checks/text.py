@@ -7,7 +7,7 @@ import shlex
 from anyformer.checks.results import CheckReport, CheckResult
 from anyformer.core.findings import MARKS, Verdict
 from anyformer.core.view import wrapped
-from anyformer.models.calls.culprit import MISSING
+from anyformer.models.calls.culprit import LETS_IN, MISSING
 
 TIERS = {
     0: "tier 0 · what it holds",
@@ -78,7 +78,12 @@ def way_on(report: CheckReport, model: str) -> str:
             else f" · anyformer check {model} --tier 2 looks inside"
         )
         return f"anyformer train {model} --data FILE{deeper}"
-    if "future" in names and any(MISSING in cause.cause for cause in report.causes):
+    if "future" in names and any(map(_no_mask, report.causes)):
         encoder = "call: {family: encoder} in an anyformer.yaml beside it, if it is meant as one"
         return f"anyformer repair {model} may show a corrected file; {encoder}"
     return f"mend what is marked {MARKS['fail']}, then: anyformer check {model}"
+
+
+def _no_mask(cause: CheckResult) -> bool:
+    """Whether no mask was seen, which a repair may add."""
+    return MISSING in cause.cause or (LETS_IN in cause.cause and f"{LETS_IN}:" not in cause.cause)

@@ -88,7 +88,10 @@ def no_way_out() -> Iterator[None]:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime in the code inside after ``seconds``; without effect outside the main thread."""
+    """Raise OutOfTime in the code inside after ``seconds``, or when the time of a limit around it is up.
+
+    Without effect outside the main thread.
+    """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
@@ -97,7 +100,9 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise OutOfTime(f"still running after {seconds:g} s")
 
     handler = signal.signal(signal.SIGALRM, stop)
-    before = signal.setitimer(signal.ITIMER_REAL, seconds)
+    begun = time.monotonic()
+    before, interval = signal.getitimer(signal.ITIMER_REAL)
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, before) if before else seconds)
     try:
         yield
     except OutOfTime:
@@ -106,7 +111,8 @@ def time_limit(seconds: float) -> Iterator[None]:
             del sys.modules[name]
         raise
     finally:
-        signal.setitimer(signal.ITIMER_REAL, *before)
+        left = max(before - (time.monotonic() - begun), 1e-3) if before else 0.0  # an outer limit that is up is up now
+        signal.setitimer(signal.ITIMER_REAL, left, interval)
         signal.signal(signal.SIGALRM, handler)
 
 
