@@ -1276,3 +1276,18 @@ def test_a_function_that_draws_the_weights_builds_the_model(tmp_path, gives, dra
     assert bool((loaded.module.e.weight == 0.5).all()) == drawn
     again = load(tmp_path, body, loaded.provenance.config)
     assert torch.equal(again.module.e.weight, loaded.module.e.weight) or not drawn
+
+
+def test_few_logits_beside_a_texts_vocabulary_are_classes(tmp_path):
+    """A classifier written from a translator keeps its name for them."""
+    (tmp_path / "model.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Transformer(nn.Module):\n"
+        "    def __init__(self, src_vocab_size, tgt_vocab_size, d_model):\n        super().__init__()\n"
+        "        self.embedding = nn.Embedding(src_vocab_size, d_model, padding_idx=0)\n"
+        "        self.fc = nn.Linear(d_model, tgt_vocab_size)\n\n"
+        "    def forward(self, src):\n        return self.fc(self.embedding(src).mean(1))\n\n\n"
+        "model = Transformer(2000, 2, 32)\n"
+    )
+    loaded = load_model(tmp_path / "model.py")
+    assert loaded.module.fc.out_features == 2
+    assert loaded.module.embedding.num_embeddings == 2000

@@ -16,7 +16,7 @@ from anyformer.models.building.configs import MISSING, VARIADIC
 from anyformer.models.building.objects import Objects
 from anyformer.models.building.parts import part_of
 from anyformer.models.building.reads import MATRIX, Reads, reads_of
-from anyformer.models.building.sizes import CLASS_KEYS, is_absent, is_open, is_trial
+from anyformer.models.building.sizes import CLASS_KEYS, is_absent, is_few, is_open, is_trial
 from anyformer.models.building.unsaid import class_counts, is_unread
 from anyformer.models.building.written import CallSite, Partly, Unknown
 
@@ -56,8 +56,11 @@ class Arguments(Objects):
         open_at_all = required or any(p.default is MISSING for p in parameters)
         shown = self._from_site(target, site, depth) if open_at_all and site is not None else {}
         drawn = self.written.drawn if self.written is not None else ()
+        texts = [v for n, v in shown.items() if meanings.get(n) in aliases.VOCABULARIES and type(v) is int]
+        text = any(not is_trial(v, drawn) for v in texts)
         for name, value in shown.items():
             trial = meanings.get(name) in aliases.VOCABULARIES and is_trial(value, drawn)
+            trial = trial and not (text and is_few(value))
             own = defaults.get(name)
             # one number per text is a score; the classes are what can be trained
             score = meanings.get(name) == "num_classes" and value == 1 and type(own) is int and own > 1

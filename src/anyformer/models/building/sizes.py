@@ -26,6 +26,8 @@ _RATES: dict[float, float] = {4: 0.1, 2: 0.5, 8: 1.0}
 _NUMBERS = re.compile(r"\d+(,\s*\d+)*")
 _TRIAL_VOCABULARY = 64
 """A smaller one in a call or a function's variable is a trial run's: no text can be written with it."""
+_CLASSES = 20
+"""As many classes or fewer; a text in as few ids is none that anybody writes."""
 _BYTES = 256
 """A smaller one, below which the file itself draws random ids, is one, too."""
 
@@ -294,6 +296,11 @@ def is_trial(vocabulary: Any, drawn: Container[int] = ()) -> bool:
     if not isinstance(vocabulary, int) or isinstance(vocabulary, bool) or vocabulary < 0:
         return False
     return vocabulary < (_BYTES if vocabulary in drawn else _TRIAL_VOCABULARY)
+
+
+def is_few(vocabulary: Any) -> bool:
+    """Whether a size called a vocabulary may be one of classes, beside that of a text: Transformer(20000, 2, …)."""
+    return type(vocabulary) is int and 2 <= vocabulary <= _CLASSES
 
 
 def is_open(vocabulary: Any) -> bool:
