@@ -347,3 +347,21 @@ def test_a_module_that_hangs_is_not_waited_for_again_and_again(monkeypatch: pyte
     left = [r for r in report.results if r.measured.startswith("not tried: 4 checks took too long")]
     assert (len(cut), len(left) > 10) == (4, True)
     assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, p: x.add_(p),
+        lambda x, p: x.mul_(5.0) + p,
+        lambda x, p: x.masked_fill_(torch.zeros(x.shape, dtype=torch.bool), 0.0) + p,
+    ],
+)
+def test_what_changes_its_embeddings_in_place_is_right(change: Callable[[Tensor, Tensor], Tensor]) -> None:
+    class InPlaceSum(GPT):
+        def added(self, tokens: Tensor, places: Tensor) -> Tensor:
+            return change(tokens, places)
+
+    report = run_checks(InPlaceSum(), only=("gradients", "future gradient"))
+    assert not report.causes, report.causes
+    assert [r.verdict for r in report.results if r.name in ("gradients", "future gradient")] == ["ok", "ok"]

@@ -183,7 +183,7 @@ def _at_embedding(subject: Subject, inputs: Inputs, t: int | slice) -> Tensor | 
             return made
         leaf = made.detach().requires_grad_()
         seen.append(leaf)
-        return leaf
+        return leaf.clone()  # to which a module may add in place
 
     tables = [m for m in subject.awake.modules() if isinstance(m, nn.Embedding)]
     handles = [m.register_forward_hook(hook) for m in tables]

@@ -128,7 +128,18 @@ _LEARNED = ("overfit", "previous token", "copy")
 
 EXPLAINS: dict[str, tuple[str, ...]] = {
     "initial weights": (
-        *("call", "loss at the start", "finite", "positions", "output", "float64", "bfloat16", "past", "attention"),
+        *(
+            "call",
+            "loss at the start",
+            "finite",
+            "positions",
+            "output",
+            "float64",
+            "bfloat16",
+            "past",
+            "attention",
+            "source",
+        ),
         *("gradients", *_LEARNED),
     ),
     "call": ("*",),
